@@ -1,0 +1,202 @@
+/**
+ * Every message that crosses the control plane between the coordinator (ZeroMQ ROUTER) and a rank (DEALER), as zod
+ * schemas: what arrives is unknown until parsed once. Numbers in bulk (logits, moments) travel beside the message as
+ * raw float32 payloads, see frame.ts.
+ *
+ * A run: rank sends hello; coordinator answers setup when all ranks have said hello; rank loads its slice, joins its
+ * ring, sends ready; then the coordinator sends requests, and each rank answers each with one reply or with failed.
+ */
+import { z } from 'zod';
+import { schemes } from '../config/shard-plan.ts';
+
+/** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
+export const protocolVersion = 1;
+
+const count = z.number().int().nonnegative();
+const range = z.strictObject({ start: count, end: count });
+
+export const shardPlanSchema = z.strictObject({
+  scheme: z.enum(schemes),
+  worldSize: count,
+  latentGroups: count,
+  ranks: z.array(
+    z.strictObject({
+      rank: count,
+      heads: range,
+      prefillHeads: range,
+      kvHeads: range,
+      latent: range,
+      feedForward: range,
+      vocab: range,
+    }),
+  ),
+});
+
+/** How a rank computes; the same on every rank except `device`. */
+export const workerOptionsSchema = z.strictObject({
+  backend: z.enum(['ggml', 'gpujs', 'reference']),
+  /** Device name of the backend; empty: its default. */
+  device: z.string(),
+  threads: count,
+  transport: z.enum(['auto', 'shm', 'zeromq', 'mpi']),
+  /** Storage type of matrices: as in the file, or requantised while loading. */
+  weights: z.enum(['keep', 'f32', 'f16', 'q8_0', 'q4_0', 'q4_K']),
+  cacheType: z.enum(['f32', 'f16', 'q8_0']),
+  /** Tokens that one sequence may hold. */
+  contextTokens: count,
+  /** Sequences that may be in the cache at once. */
+  slots: count,
+  /** Most tokens of one step. */
+  maxStepTokens: count,
+  reparameterization: z.enum(['weighted', 'pca', 'hadamard', 'none']),
+  /** exact: prefill/decode separation; sliced: prefill uses the decode arithmetic. */
+  prefill: z.enum(['exact', 'sliced']),
+  /** Deadline of every receive of a collective. */
+  timeoutMs: count,
+});
+export type WorkerOptions = z.infer<typeof workerOptionsSchema>;
+
+/** What a step returns. Each rank sends its vocabulary rows; the coordinator joins them. */
+export const wantSchema = z.discriminatedUnion('kind', [
+  /** nothing: more of the prompt follows */
+  z.strictObject({ kind: z.literal('none') }),
+  /** payload [sequences, localVocab]: logits after the last token of each sequence */
+  z.strictObject({ kind: z.literal('last') }),
+  /** payload [tokens, localVocab]: logits after every token of the step */
+  z.strictObject({ kind: z.literal('all') }),
+  /**
+   * payload [tokens, 3]: max, sum of exp(logit - max), and the logit of targets[t], over the local vocabulary
+   * (-Infinity where the target is another rank's). targets[t] = -1: not scored, row of zeros.
+   */
+  z.strictObject({ kind: z.literal('score'), targets: z.array(z.number().int()) }),
+]);
+export type Want = z.infer<typeof wantSchema>;
+
+const helloSchema = z.strictObject({
+  kind: z.literal('hello'),
+  rank: count,
+  pid: count,
+  host: z.string(),
+  protocol: count,
+  /** Package version. */
+  version: z.string(),
+  /** Proves that this worker was started by (or for) this coordinator. */
+  token: z.string(),
+  /** Where this rank's predecessor in the ring sends its frames. */
+  ringEndpoint: z.string(),
+});
+
+const setupSchema = z.strictObject({
+  kind: z.literal('setup'),
+  rank: count,
+  worldSize: count,
+  /** Raised at every restart of a rank; frames of another epoch are dropped. */
+  epoch: count,
+  modelPath: z.string(),
+  /** Checkpoint.identity as the coordinator computed it; a rank whose own differs refuses. */
+  modelIdentity: z.string(),
+  plan: shardPlanSchema,
+  options: workerOptionsSchema,
+  /** Endpoint of every rank, by rank. */
+  ringEndpoints: z.array(z.string()),
+  /** Where shared-memory segments of this run are named. */
+  runId: z.string(),
+});
+export type Setup = z.infer<typeof setupSchema>;
+
+const readySchema = z.strictObject({
+  kind: z.literal('ready'),
+  rank: count,
+  loadMs: z.number(),
+  weightBytes: count,
+  /** Bytes that one token takes in this rank's cache, all layers, as allocated. */
+  cacheBytesPerToken: z.number(),
+  device: z.string(),
+  /** 'zeromq ring', 'zeromq direct', 'shared memory', 'none': what carries the sums. */
+  transport: z.string(),
+  rssBytes: count,
+});
+export type Ready = z.infer<typeof readySchema>;
+
+/** One forward pass over some tokens of one or more sequences. */
+const stepSchema = z.strictObject({
+  kind: z.literal('step'),
+  id: count,
+  /** prefill: exact attention where the scheme separates the phases; decode: the attention of the decode phase, also for a block of tokens. */
+  phase: z.enum(['prefill', 'decode']),
+  sequences: z.array(
+    z.strictObject({
+      slot: count,
+      /** Position of the first token = tokens of this sequence already in the cache. */
+      start: count,
+      tokens: z.array(count),
+    }),
+  ),
+  want: wantSchema,
+});
+export type Step = z.infer<typeof stepSchema>;
+
+/**
+ * Second moments of the layer inputs, for conversion. begin: allocate and accumulate over the following prefill steps;
+ * read: payload [rows of this rank, D] then [D]: sum of h h^T (h = normed layer input with gain) and sum of h; end: free.
+ */
+const momentsSchema = z.strictObject({
+  kind: z.literal('moments'),
+  id: count,
+  action: z.enum(['begin', 'read', 'end']),
+  layer: count,
+});
+
+/** Runs `count` all-reduces of `floats` elements, checks every element, replies with latencies. For doctor and bench. */
+const collectiveCheckSchema = z.strictObject({
+  kind: z.literal('collectiveCheck'),
+  id: count,
+  floats: count,
+  count,
+});
+
+const stopSchema = z.strictObject({ kind: z.literal('stop') });
+
+const stepTimings = {
+  computeMs: z.number(),
+  waitMs: z.number(),
+  bytesSent: count,
+  bytesReceived: count,
+};
+
+const replySchema = z.strictObject({
+  kind: z.literal('reply'),
+  rank: count,
+  /** The request's id. */
+  id: count,
+  /** Of this request alone. */
+  ...stepTimings,
+  rssBytes: count,
+  /** collectiveCheck: microseconds of each operation, sorted. Otherwise empty. */
+  latenciesUs: z.array(z.number()),
+});
+export type Reply = z.infer<typeof replySchema>;
+
+const failedSchema = z.strictObject({
+  kind: z.literal('failed'),
+  rank: count,
+  /** The request's id; null: before or outside any request. */
+  id: count.nullable(),
+  error: z.enum(['ConfigError', 'PeerError', 'InvariantError']),
+  message: z.string(),
+});
+export type Failed = z.infer<typeof failedSchema>;
+
+export const toRankSchema = z.discriminatedUnion('kind', [
+  setupSchema,
+  stepSchema,
+  momentsSchema,
+  collectiveCheckSchema,
+  stopSchema,
+]);
+export type ToRank = z.infer<typeof toRankSchema>;
+/** The messages that carry an id and are answered by one reply. */
+export type RankRequest = Extract<ToRank, { id: number }>;
+
+export const toCoordinatorSchema = z.discriminatedUnion('kind', [helloSchema, readySchema, replySchema, failedSchema]);
+export type ToCoordinator = z.infer<typeof toCoordinatorSchema>;

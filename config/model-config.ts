@@ -1,0 +1,76 @@
+/**
+ * What the layer code knows of a model: sizes and features, never a family's name. model/families/ fills it from a
+ * config.json or GGUF metadata; worker/layer.ts reads it. Pure data: no file is read here.
+ */
+
+export interface ModelConfig {
+  /** `model_type` or GGUF architecture: for messages only, nothing may branch on it. */
+  readonly architecture: string;
+  readonly hiddenDim: number;
+  readonly numLayers: number;
+  readonly numHeads: number;
+  readonly vocabSize: number;
+  /** Longest sequence the model was made for, in tokens. */
+  readonly contextLength: number;
+  readonly normEps: number;
+  readonly attention: GqaConfig | MlaConfig;
+  readonly rope: RopeConfig;
+  readonly feedForward: FeedForwardConfig;
+  /** The output head is the embedding matrix. */
+  readonly tiedEmbeddings: boolean;
+}
+
+/** Grouped-query attention: query head h reads KV head floor(h * numKvHeads / numHeads). */
+export interface GqaConfig {
+  readonly kind: 'gqa';
+  readonly numKvHeads: number;
+  readonly headDim: number;
+  /** Multiplies the scores; headDim^-0.5 unless the model says otherwise. */
+  readonly scoreScale: number;
+}
+
+/** Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1; spec names: r, p, n, v). */
+export interface MlaConfig {
+  readonly kind: 'mla';
+  /** kv_lora_rank, r: width of the latent. */
+  readonly latentDim: number;
+  /** qk_rope_head_dim, p: width of the shared rotary key. */
+  readonly ropeDim: number;
+  /** qk_nope_head_dim, n: may be 0 (a conversion that keeps every rotary pair). */
+  readonly nopeDim: number;
+  /** v_head_dim, v */
+  readonly valueDim: number;
+  /** q_lora_rank; null: queries come straight from the layer input. */
+  readonly queryLoraDim: number | null;
+  /** RMSNorm on the latent (and on the query's low-rank form); false for TransMLA without latent norm. */
+  readonly latentNormEps: number | null;
+  /** Multiplies the scores: (n + p)^-0.5, times mscale^2 under yarn. */
+  readonly scoreScale: number;
+}
+
+/** Rotary position embedding of the rotated part: the whole head (GQA) or the rope part (MLA). */
+export interface RopeConfig {
+  /** Angle per position of each rotated pair, scaling already applied. [rotatedDim / 2]; a layer's own table may replace it. */
+  readonly frequencies: readonly number[];
+  /** Multiplies cos and sin (yarn); 1 otherwise. */
+  readonly attentionFactor: number;
+  /** true: pairs are neighbours (2i, 2i+1), as DeepSeek stores them; false: halves (i, i + dim/2). */
+  readonly interleaved: boolean;
+}
+
+export interface FeedForwardConfig {
+  readonly kind: 'gated';
+  readonly dim: number;
+  readonly activation: 'silu' | 'gelu-tanh';
+}
+
+/** Numbers that one token leaves in the KV cache of one layer when nothing is sharded. */
+export function cacheNumbersPerToken(config: ModelConfig): number {
+  const attention = config.attention;
+  switch (attention.kind) {
+    case 'gqa':
+      return 2 * attention.numKvHeads * attention.headDim;
+    case 'mla':
+      return attention.latentDim + attention.ropeDim;
+  }
+}

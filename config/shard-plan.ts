@@ -1,0 +1,170 @@
+/**
+ * Who holds what: pure arithmetic from (model, cluster) to the heads, latent columns, feed-forward columns and
+ * vocabulary rows of every rank. Nobody else divides by worldSize. Sizes that do not divide are cut unevenly; a rank
+ * may hold an empty range. Read next: worker/weights.ts, which loads exactly these ranges.
+ */
+import { ConfigError } from './errors.ts';
+import type { ModelConfig } from './model-config.ts';
+
+/** Half-open: start <= i < end. */
+export interface Range {
+  readonly start: number;
+  readonly end: number;
+}
+
+export const schemes = ['gqa', 'mla', 'tpla'] as const;
+export type Scheme = (typeof schemes)[number];
+
+export interface ShardPlan {
+  readonly scheme: Scheme;
+  readonly worldSize: number;
+  /** Number of latent shards (paper: g); 1 where the latent is whole or there is none. */
+  readonly latentGroups: number;
+  readonly ranks: readonly RankPlan[];
+}
+
+export interface RankPlan {
+  readonly rank: number;
+  /** Query heads of the decode phase. In `tpla`: all heads, divided among the ranks that share a latent shard. */
+  readonly heads: Range;
+  /** Query heads of exact prefill: a part of `heads`; over all ranks every head occurs once. */
+  readonly prefillHeads: Range;
+  /** KV heads read by `heads`; empty for a latent cache. */
+  readonly kvHeads: Range;
+  /** Latent columns that the cache of this rank keeps and decode reads; empty for gqa. */
+  readonly latent: Range;
+  /** Columns of gate and up, rows of the input of down. */
+  readonly feedForward: Range;
+  /** Rows of the embedding and of the output head. */
+  readonly vocab: Range;
+}
+
+export interface PlanRequest {
+  readonly worldSize: number;
+  readonly scheme: Scheme;
+  readonly latentGroups: number;
+  /** Quantised weights are cut along columns at multiples of this; 1 for float weights. */
+  readonly blockSize: number;
+  /** Relative size of each rank's share; equal when absent. [worldSize] */
+  readonly shares?: readonly number[];
+}
+
+export const maxWorldSize = 64;
+
+/** @throws ConfigError naming the key, the valid values and what to change. */
+export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan {
+  const { worldSize, scheme, latentGroups } = request;
+  checkRequest(model, request);
+  const shares = request.shares ?? new Array<number>(worldSize).fill(1);
+  const feedForward = cut(model.feedForward.dim, shares, request.blockSize);
+  const vocab = cut(model.vocabSize, shares, 1);
+  const placesPerGroup = worldSize / latentGroups;
+  const ranks: RankPlan[] = [];
+  for (let rank = 0; rank < worldSize; rank++) {
+    const place = rank % placesPerGroup;
+    const group = Math.floor(rank / placesPerGroup);
+    const heads = at(cut(model.numHeads, sharesOfPlaces(shares, placesPerGroup), 1), place);
+    ranks.push({
+      rank,
+      heads,
+      prefillHeads: shift(at(cut(size(heads), sharesOfGroups(shares, placesPerGroup, place), 1), group), heads.start),
+      kvHeads: kvHeadsOf(model, heads),
+      latent: latentOf(model, latentGroups, group),
+      feedForward: at(feedForward, rank),
+      vocab: at(vocab, rank),
+    });
+  }
+  return { scheme, worldSize, latentGroups, ranks };
+}
+
+export function size(range: Range): number {
+  return range.end - range.start;
+}
+
+/** The scheme behind `auto`, and why, in words for the user. */
+export function chooseScheme(model: ModelConfig, worldSize: number): { scheme: Scheme; reason: string } {
+  if (model.attention.kind === 'gqa')
+    return { scheme: 'gqa', reason: 'the model has a key-value cache per head; convert it for a latent one' };
+  if (worldSize === 1) return { scheme: 'mla', reason: 'one rank holds the whole latent' };
+  return { scheme: 'tpla', reason: `the latent is cut over ${worldSize} ranks` };
+}
+
+/** The numbers of latent groups that worldSize allows: its divisors. */
+export function validLatentGroups(worldSize: number): number[] {
+  return Array.from({ length: worldSize }, (_, i) => i + 1).filter((groups) => worldSize % groups === 0);
+}
+
+/**
+ * Cuts `total` into consecutive ranges in proportion to `shares`, boundaries at multiples of `block` (the last range
+ * takes the remainder). Each boundary is within one block of the exact proportion.
+ */
+export function cut(total: number, shares: readonly number[], block: number): Range[] {
+  const sum = shares.reduce((a, b) => a + b, 0);
+  const blocks = Math.ceil(total / block);
+  const ranges: Range[] = [];
+  let cumulated = 0;
+  let start = 0;
+  for (const share of shares) {
+    cumulated += share;
+    // The tolerance keeps 3 * (1/3) from rounding below a whole block.
+    const end = Math.min(total, Math.ceil((cumulated / sum) * blocks - 1e-9) * block);
+    ranges.push({ start, end });
+    start = end;
+  }
+  return ranges;
+}
+
+function checkRequest(model: ModelConfig, { worldSize, scheme, latentGroups }: PlanRequest): void {
+  if (!Number.isInteger(worldSize) || worldSize < 1 || worldSize > maxWorldSize)
+    throw new ConfigError(`ranks: expected a whole number from 1 to ${maxWorldSize}, got ${worldSize}`);
+  const isMla = model.attention.kind === 'mla';
+  if (scheme === 'gqa' && isMla)
+    throw new ConfigError(`scheme: gqa needs a key-value cache per head, but this model is MLA; use mla or tpla`);
+  if (scheme !== 'gqa' && !isMla)
+    throw new ConfigError(
+      `scheme: ${scheme} needs a latent cache, but this ${model.architecture} model is GQA; convert it first (tpla convert) or use --scheme gqa`,
+    );
+  if (model.attention.kind === 'mla' && worldSize > model.attention.latentDim)
+    throw new ConfigError(
+      `ranks: ${worldSize} ranks cannot share a latent of ${model.attention.latentDim} columns; use at most ${model.attention.latentDim}`,
+    );
+  if (scheme !== 'tpla' && latentGroups !== 1)
+    throw new ConfigError(
+      `latentGroups: ${latentGroups} has no meaning for scheme ${scheme}; leave it out or use scheme tpla`,
+    );
+  if (worldSize % latentGroups !== 0)
+    throw new ConfigError(
+      `latentGroups: ${latentGroups} does not divide worldSize ${worldSize}; use ${validLatentGroups(worldSize).join(', ')}`,
+    );
+}
+
+function kvHeadsOf(model: ModelConfig, heads: Range): Range {
+  if (model.attention.kind !== 'gqa' || size(heads) === 0) return { start: 0, end: 0 };
+  const queriesPerKvHead = model.numHeads / model.attention.numKvHeads;
+  return { start: Math.floor(heads.start / queriesPerKvHead), end: Math.floor((heads.end - 1) / queriesPerKvHead) + 1 };
+}
+
+function latentOf(model: ModelConfig, latentGroups: number, group: number): Range {
+  if (model.attention.kind !== 'mla') return { start: 0, end: 0 };
+  return at(cut(model.attention.latentDim, new Array<number>(latentGroups).fill(1), 1), group);
+}
+
+/** What each place in a latent group contributes, summed over the groups. */
+function sharesOfPlaces(shares: readonly number[], placesPerGroup: number): number[] {
+  const sums = new Array<number>(placesPerGroup).fill(0);
+  shares.forEach((share, rank) => (sums[rank % placesPerGroup] = (sums[rank % placesPerGroup] ?? 0) + share));
+  return sums;
+}
+
+/** The shares, one for each group, of the ranks that stand at `place` in their group. */
+function sharesOfGroups(shares: readonly number[], placesPerGroup: number, place: number): number[] {
+  return shares.filter((_, rank) => rank % placesPerGroup === place);
+}
+
+function shift(range: Range, by: number): Range {
+  return { start: range.start + by, end: range.end + by };
+}
+
+function at(ranges: readonly Range[], index: number): Range {
+  return ranges[index] ?? { start: 0, end: 0 };
+}

@@ -1,0 +1,88 @@
+/**
+ * A checkpoint as the rest of the program sees it: sizes, text tools and named weights, whatever the file format.
+ * Only model/ knows the tensor names of formats and families; everyone else asks for a role. Reads are ranged: a rank
+ * reads the bytes of its slice and no more.
+ */
+import type { ModelConfig } from '../config/model-config.ts';
+import type { Range } from '../config/shard-plan.ts';
+
+/** Storage types, named as GGUF names them (the kernels use the same names). */
+export type WeightType =
+  | 'f32'
+  | 'f16'
+  | 'bf16'
+  | 'q4_0'
+  | 'q4_1'
+  | 'q5_0'
+  | 'q5_1'
+  | 'q8_0'
+  | 'q2_K'
+  | 'q3_K'
+  | 'q4_K'
+  | 'q5_K'
+  | 'q6_K'
+  | 'iq4_nl';
+
+/** A matrix in its stored type, row-major: row i is `bytes[i * rowBytes ...]`. Vectors have one row. */
+export interface Weight {
+  readonly rows: number;
+  readonly cols: number;
+  readonly type: WeightType;
+  readonly bytes: Uint8Array;
+}
+
+/** Roles outside the layers. */
+export type ModelRole = 'embedding' | 'head' | 'finalNorm';
+
+/** Roles inside a layer. Matrices are [outputs, inputs], as Hugging Face stores them. */
+export type LayerRole =
+  | 'attentionNorm'
+  // gqa; query is also used by MLA without a low-rank query: [H (n + p), D], per head nope rows, then rope rows
+  | 'query'
+  | 'queryBias'
+  | 'key'
+  | 'keyBias'
+  | 'value'
+  | 'valueBias'
+  | 'output'
+  | 'outputBias'
+  // mla
+  | 'queryDown' // W_DQ [q_lora, D]
+  | 'queryDownNorm'
+  | 'queryUp' // W_UQ [H (n + p), q_lora]
+  | 'latentDown' // W_DKV and W_KR [r + p, D]: latent rows, then rope key rows
+  | 'latentDownBias'
+  | 'latentNorm'
+  | 'latentUp' // W_UK and W_UV [H (n + v), r]: per head nope rows, then value rows
+  | 'ropeFrequencies' // [p / 2] f32, this layer's own table (converted models)
+  // feed-forward
+  | 'feedForwardNorm'
+  | 'gate'
+  | 'up'
+  | 'down';
+
+export interface WeightShape {
+  readonly rows: number;
+  readonly cols: number;
+  readonly type: WeightType;
+}
+
+export interface Checkpoint extends AsyncDisposable {
+  readonly path: string;
+  readonly format: 'gguf' | 'safetensors';
+  readonly config: ModelConfig;
+  /** Bytes of all weight files together. */
+  readonly weightFileBytes: number;
+  /** Hash of configuration and tensor table: equal on every rank, cheap to compute (weights are not read). Hex. */
+  readonly identity: string;
+
+  /** undefined when the checkpoint has no such weight (a bias, the head of a tied model). */
+  shapeOf(role: ModelRole | LayerRole, layer?: number): WeightShape | undefined;
+
+  /**
+   * Rows and columns of one weight in its stored type, in the order of the Hugging Face layout (GGUF's permuted q and k
+   * rows are put back). Column bounds are multiples of the type's block.
+   * @throws ConfigError when the file ends early or the weight does not exist.
+   */
+  read(role: ModelRole | LayerRole, layer?: number, rows?: Range, cols?: Range): Promise<Weight>;
+}
