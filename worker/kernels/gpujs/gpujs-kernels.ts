@@ -31,9 +31,7 @@ import type { Recorder } from './recorder.ts';
 const WEIGHT_TYPES: readonly TensorType[] = ['f32', 'f16', 'bf16'];
 
 const MODE_NAMES: Readonly<Record<GpuJsMode, string>> = {
-  headlessgl: 'WebGL without a display',
-  webgl2: 'WebGL 2',
-  webgl: 'WebGL',
+  headlessgl: 'WebGL outside a browser',
   webasm: 'WebAssembly, 1 thread',
   cpu: 'plain JavaScript, 1 thread',
 };

@@ -13,9 +13,9 @@ import type { GpuJsMode } from './kernel-cache.ts';
 const DEVICES: Readonly<Record<string, readonly GpuJsMode[]>> = {
   // A GPU if there is one. On a CPU, plain JavaScript before WebAssembly: it reads weights in place and ran a
   // [1536, 576] matrix times a vector at 1.8 GFLOP/s against 1.3 on the machine where this was written.
-  '': ['headlessgl', 'webgl2', 'webgl', 'cpu'],
-  gpu: ['headlessgl', 'webgl2', 'webgl'],
-  webgl: ['headlessgl', 'webgl2', 'webgl'],
+  '': ['headlessgl', 'cpu'],
+  gpu: ['headlessgl'],
+  webgl: ['headlessgl'],
   wasm: ['webasm'],
   cpu: ['cpu'],
 };
@@ -41,7 +41,8 @@ export function chooseMode(device: string, open: (mode: GpuJsMode) => Kernels): 
 /** null if the mode works. */
 function whyUnusable(mode: GpuJsMode, open: (mode: GpuJsMode) => Kernels): string | null {
   return withCollectedWarnings((warnings) => {
-    if (!isSupported(mode)) return warnings.at(-1) ?? 'not supported by this machine or installation';
+    const missing = whyMissing(mode);
+    if (missing !== null) return [missing, ...warnings].join(': ');
     try {
       using kernels = open(mode);
       using reference = createReferenceKernels();
@@ -55,18 +56,14 @@ function whyUnusable(mode: GpuJsMode, open: (mode: GpuJsMode) => Kernels): strin
   });
 }
 
-function isSupported(mode: GpuJsMode): boolean {
+function whyMissing(mode: GpuJsMode): string | null {
   switch (mode) {
     case 'headlessgl':
-      return GPU.isHeadlessGLSupported;
-    case 'webgl2':
-      return GPU.isWebGL2Supported;
-    case 'webgl':
-      return GPU.isWebGLSupported;
+      return GPU.isHeadlessGLSupported ? null : 'the optional package gl is not installed or finds no display';
     case 'webasm':
-      return GPU.isWebAssemblySupported;
+      return GPU.isWebAssemblySupported ? null : 'this Node has no WebAssembly';
     case 'cpu':
-      return true;
+      return null;
   }
 }
 
