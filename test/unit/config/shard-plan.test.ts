@@ -213,9 +213,9 @@ describe('planShards', () => {
 
   test('more ranks than heads: some ranks have none, and no KV head either', () => {
     const plan = planShards(gqaModel(1, 2, 64, 64), { worldSize: 5, scheme: 'gqa', latentGroups: 1, blockSize: 32 });
-    expect(plan.ranks.map((rank) => size(rank.heads)).sort()).toEqual([0, 0, 0, 1, 1]);
+    expect(plan.ranks.map((rank) => size(rank.heads)).sort((a, b) => a - b)).toEqual([0, 0, 0, 1, 1]);
     expect(plan.ranks.filter((rank) => size(rank.heads) === 0).every((rank) => size(rank.kvHeads) === 0)).toBe(true);
-    expect(plan.ranks.map((rank) => size(rank.feedForward)).sort()).toEqual([0, 0, 0, 32, 32]);
+    expect(plan.ranks.map((rank) => size(rank.feedForward)).sort((a, b) => a - b)).toEqual([0, 0, 0, 32, 32]);
   });
 
   const refusals: [string, ModelConfig, Partial<PlanRequest>, string][] = [

@@ -28,7 +28,7 @@ describe('explainFailures', () => {
   test("a rank's own words count, not the exit that follows them", () => {
     const failure = {
       ...said(1, 'ConfigError', 'no device cuda7; use cpu'),
-      ...{ exit: { code: 2, signal: null, output: 'x' } },
+      exit: { code: 2, signal: null, output: 'x' },
     };
     expect(explainFailures([failure], 'while loading')).toEqual(new ConfigError('rank 1: no device cuda7; use cpu'));
   });
