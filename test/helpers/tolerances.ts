@@ -73,8 +73,6 @@ export const GGML_TOLERANCES: KernelTolerances = {
   elementwise: FLOAT32_FEW,
   gelu: FLOAT32_FEW,
   softcap: FLOAT32_FEW,
-  // Looked up in a table of f16 values: 11 bits.
-  gelu: { absolute: 1e-3, relative: 1e-3 },
   rmsNorm: FLOAT32_FEW,
   // The angle is a float32: at position 8192 it is off by up to 5e-4 rad.
   rope: { absolute: 2e-3, relative: 0 },
