@@ -1,6 +1,7 @@
 /**
  * How fast is the arithmetic of one rank? Times matrix-vector and matrix-matrix products by weight type, and attention
- * by cache layout, on one backend. Prints a row and a JSON line per case; checks some results first.
+ * by cache layout, on one backend. Prints a row and a JSON line per case; checks the first results before timing.
+ * Makes its f16 and quantised inputs with ggml's encoders, for other backends too.
  *   node dist/scripts/bench/kernels.js gemv,gemm,attend --backend ggml --threads 1 --device '' --seconds 0.3
  */
 import { execFileSync } from 'node:child_process';
@@ -8,6 +9,7 @@ import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import { createGgmlKernels } from '../../worker/kernels/ggml/ggml.ts';
 import { quantize } from '../../worker/kernels/ggml/quantize.ts';
+import { createGpuJsKernels } from '../../worker/kernels/gpujs/gpujs-kernels.ts';
 import type { Kernels, Ops, Tensor, TensorType } from '../../worker/kernels/kernels.ts';
 import { createReferenceKernels } from '../../worker/kernels/reference.ts';
 
@@ -18,10 +20,10 @@ const WEIGHT_TYPES: readonly TensorType[] = ['f32', 'f16', 'bf16', 'q8_0', 'q4_0
 const LAYOUTS = [
   ['GQA 9/3 heads of 64, decode', 3, 9, 1, 256, 64, 64],
   ['GQA 9/3 heads of 64, decode', 3, 9, 1, 8192, 64, 64],
-  ['GQA 9/3 heads of 64, prefill', 3, 9, 256, 256, 64, 64],
+  ['GQA 9/3 heads of 64, prefill', 3, 9, 256, 512, 64, 64],
   ['MLA 9 heads, latent 128 + 64, decode', 1, 9, 1, 256, 192, 128],
   ['MLA 9 heads, latent 128 + 64, decode', 1, 9, 1, 8192, 192, 128],
-  ['MLA 9 heads, latent 128 + 64, prefill', 1, 9, 256, 256, 192, 128],
+  ['MLA 9 heads, latent 128 + 64, prefill', 1, 9, 256, 512, 192, 128],
   ['MLA 128 heads, latent 512 + 64, decode', 1, 128, 1, 2048, 576, 512],
 ] as const;
 
@@ -65,8 +67,9 @@ function main(): void {
 
 function open(backend: string, threads: number, device: string): Kernels {
   if (backend === 'ggml') return createGgmlKernels({ threads, device });
+  if (backend === 'gpujs') return createGpuJsKernels({ device });
   if (backend === 'reference') return createReferenceKernels();
-  throw new Error(`--backend ${backend}: expected ggml or reference`);
+  throw new Error(`--backend ${backend}: expected ggml, gpujs or reference`);
 }
 
 function casesOf(question: string, kernels: Kernels): readonly ((owned: Tensor[]) => Case)[] {
