@@ -19,17 +19,19 @@ export const shardPlanSchema = z.strictObject({
   scheme: z.enum(schemes),
   worldSize: count,
   latentGroups: count,
-  ranks: z.array(
-    z.strictObject({
-      rank: count,
-      heads: range,
-      prefillHeads: range,
-      kvHeads: range,
-      latent: range,
-      feedForward: range,
-      vocab: range,
-    }),
-  ),
+  ranks: z
+    .array(
+      z.strictObject({
+        rank: count,
+        heads: range,
+        prefillHeads: range,
+        kvHeads: range,
+        latent: range,
+        feedForward: range,
+        vocab: range,
+      }),
+    )
+    .readonly(),
 });
 
 /** How a rank computes; the same on every rank except `device`. */

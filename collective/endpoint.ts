@@ -1,0 +1,56 @@
+/**
+ * Addresses of ZeroMQ sockets, fresh for every run: a file in a new temporary folder that only this user may enter, or
+ * a port chosen by the system. Removes what it made; libzmq leaves the files of bound ipc sockets behind.
+ * Read next: zmq.ts.
+ */
+import { mkdtemp, rm, rmdir } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { basename, dirname, join } from 'node:path';
+import { InvariantError } from '../config/errors.ts';
+
+const folderPrefix = 'tpla-';
+
+/**
+ * What to bind. 'ipc': a socket file in a fresh folder (Windows: a port of 127.0.0.1); anything else as it stands,
+ * such as 'tcp://127.0.0.1:*'.
+ */
+export async function freshEndpoint(requested: string, name: string): Promise<string> {
+  if (requested !== 'ipc') return requested;
+  if (process.platform === 'win32') return 'tcp://127.0.0.1:*';
+  return `ipc://${join(await mkdtemp(join(tmpdir(), folderPrefix)), `${name}.sock`)}`;
+}
+
+/**
+ * Where a rank binds so that its peers reach it the way it reaches the coordinator: beside the coordinator's socket
+ * file, or on a port of the same interface kind. The process id keeps a restarted rank off its predecessor's file.
+ */
+export function ringEndpointBeside(controlEndpoint: string, rank: number): string {
+  const path = socketPath(controlEndpoint);
+  if (path === null) return 'tcp://127.0.0.1:*';
+  return `ipc://${join(dirname(path), `rank-${rank}-${process.pid}.sock`)}`;
+}
+
+/** Removes the socket file and, when it was the last one there, the temporary folder. Harmless when already gone. */
+export async function removeSocketFile(endpoint: string): Promise<void> {
+  const path = socketPath(endpoint);
+  if (path === null) return;
+  await rm(path, { force: true });
+  const folder = dirname(path);
+  if (!basename(folder).startsWith(folderPrefix)) return;
+  try {
+    await rmdir(folder);
+  } catch (error) {
+    if (!isExpected(error)) throw error;
+  }
+}
+
+function socketPath(endpoint: string): string | null {
+  if (endpoint.startsWith('ipc://')) return endpoint.slice('ipc://'.length);
+  if (endpoint.startsWith('tcp://')) return null;
+  throw new InvariantError(`endpoint ${endpoint}: expected ipc:// or tcp://`);
+}
+
+/** Other sockets still live there, or another process removed the folder first. */
+function isExpected(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && (error.code === 'ENOTEMPTY' || error.code === 'ENOENT');
+}

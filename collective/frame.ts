@@ -1,0 +1,130 @@
+/**
+ * Bytes on the wire. Control messages: one frame of MessagePack, optionally a second frame of raw float32. Collective
+ * frames: one frame of 32 header bytes and raw float32 (one frame instead of two saves a queue operation per hop).
+ * All numbers little-endian. Refuses malformed input with a FrameError, which receivers count and drop: a stranger's
+ * bytes must not stop a rank. Read next: zmq.ts (control), mailbox.ts (collectives).
+ */
+import { Packr } from 'msgpackr';
+import { invariant } from '../config/errors.ts';
+import { protocolVersion } from './messages.ts';
+import { refusalOfMsgpack } from './plain-msgpack.ts';
+
+/** What arrived is not ours, or damaged. Never leaves collective/: receivers count it. */
+export class FrameError extends Error {
+  override readonly name = 'FrameError';
+}
+
+/** A prompt of 128 Ki tokens packs into 0.6 MiB; a larger control message is not ours. */
+export const maxMessageBytes = 16 * 1024 * 1024;
+/** The largest payload is logits [maxStepTokens, localVocab]: 1024 x 262144 in float32. */
+export const maxPayloadBytes = 1024 * 1024 * 1024;
+
+const packr = new Packr({ useRecords: false });
+
+export interface DecodedMessage {
+  /** Unknown until a schema of messages.ts has parsed it. */
+  readonly message: unknown;
+  readonly payload?: Float32Array;
+}
+
+/** @returns one or two frames; the payload is copied, the caller may change it at once. */
+export function encodeMessage(message: object, payload?: Float32Array): Buffer[] {
+  const packed = packr.pack(message);
+  invariant(packed.length <= maxMessageBytes, `control message of ${packed.length} B, limit ${maxMessageBytes} B`);
+  if (!payload) return [packed];
+  invariant(payload.byteLength <= maxPayloadBytes, `payload of ${payload.byteLength} B, limit ${maxPayloadBytes} B`);
+  return [packed, Buffer.from(bytesOf(payload))];
+}
+
+/** @throws FrameError naming what is wrong. The payload is a view of the frame where its alignment allows. */
+export function decodeMessage(frames: readonly Buffer[]): DecodedMessage {
+  const [packed, raw] = frames;
+  if (!packed || frames.length > 2) throw new FrameError(`${frames.length} frames, expected 1 or 2`);
+  if (packed.length > maxMessageBytes) throw new FrameError(`${packed.length} B, limit ${maxMessageBytes} B`);
+  const refusal = refusalOfMsgpack(packed);
+  if (refusal !== null) throw new FrameError(refusal);
+  const message: unknown = packr.unpack(packed);
+  return raw ? { message, payload: floatsOf(raw) } : { message };
+}
+
+export const operations = ['hello', 'all-reduce', 'all-gather', 'broadcast', 'barrier'] as const;
+export type Operation = (typeof operations)[number];
+
+/** The header of a collective frame. All counts fit 32 bits; `source` and `step` fit 16. */
+export interface CollectiveHeader {
+  readonly operation: Operation;
+  /** Same on all ranks of one group, different in another: strangers' frames are dropped. */
+  readonly groupTag: number;
+  readonly epoch: number;
+  readonly sequence: number;
+  readonly source: number;
+  /** Of the algorithm: 0 .. 2 (worldSize - 1) in a ring. */
+  readonly step: number;
+  /** Elements of the whole operation, the same on all ranks. */
+  readonly total: number;
+  /** Elements of this transfer that earlier frames carried: long transfers are cut. */
+  readonly offset: number;
+}
+
+export interface CollectiveFrame {
+  readonly header: CollectiveHeader;
+  readonly data: Float32Array;
+}
+
+const magic = 0x41_4c_50_54; // the bytes 'TPLA'
+const float32Type = 1;
+/** A multiple of 4, so that the data behind it can be viewed as float32. */
+export const headerBytes = 32;
+
+/** @returns a new buffer: ZeroMQ reads it after send() has returned, nobody may write it again. */
+export function encodeCollective(header: CollectiveHeader, data: Float32Array): Buffer {
+  const frame = Buffer.allocUnsafe(headerBytes + data.byteLength);
+  frame.writeUInt32LE(magic, 0);
+  frame.writeUInt16LE(protocolVersion, 4);
+  frame.writeUInt8(operations.indexOf(header.operation), 6);
+  frame.writeUInt8(float32Type, 7);
+  frame.writeUInt32LE(header.groupTag, 8);
+  frame.writeUInt32LE(header.epoch, 12);
+  frame.writeUInt32LE(header.sequence, 16);
+  frame.writeUInt16LE(header.source, 20);
+  frame.writeUInt16LE(header.step, 22);
+  frame.writeUInt32LE(header.total, 24);
+  frame.writeUInt32LE(header.offset, 28);
+  frame.set(bytesOf(data), headerBytes);
+  return frame;
+}
+
+/** @throws FrameError naming what is wrong. `data` is a view of the frame where its alignment allows. */
+export function decodeCollective(frame: Buffer): CollectiveFrame {
+  if (frame.length < headerBytes) throw new FrameError(`${frame.length} B, a header has ${headerBytes}`);
+  if (frame.readUInt32LE(0) !== magic) throw new FrameError('not a tpla frame');
+  const version = frame.readUInt16LE(4);
+  if (version !== protocolVersion) throw new FrameError(`protocol ${version}, expected ${protocolVersion}`);
+  const operation = operations[frame.readUInt8(6)];
+  if (!operation) throw new FrameError(`unknown operation ${frame.readUInt8(6)}`);
+  if (frame.readUInt8(7) !== float32Type) throw new FrameError(`unknown element type ${frame.readUInt8(7)}`);
+  return {
+    header: {
+      operation,
+      groupTag: frame.readUInt32LE(8),
+      epoch: frame.readUInt32LE(12),
+      sequence: frame.readUInt32LE(16),
+      source: frame.readUInt16LE(20),
+      step: frame.readUInt16LE(22),
+      total: frame.readUInt32LE(24),
+      offset: frame.readUInt32LE(28),
+    },
+    data: floatsOf(frame.subarray(headerBytes)),
+  };
+}
+
+export function bytesOf(data: Float32Array): Uint8Array {
+  return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+}
+
+/** A view where `bytes` is aligned, otherwise a copy. */
+function floatsOf(bytes: Buffer): Float32Array {
+  if (bytes.length % 4 !== 0) throw new FrameError(`payload of ${bytes.length} B is not a whole number of float32`);
+  if (bytes.byteOffset % 4 === 0) return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+  return new Float32Array(Uint8Array.from(bytes).buffer);
+}

@@ -1,0 +1,198 @@
+/**
+ * Carries collective frames between ranks: one PULL socket where a rank receives from all others, one PUSH socket per
+ * peer. Frames of one peer arrive in the order it sent them; they wait in a queue per peer until the algorithm asks.
+ * Frames that are malformed, of another group or of another epoch are dropped and counted. A frame of another
+ * operation than the one that runs is an InvariantError: ranks must call the same collectives in the same order.
+ * Read next: zeromq-group.ts.
+ */
+import { InvariantError, PeerError } from '../config/errors.ts';
+import { decodeCollective, encodeCollective, FrameError, headerBytes } from './frame.ts';
+import type { CollectiveFrame, CollectiveHeader } from './frame.ts';
+import type { GroupStats } from './group.ts';
+import { describeCall } from './operation.ts';
+import type { OperationCall } from './operation.ts';
+import type { Transport } from './ring.ts';
+import { connectPush, Deadline, receiveWithin, sendWithin } from './zmq.ts';
+import type { Pull, Push } from './zmq.ts';
+
+/** A receive looks this often whether the group was closed meanwhile. */
+const closeCheckMs = 100;
+/** Frames of a later epoch that are kept for the next group: handshakes of ranks that were told first. */
+const maxEarlyFrames = 1024;
+/** Longer transfers are cut, so that a receiver can bound the size of a frame and adds while the rest travels. */
+const maxPieceFloats = 1024 * 1024;
+export const maxFrameBytes = headerBytes + 4 * maxPieceFloats;
+
+export interface MailboxSettings {
+  readonly rank: number;
+  readonly worldSize: number;
+  readonly epoch: number;
+  /** Where each rank is bound. [worldSize] */
+  readonly endpoints: readonly string[];
+  /** The same on all ranks of this group, another in any other group. 32 bits */
+  readonly groupTag: number;
+  /** Deadline of every receive and every send. */
+  readonly timeoutMs: number;
+}
+
+export class Mailbox implements Transport {
+  readonly rank: number;
+  readonly worldSize: number;
+  /** Frames dropped: malformed, of another group or epoch. */
+  refused = 0;
+  /** Why the latest was dropped; null: none was. */
+  lastRefusal: string | null = null;
+
+  readonly #settings: MailboxSettings;
+  readonly #stats: GroupStats;
+  readonly #inbox: Pull;
+  readonly #early: Buffer[];
+  readonly #outlets: readonly (Push | null)[]; // [worldSize], null for this rank
+  readonly #waiting: readonly CollectiveFrame[][]; // [worldSize]
+  #call: OperationCall = { operation: 'hello', sequence: 0, total: 0, label: '' };
+
+  #closed = false;
+
+  /** @param early frames that arrived before this group was made; receives those of later epochs */
+  constructor(inbox: Pull, early: Buffer[], settings: MailboxSettings, stats: GroupStats) {
+    this.rank = settings.rank;
+    this.worldSize = settings.worldSize;
+    this.#settings = settings;
+    this.#stats = stats;
+    this.#inbox = inbox;
+    this.#outlets = settings.endpoints.map((endpoint, peer) =>
+      peer === settings.rank ? null : connectPush(endpoint, settings.timeoutMs),
+    );
+    this.#waiting = settings.endpoints.map(() => []);
+    this.#early = early;
+    for (const bytes of early.splice(0)) this.#sort(bytes);
+  }
+
+  /** Frames sent and received from now on belong to this call. */
+  begin(call: OperationCall): void {
+    this.#call = call;
+  }
+
+  async send(to: number, step: number, data: Float32Array): Promise<void> {
+    for (const frame of this.#cut(step, data)) await this.#push(to, frame);
+    this.#stats.bytesSent += data.byteLength;
+  }
+
+  async sendToAll(step: number, data: Float32Array): Promise<void> {
+    for (const frame of this.#cut(step, data)) {
+      for (let to = 0; to < this.worldSize; to++) if (to !== this.rank) await this.#push(to, frame);
+    }
+    this.#stats.bytesSent += data.byteLength * (this.worldSize - 1);
+  }
+
+  /** @throws PeerError when `timeoutMs` pass without the frame; InvariantError when the peer is in another operation */
+  async receive(
+    from: number,
+    step: number,
+    length: number,
+    take: (piece: Float32Array, offset: number) => void,
+  ): Promise<void> {
+    let received = 0;
+    do {
+      const { header, data } = await this.#next(from);
+      this.#checkHeader(header, from, step, received);
+      if (received + data.length > length) throw this.#mismatch(header, from, `${received + data.length} elements`);
+      take(data, received);
+      received += data.length;
+    } while (received < length);
+    this.#stats.bytesReceived += 4 * length;
+  }
+
+  /** Makes a receive in flight fail within `closeCheckMs`. The inbox stays open: it belongs to whoever bound it. */
+  close(): void {
+    this.#closed = true;
+    for (const outlet of this.#outlets) outlet?.close();
+  }
+
+  *#cut(step: number, data: Float32Array): Generator<Buffer> {
+    const { operation, sequence, total } = this.#call;
+    const { groupTag, epoch, rank: source } = this.#settings;
+    let offset = 0;
+    do {
+      const piece = data.subarray(offset, offset + maxPieceFloats);
+      yield encodeCollective({ operation, groupTag, epoch, sequence, source, step, total, offset }, piece);
+      offset += maxPieceFloats;
+    } while (offset < data.length);
+  }
+
+  #push(to: number, frame: Buffer): Promise<void> {
+    const outlet = this.#outlets[to];
+    if (!outlet) throw new InvariantError(`rank ${this.rank}: no way to send to rank ${to} of ${this.worldSize}`);
+    return sendWithin(outlet, frame, () => {
+      const address = this.#settings.endpoints[to];
+      return `rank ${this.rank}: frame to rank ${to} (${address}) for ${describeCall(this.#call)}`;
+    });
+  }
+
+  async #next(from: number): Promise<CollectiveFrame> {
+    const queue = this.#waiting[from];
+    if (!queue) throw new InvariantError(`rank ${this.rank}: nothing to expect from rank ${from} of ${this.worldSize}`);
+    const deadline = new Deadline(this.#settings.timeoutMs);
+    for (;;) {
+      const frame = queue.shift();
+      if (frame) return frame;
+      const remainingMs = deadline.remainingMs();
+      const frames = await receiveWithin(this.#inbox, Math.min(remainingMs, closeCheckMs));
+      if (this.#closed || this.#inbox.closed) throw new PeerError(this.#closedWhile());
+      // A stranger may send many parts; the first is judged as any other frame.
+      if (frames) this.#sort(frames[0] ?? Buffer.alloc(0));
+      else if (remainingMs <= closeCheckMs) throw this.#late(from);
+    }
+  }
+
+  #sort(bytes: Buffer): void {
+    let frame: CollectiveFrame;
+    try {
+      frame = decodeCollective(bytes);
+    } catch (error) {
+      if (error instanceof FrameError) return this.#refuse(error.message);
+      throw error;
+    }
+    const { groupTag, epoch, source } = frame.header;
+    const now = this.#settings.epoch;
+    if (epoch > now && this.#early.length < maxEarlyFrames) return void this.#early.push(bytes);
+    if (epoch !== now) return this.#refuse(`frame of epoch ${epoch} from rank ${source}, now ${now}`);
+    if (groupTag !== this.#settings.groupTag) return this.#refuse(`frame of another group, from its rank ${source}`);
+    const queue = source === this.rank ? undefined : this.#waiting[source];
+    if (!queue) return this.#refuse(`frame that claims to be from rank ${source}`);
+    queue.push(frame);
+  }
+
+  #refuse(reason: string): void {
+    this.refused++;
+    this.lastRefusal = reason;
+  }
+
+  #closedWhile(): string {
+    return `rank ${this.rank}: ${describeCall(this.#call)} was given up: the group was closed`;
+  }
+
+  #late(from: number): PeerError {
+    const dropped =
+      this.refused === 0 ? '' : ` (${this.refused} foreign frames dropped, the last: ${this.lastRefusal})`;
+    const { timeoutMs } = this.#settings;
+    return new PeerError(
+      `rank ${this.rank}: nothing from rank ${from} for ${describeCall(this.#call)} in ${timeoutMs} ms${dropped}`,
+    );
+  }
+
+  #checkHeader(header: CollectiveHeader, from: number, step: number, offset: number): void {
+    const { operation, sequence, total } = this.#call;
+    const sameCall = header.operation === operation && header.sequence === sequence && header.total === total;
+    if (!sameCall || header.step !== step || header.offset !== offset)
+      throw this.#mismatch(header, from, `step ${step}`);
+  }
+
+  #mismatch(header: CollectiveHeader, from: number, where: string): InvariantError {
+    const theirs = `${header.operation} #${header.sequence} (${4 * header.total} B, step ${header.step})`;
+    return new InvariantError(
+      `rank ${this.rank} is in ${describeCall(this.#call)}, ${where}, but rank ${from} sent ${theirs}; ` +
+        'all ranks must call the same collectives in the same order',
+    );
+  }
+}

@@ -1,0 +1,175 @@
+/**
+ * ProcessGroup over ZeroMQ, between processes and hosts. Made in two phases: a rank binds and reports its endpoint
+ * (hello), and joins when it has been told everyone's (setup). Short messages go directly to all others, long ones
+ * around the ring; the bits are the same. Read next: mailbox.ts (frames), ring.ts and direct.ts (algorithms).
+ */
+import { createHash } from 'node:crypto';
+import { invariant } from '../config/errors.ts';
+import { directAllGather, directAllReduce, directBarrier, directBroadcast } from './direct.ts';
+import { removeSocketFile } from './endpoint.ts';
+import type { GroupStats, ProcessGroup } from './group.ts';
+import { Mailbox, maxFrameBytes } from './mailbox.ts';
+import { checkGather, checkRoot, OperationRunner } from './operation.ts';
+import { ringAllGather, ringAllReduce } from './ring.ts';
+import { bindPull } from './zmq.ts';
+import type { Pull } from './zmq.ts';
+
+export type ZeroMqAlgorithm = 'auto' | 'ring' | 'direct';
+
+export interface JoinSettings {
+  readonly rank: number;
+  readonly worldSize: number;
+  /** Frames of an earlier epoch are dropped, those of a later one kept for the next join. */
+  readonly epoch: number;
+  /** Where each rank is bound. [worldSize] */
+  readonly endpoints: readonly string[];
+  /** Deadline of every send and receive. */
+  readonly timeoutMs: number;
+  /** The same on all ranks. By default auto: by message size. Tests and benchmarks fix it. */
+  readonly algorithm?: ZeroMqAlgorithm;
+}
+
+/** A rank's bound socket. Outlives groups: after a restart of a rank the others join again with the next epoch. */
+export interface RingBinding extends AsyncDisposable {
+  readonly endpoint: string;
+  /**
+   * Connects to all ranks and waits until each has answered. Dispose the previous group first.
+   * @throws PeerError naming the rank that did not answer in `timeoutMs`
+   */
+  join(settings: JoinSettings): Promise<ZeroMqGroup>;
+}
+
+/**
+ * @param endpoint 'ipc' (fresh), an address from endpoint.ts, or 'tcp://host:*'
+ * @throws ConfigError when it cannot be bound
+ */
+export async function bindRing(endpoint: string): Promise<RingBinding> {
+  const bound = await bindPull(endpoint, maxFrameBytes);
+  const early: Buffer[] = [];
+  return {
+    endpoint: bound.endpoint,
+    join: (settings) => ZeroMqGroup.join(bound.socket, early, settings),
+    async [Symbol.asyncDispose]() {
+      if (bound.socket.closed) return;
+      bound.socket.close();
+      await removeSocketFile(bound.endpoint);
+    },
+  };
+}
+
+export class ZeroMqGroup implements ProcessGroup {
+  readonly rank: number;
+  readonly worldSize: number;
+
+  readonly #mailbox: Mailbox;
+  readonly #runner: OperationRunner;
+  readonly #directFloats: number;
+  #scratch: Float32Array[] = []; // [worldSize][longest direct all-reduce so far]
+
+  private constructor(mailbox: Mailbox, runner: OperationRunner, directFloats: number) {
+    this.rank = mailbox.rank;
+    this.worldSize = mailbox.worldSize;
+    this.#mailbox = mailbox;
+    this.#runner = runner;
+    this.#directFloats = directFloats;
+  }
+
+  /** @throws PeerError naming the rank that did not answer in `timeoutMs` */
+  static async join(inbox: Pull, early: Buffer[], settings: JoinSettings): Promise<ZeroMqGroup> {
+    const { rank, worldSize, endpoints } = settings;
+    invariant(endpoints.length === worldSize, `rank ${rank}: ${endpoints.length} endpoints for ${worldSize} ranks`);
+    invariant(rank >= 0 && rank < worldSize, `rank ${rank} of ${worldSize}`);
+    const runner = new OperationRunner(rank);
+    const groupTag = createHash('sha256').update(endpoints.join('\n')).digest().readUInt32LE(0);
+    const mailbox = new Mailbox(inbox, early, { ...settings, groupTag }, runner.stats);
+    const group = new ZeroMqGroup(mailbox, runner, directLimit(settings.algorithm ?? 'auto'));
+    try {
+      await runner.run('hello', 0, 'handshake', (call) => {
+        mailbox.begin(call);
+        return directBarrier(mailbox);
+      });
+    } catch (error) {
+      mailbox.close();
+      throw error;
+    }
+    runner.stats.operations = 0;
+    return group;
+  }
+
+  get stats(): GroupStats {
+    return this.#runner.stats;
+  }
+
+  /** Frames dropped so far: malformed, of another group or epoch. */
+  get refused(): number {
+    return this.#mailbox.refused;
+  }
+
+  /** What carries an all-reduce of `floats` elements: for Ready and doctor. */
+  transportOf(floats: number): 'none' | 'zeromq direct' | 'zeromq ring' {
+    if (this.worldSize === 1) return 'none';
+    return floats <= this.#directFloats ? 'zeromq direct' : 'zeromq ring';
+  }
+
+  allReduceSum(buffer: Float32Array, label: string): Promise<void> {
+    return this.#runner.run('all-reduce', buffer.length, label, (call) => {
+      if (this.worldSize === 1) return undefined;
+      this.#mailbox.begin(call);
+      if (buffer.length > this.#directFloats) return ringAllReduce(this.#mailbox, buffer);
+      return directAllReduce(this.#mailbox, buffer, this.#scratchOf(buffer.length));
+    });
+  }
+
+  allGather(part: Float32Array, lengths: readonly number[], out: Float32Array, label: string): Promise<void> {
+    return this.#runner.run('all-gather', out.length, label, (call) => {
+      checkGather(this.rank, this.worldSize, part, lengths, out, label);
+      let end = 0;
+      const parts = lengths.map((length) => out.subarray(end, (end += length)));
+      parts[this.rank]?.set(part);
+      if (this.worldSize === 1) return undefined;
+      this.#mailbox.begin(call);
+      // Around the ring as many bytes are sent as directly, so only steps count; but a host's link then carries one
+      // transfer at a time instead of worldSize - 1 that compete.
+      return out.length > this.#directFloats
+        ? ringAllGather(this.#mailbox, parts)
+        : directAllGather(this.#mailbox, parts);
+    });
+  }
+
+  broadcast(buffer: Float32Array, root: number, label: string): Promise<void> {
+    return this.#runner.run('broadcast', buffer.length, label, (call) => {
+      checkRoot(this.rank, this.worldSize, root, label);
+      if (this.worldSize === 1) return undefined;
+      this.#mailbox.begin(call);
+      return directBroadcast(this.#mailbox, buffer, root);
+    });
+  }
+
+  barrier(label: string): Promise<void> {
+    return this.#runner.run('barrier', 0, label, (call) => {
+      if (this.worldSize === 1) return undefined;
+      this.#mailbox.begin(call);
+      return directBarrier(this.#mailbox);
+    });
+  }
+
+  /** An operation that runs meanwhile fails with a PeerError. Leaves the binding open. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#mailbox.close();
+    await this.#runner.close();
+  }
+
+  #scratchOf(length: number): Float32Array[] {
+    if ((this.#scratch[0]?.length ?? 0) < length) {
+      this.#scratch = Array.from({ length: this.worldSize }, () => new Float32Array(length));
+    }
+    return this.#scratch;
+  }
+}
+
+/** Largest number of elements that goes directly. */
+function directLimit(algorithm: ZeroMqAlgorithm): number {
+  if (algorithm === 'direct') return Infinity;
+  if (algorithm === 'ring') return 0;
+  return 16384;
+}

@@ -1,0 +1,135 @@
+/**
+ * The cluster file as a strict schema with every default: what may be written, what it means, and which of it works
+ * today. Values that a later version will understand are accepted by name and refused with the values that work now;
+ * nothing is ignored. Read next: load.ts, which reads a file, puts flags over it and reports all mistakes at once.
+ */
+import { z } from 'zod';
+import { maxWorldSize } from './shard-plan.ts';
+
+export const schemeNames = ['auto', 'gqa', 'mla', 'tpla', 'tpla-exact', 'dcp', 'gla'] as const;
+export const backendNames = ['ggml', 'gpujs', 'reference'] as const;
+export const transportNames = ['auto', 'shm', 'zeromq', 'mpi'] as const;
+export const cacheTypeNames = ['f16', 'f32', 'q8_0'] as const;
+export const weightNames = ['keep', 'f32', 'f16', 'q8_0', 'q4_0', 'q4_K'] as const;
+export const reparameterizationNames = ['weighted', 'pca', 'hadamard', 'none'] as const;
+export const prefillNames = ['exact', 'sliced'] as const;
+
+/** Where `contextTokens: 0` stops: long contexts take memory that a first run should not. */
+export const defaultContextCeiling = 4096;
+
+const wholeNumber = z.number().int();
+
+const attentionSchema = z.strictObject({
+  scheme: available(schemeNames, ['auto', 'gqa', 'mla', 'tpla']).default('auto'),
+  /** Latent shards; 0: as many as ranks in scheme tpla, 1 in any other. */
+  latentGroups: wholeNumber.min(0).max(maxWorldSize).default(0),
+  reparameterization: z.enum(reparameterizationNames).default('weighted'),
+  prefill: z.enum(prefillNames).default('exact'),
+  window: notYetAbove0('exact attention to the last tokens'),
+  sinks: notYetAbove0('exact attention to the first tokens'),
+});
+
+const cacheSchema = z.strictObject({
+  type: z.enum(cacheTypeNames).default('f16'),
+  /** Tokens that one sequence may hold; 0: as many as the model was made for, at most defaultContextCeiling. */
+  contextTokens: wholeNumber.min(0).max(1_048_576).default(0),
+  /** Sequences that may be in the cache at once. */
+  slots: wholeNumber.min(1).max(256).default(1),
+});
+
+const computeSchema = z.strictObject({
+  backend: z.enum(backendNames).default('ggml'),
+  /** Of each rank. */
+  threads: wholeNumber.min(1).max(256).default(1),
+  /** Storage type of matrices; keep: as in the file. */
+  weights: z.enum(weightNames).default('keep'),
+  /** Most tokens of one step: a longer prompt is prefilled in pieces of this size. */
+  maxStepTokens: wholeNumber.min(1).max(4096).default(256),
+});
+
+const collectiveSchema = z.strictObject({
+  transport: available(transportNames, ['auto', 'shm', 'zeromq']).default('auto'),
+  /** Deadline of every receive of a collective. */
+  timeoutMs: wholeNumber.min(100).max(3_600_000).default(10_000),
+});
+
+const rankSchema = z.strictObject({
+  host: z.string().default('local').superRefine(checkHost),
+  /** Device name of the backend; empty: its default. */
+  device: z.string().default(''),
+  /** Size of this rank's part of heads, feed-forward and vocabulary, relative to the others'. */
+  share: z.number().positive().max(1000).default(1),
+});
+
+const coordinatorSchema = z.strictObject({
+  /** Control endpoint; auto: a fresh socket file (on Windows a free loopback port). */
+  bind: z.string().default('auto').superRefine(checkBind),
+});
+
+/** Keys of ranks on other machines: `auto` takes them there, and so far all ranks are local. */
+const securitySchema = z.strictObject({
+  curve: available(['auto', 'on', 'off'], ['auto', 'off']).default('auto'),
+  keys: z.string().default('./keys'),
+});
+
+/** Read by `tpla serve`. */
+const apiSchema = z.strictObject({
+  listen: z.string().default('127.0.0.1:8080'),
+  apiKeyEnv: z.string().default('TPLA_API_KEY'),
+});
+
+/** Read by `tpla serve`: a command that ends with its run does not start a rank again. */
+const faultsSchema = z.strictObject({
+  heartbeatMs: wholeNumber.min(10).max(60_000).default(200),
+  restarts: wholeNumber.min(0).max(1000).default(5),
+  backoffMs: wholeNumber.min(0).max(600_000).default(250),
+  allowFewerRanks: z.boolean().default(false),
+});
+
+export const clusterSchema = z.strictObject({
+  /** Hugging Face folder, GGUF file, or `default`. */
+  model: z.string().min(1),
+  attention: attentionSchema.prefault({}),
+  cache: cacheSchema.prefault({}),
+  compute: computeSchema.prefault({}),
+  collective: collectiveSchema.prefault({}),
+  ranks: z.array(rankSchema).min(1).max(maxWorldSize),
+  coordinator: coordinatorSchema.prefault({}),
+  security: securitySchema.prefault({}),
+  api: apiSchema.prefault({}),
+  faults: faultsSchema.prefault({}),
+});
+
+export type ClusterConfig = z.infer<typeof clusterSchema>;
+
+/** An enum of all names of the specification of which some are not available yet. */
+function available<const Name extends string>(names: readonly Name[], now: readonly Name[]) {
+  return z.enum(names).superRefine((value, context) => {
+    if (!now.includes(value)) context.addIssue(`${value} is not available yet; use ${now.join(', ')}`);
+  });
+}
+
+function notYetAbove0(what: string) {
+  return wholeNumber
+    .min(0)
+    .default(0)
+    .superRefine((value, context) => {
+      if (value > 0) context.addIssue(`${value} (${what}) is not available yet; use 0`);
+    });
+}
+
+function checkHost(host: string, context: z.RefinementCtx<string>): void {
+  if (host === 'local') return;
+  if (host === 'join' || host.startsWith('ssh://'))
+    context.addIssue(`${host}: ranks on other machines are not available yet; use local`);
+  else context.addIssue(`expected local, join or ssh://user@host, got ${JSON.stringify(host)}`);
+}
+
+function checkBind(endpoint: string, context: z.RefinementCtx<string>): void {
+  if (endpoint === 'auto') return;
+  const match = /^tcp:\/\/([^:/]+):(\d{1,5})$/.exec(endpoint);
+  if (match === null || Number(match[2]) > 65_535)
+    context.addIssue(`expected auto or tcp://127.0.0.1:PORT, got ${JSON.stringify(endpoint)}`);
+  else if (match[1] !== '127.0.0.1' && match[1] !== 'localhost')
+    context.addIssue(`${endpoint}: other than loopback needs CURVE keys, not available yet; use tcp://127.0.0.1:PORT`);
+}

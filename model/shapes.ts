@@ -1,0 +1,77 @@
+/**
+ * The shape that every role must have, from the model's sizes alone: the check between a configuration and its weights
+ * when a checkpoint is opened. Vectors count as one row, as Weight has them.
+ */
+import type { GqaConfig, MlaConfig, ModelConfig } from '../config/model-config.ts';
+import type { Role } from './families/description.ts';
+
+export interface ExpectedShape {
+  readonly rows: number;
+  readonly cols: number;
+  /** How the numbers come about, for messages. */
+  readonly because: string;
+}
+
+type Shapes = Readonly<Partial<Record<Role, ExpectedShape>>>;
+
+/** Roles that the model's kind of attention does not have are absent. */
+export function expectedShapes(config: ModelConfig): Shapes {
+  const { hiddenDim, vocabSize, feedForward, attention } = config;
+  const table = { rows: vocabSize, cols: hiddenDim, because: 'vocabulary x hidden' };
+  const hidden = { rows: 1, cols: hiddenDim, because: 'hidden' };
+  const wide = { rows: feedForward.dim, cols: hiddenDim, because: 'feed-forward x hidden' };
+  return {
+    embedding: table,
+    head: table,
+    finalNorm: hidden,
+    attentionNorm: hidden,
+    feedForwardNorm: hidden,
+    outputBias: hidden,
+    gate: wide,
+    up: wide,
+    down: { rows: hiddenDim, cols: feedForward.dim, because: 'hidden x feed-forward' },
+    ...(attention.kind === 'gqa' ? gqaShapes(config, attention) : mlaShapes(config, attention)),
+  };
+}
+
+function gqaShapes({ hiddenDim, numHeads }: ModelConfig, { numKvHeads, headDim }: GqaConfig): Shapes {
+  const queryDim = numHeads * headDim;
+  const keyDim = numKvHeads * headDim;
+  const heads = `(${numHeads} heads x ${headDim})`;
+  const kvHeads = `(${numKvHeads} KV heads x ${headDim})`;
+  const key = { rows: keyDim, cols: hiddenDim, because: `${kvHeads} x hidden` };
+  const keyBias = { rows: 1, cols: keyDim, because: kvHeads };
+  return {
+    query: { rows: queryDim, cols: hiddenDim, because: `${heads} x hidden` },
+    queryBias: { rows: 1, cols: queryDim, because: heads },
+    key,
+    keyBias,
+    value: key,
+    valueBias: keyBias,
+    output: { rows: hiddenDim, cols: queryDim, because: `hidden x ${heads}` },
+  };
+}
+
+function mlaShapes({ hiddenDim, numHeads }: ModelConfig, attention: MlaConfig): Shapes {
+  const { latentDim, ropeDim, nopeDim, valueDim, queryLoraDim } = attention;
+  const queryDim = numHeads * (nopeDim + ropeDim);
+  const queries = `${numHeads} heads x (${nopeDim} nope + ${ropeDim} rope)`;
+  const latents = `(${latentDim} latent + ${ropeDim} rope key)`;
+  const values = `${numHeads} heads x (${nopeDim} nope + ${valueDim} value)`;
+  return {
+    ...(queryLoraDim === null
+      ? { query: { rows: queryDim, cols: hiddenDim, because: `${queries} x hidden` } }
+      : {
+          queryDown: { rows: queryLoraDim, cols: hiddenDim, because: 'query rank x hidden' },
+          queryDownNorm: { rows: 1, cols: queryLoraDim, because: 'query rank' },
+          queryUp: { rows: queryDim, cols: queryLoraDim, because: `${queries} x query rank` },
+        }),
+    queryBias: { rows: 1, cols: queryDim, because: queries },
+    latentDown: { rows: latentDim + ropeDim, cols: hiddenDim, because: `${latents} x hidden` },
+    latentDownBias: { rows: 1, cols: latentDim + ropeDim, because: latents },
+    latentNorm: { rows: 1, cols: latentDim, because: 'latent' },
+    latentUp: { rows: numHeads * (nopeDim + valueDim), cols: latentDim, because: `${values} x latent` },
+    ropeFrequencies: { rows: 1, cols: ropeDim / 2, because: 'half the rope part' },
+    output: { rows: hiddenDim, cols: numHeads * valueDim, because: `hidden x (${numHeads} heads x ${valueDim} value)` },
+  };
+}
