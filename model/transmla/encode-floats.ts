@@ -21,10 +21,12 @@ export function bytesPerFloat(type: FloatType): number {
  */
 export function encodeFloats(values: Float32Array | Float64Array, type: FloatType, name: string): Uint8Array {
   const limit = limits[type];
-  const bad = values.findIndex((value) => !(Math.abs(value) < limit));
-  if (bad !== -1)
-    throw new ConfigError(
-      `${name}: value ${values[bad]} at index ${bad} does not fit ${type}; use ${type === 'f16' ? '--dtype bf16 or ' : ''}--dtype f32, or check the source`,
-    );
+  for (let i = 0; i < values.length; i++) {
+    const value = values[i] ?? 0;
+    if (!(Math.abs(value) < limit))
+      throw new ConfigError(
+        `${name}: value ${value} at index ${i} does not fit ${type}; use ${type === 'f16' ? '--dtype bf16 or ' : ''}--dtype f32, or check the source`,
+      );
+  }
   return fromFloat32(values instanceof Float32Array ? values : Float32Array.from(values), type);
 }
