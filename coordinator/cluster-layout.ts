@@ -1,0 +1,104 @@
+/**
+ * From a checkpoint and a configuration to what a cluster will be: the shard plan and the options of every rank, with
+ * `auto` and 0 replaced by what they mean. Pure: starts nothing, so that `tpla plan` can print the same.
+ */
+import { defaultContextCeiling, type ClusterConfig } from '../config/cluster.ts';
+import { ConfigError, InvariantError } from '../config/errors.ts';
+import type { ModelConfig } from '../config/model-config.ts';
+import { chooseScheme, planShards, schemes, type Scheme, type ShardPlan } from '../config/shard-plan.ts';
+import type { WorkerOptions } from '../collective/messages.ts';
+import type { Checkpoint, WeightType } from '../model/checkpoint.ts';
+
+export interface Layout {
+  readonly plan: ShardPlan;
+  /** Why the plan has its scheme. */
+  readonly reason: string;
+  readonly options: WorkerOptions;
+}
+
+/** @throws ConfigError for a split, scheme or context that is impossible for this model. */
+export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
+  const model = checkpoint.config;
+  const worldSize = config.ranks.length;
+  const { scheme, reason } = schemeOf(model, config);
+  const latentGroups = config.attention.latentGroups || (scheme === 'tpla' ? worldSize : 1);
+  const plan = planShards(model, {
+    worldSize,
+    scheme,
+    latentGroups,
+    blockSize: columnBlock(checkpoint, config.compute.weights),
+    shares: config.ranks.map((rank) => rank.share),
+  });
+  const contextTokens = contextOf(model, config.cache.contextTokens);
+  return {
+    plan,
+    reason,
+    options: {
+      backend: config.compute.backend,
+      device: '',
+      threads: config.compute.threads,
+      transport: config.collective.transport,
+      weights: config.compute.weights,
+      cacheType: config.cache.type,
+      contextTokens,
+      slots: config.cache.slots,
+      maxStepTokens: Math.min(config.compute.maxStepTokens, contextTokens),
+      reparameterization: config.attention.reparameterization,
+      prefill: config.attention.prefill,
+      timeoutMs: config.collective.timeoutMs,
+    },
+  };
+}
+
+/** Values along one row that a type stores together: columns can be cut only between blocks. */
+export function blockOf(type: WeightType): number {
+  switch (type) {
+    case 'f32':
+    case 'f16':
+    case 'bf16':
+      return 1;
+    case 'q4_0':
+    case 'q4_1':
+    case 'q5_0':
+    case 'q5_1':
+    case 'q8_0':
+    case 'iq4_nl':
+      return 32;
+    case 'q2_K':
+    case 'q3_K':
+    case 'q4_K':
+    case 'q5_K':
+    case 'q6_K':
+      return 256;
+  }
+}
+
+function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; reason: string } {
+  const asked = config.attention.scheme;
+  if (asked === 'auto') return chooseScheme(model, config.ranks.length);
+  const scheme = schemes.find((name) => name === asked);
+  if (scheme === undefined) throw new InvariantError(`scheme ${asked} passed the schema but no plan knows it`);
+  return { scheme, reason: 'as asked' };
+}
+
+/**
+ * The largest block among the matrices whose columns are cut, in the file and as the ranks will store them: the file's
+ * counts too, because a rank reads whole blocks.
+ */
+function columnBlock(checkpoint: Checkpoint, weights: ClusterConfig['compute']['weights']): number {
+  let block = weights === 'keep' ? 1 : blockOf(weights);
+  for (let layer = 0; layer < checkpoint.config.numLayers; layer++) {
+    const shape = checkpoint.shapeOf('down', layer);
+    if (shape !== undefined) block = Math.max(block, blockOf(shape.type));
+  }
+  return block;
+}
+
+function contextOf(model: ModelConfig, asked: number): number {
+  if (asked === 0) return Math.min(model.contextLength, defaultContextCeiling);
+  if (asked <= model.contextLength) return asked;
+  throw new ConfigError(
+    `context: ${asked} tokens are more than this ${model.architecture} model was made for (${model.contextLength}); ` +
+      `use at most ${model.contextLength}`,
+  );
+}

@@ -1,0 +1,235 @@
+/**
+ * A running cluster: the plan, the processes and the questions they answer. `start` returns when every rank has loaded
+ * its shard; disposal ends every process and leaves no file. Samples nothing and reads no text.
+ * Read next: control-loop.ts (waiting and failing), rank-processes.ts, engine.ts (the caller).
+ */
+import { randomBytes } from 'node:crypto';
+import { dirname } from 'node:path';
+import type { ClusterConfig } from '../config/cluster.ts';
+import { ConfigError } from '../config/errors.ts';
+import { cut, type ShardPlan } from '../config/shard-plan.ts';
+import { packageVersion } from '../config/version.ts';
+import type { Checkpoint } from '../model/checkpoint.ts';
+import { protocolVersion, type Ready, type Reply, type Step, type WorkerOptions } from '../collective/messages.ts';
+import { ControlServer } from '../collective/zmq.ts';
+import { layOut, type Layout } from './cluster-layout.ts';
+import { ControlLoop, type RankReply } from './control-loop.ts';
+import { combineScores, joinLogits, joinMoments } from './join-shards.ts';
+import { RankProcesses } from './rank-processes.ts';
+
+export interface ClusterOptions {
+  /** Open while the cluster starts; the ranks open it for themselves. */
+  readonly checkpoint: Checkpoint;
+  readonly config: ClusterConfig;
+  /** One line for the user, on stderr: the scheme and why. */
+  readonly log: (line: string) => void;
+  /** Ends every wait with its reason; disposal stays the caller's. */
+  readonly signal?: AbortSignal;
+}
+
+/** What one step returned; an array that the step did not ask for is empty. */
+export interface StepResult {
+  /** want last: [sequences, vocabSize]; want all: [tokens, vocabSize] */
+  readonly logits: Float32Array;
+  /** want score: negative log-likelihood of each target, 0 where it is -1. [tokens] */
+  readonly nll: Float64Array;
+  /** Timings and bytes of this step. [worldSize] */
+  readonly perRank: readonly Reply[];
+}
+
+export interface RankInfo extends Ready {
+  readonly pid: number;
+  readonly host: string;
+}
+
+/** Processes must have started and connected by then, on a machine that starts many of them on few cores. */
+const helloDeadlineMs = 60_000;
+/** Slowest disk and slowest step that are still waited for; a rank that dies is noticed at once. */
+const loadBytesPerMs = 5000;
+const requestDeadlineMs = 600_000;
+/** How long a rank may take to leave by itself; after a failure it may be waiting for a rank that is gone. */
+const patienceMs = { well: 2000, broken: 200 };
+
+export class Cluster implements AsyncDisposable {
+  readonly plan: ShardPlan;
+  /** Why the plan has this scheme, in words for the user. */
+  readonly schemeReason: string;
+  readonly options: WorkerOptions;
+  readonly vocabSize: number;
+  readonly hiddenDim: number;
+  /** From the start of the first process to the last rank's ready. */
+  loadMs = 0;
+  /** [worldSize] */
+  ranks: readonly RankInfo[] = [];
+
+  readonly moments = {
+    /** Allocate and accumulate sums over the prefill steps that follow. */
+    begin: async (): Promise<void> => {
+      await this.#ask({ kind: 'moments', action: 'begin', layer: 0 });
+    },
+    /** outer [hiddenDim, hiddenDim]: sum of h h^T, sum [hiddenDim]: sum of h, over all tokens since begin (h: normed layer input). */
+    read: (layer: number): Promise<{ outer: Float32Array; sum: Float32Array }> => this.#readMoments(layer),
+    /** Free them. */
+    end: async (): Promise<void> => {
+      await this.#ask({ kind: 'moments', action: 'end', layer: 0 });
+    },
+  };
+
+  readonly #server: ControlServer;
+  readonly #processes: RankProcesses;
+  readonly #loop: ControlLoop;
+  readonly #signal: AbortSignal | undefined;
+  readonly #token: string;
+  readonly #interrupt = (): void => this.#loop.fail(asError(this.#signal?.reason));
+  #receiving: Promise<void> = Promise.resolve();
+
+  private constructor(server: ControlServer, layout: Layout, options: ClusterOptions) {
+    const { config } = options.checkpoint;
+    this.plan = layout.plan;
+    this.schemeReason = layout.reason;
+    this.options = layout.options;
+    this.vocabSize = config.vocabSize;
+    this.hiddenDim = config.hiddenDim;
+    this.#server = server;
+    this.#signal = options.signal;
+    this.#token = randomBytes(16).toString('hex');
+    const { worldSize } = this.plan;
+    this.#loop = new ControlLoop(server, worldSize, (rank) => this.#processes.pidOf(rank));
+    this.#processes = new RankProcesses({
+      worldSize,
+      endpoint: server.endpoint,
+      token: this.#token,
+      folder: server.endpoint.startsWith('ipc://') ? dirname(server.endpoint.slice('ipc://'.length)) : '',
+      onExit: (rank, exit) => this.#loop.exited(rank, exit),
+    });
+  }
+
+  /**
+   * @throws ConfigError for an impossible plan, an address in use or a rank that refuses its part; PeerError when a rank
+   * dies or is late. Nothing is left behind then.
+   */
+  static async start(options: ClusterOptions): Promise<Cluster> {
+    options.signal?.throwIfAborted();
+    // An impossible plan is refused before any socket or process exists.
+    const layout = layOut(options.checkpoint, options.config);
+    const { bind } = options.config.coordinator;
+    const server = await ControlServer.bind(bind === 'auto' ? 'ipc' : bind);
+    let cluster: Cluster | undefined;
+    try {
+      cluster = new Cluster(server, layout, options);
+      await cluster.#join(options);
+      return cluster;
+    } catch (error) {
+      await (cluster ?? server)[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  /** One forward pass over all ranks. @throws PeerError within about 100 ms when a rank dies meanwhile. */
+  async step(step: Omit<Step, 'kind' | 'id'>): Promise<StepResult> {
+    const replies = await this.#ask({ kind: 'step', ...step });
+    const parts = replies.map(({ payload }, rank) => ({
+      vocab: this.plan.ranks[rank]?.vocab ?? { start: 0, end: 0 },
+      payload,
+    }));
+    const perRank = replies.map(({ reply }) => reply);
+    const tokens = step.sequences.reduce((sum, sequence) => sum + sequence.tokens.length, 0);
+    const result = { logits: new Float32Array(0), nll: new Float64Array(0), perRank };
+    switch (step.want.kind) {
+      case 'none':
+        return result;
+      case 'last':
+        return { ...result, logits: joinLogits(parts, step.sequences.length, this.vocabSize) };
+      case 'all':
+        return { ...result, logits: joinLogits(parts, tokens, this.vocabSize) };
+      case 'score':
+        return { ...result, nll: combineScores(parts, step.want.targets) };
+    }
+  }
+
+  /** Runs `count` all-reduces of `floats` elements on all ranks, every element checked; see Reply.latenciesUs. */
+  async collectiveCheck(floats: number, count: number): Promise<readonly Reply[]> {
+    const replies = await this.#ask({ kind: 'collectiveCheck', floats, count });
+    return replies.map(({ reply }) => reply);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#signal?.removeEventListener('abort', this.#interrupt);
+    this.#loop.close();
+    await this.#loop.tell(() => ({ kind: 'stop' }));
+    await this.#processes.end(this.#loop.failed ? patienceMs.broken : patienceMs.well);
+    await this.#server[Symbol.asyncDispose]();
+    await this.#receiving;
+  }
+
+  async #join({ checkpoint, config, log }: ClusterOptions): Promise<void> {
+    const startedAt = performance.now();
+    const { plan } = this;
+    log(`scheme ${plan.scheme} on ${plan.worldSize} rank${plan.worldSize === 1 ? '' : 's'}: ${this.schemeReason}`);
+    this.#signal?.addEventListener('abort', this.#interrupt, { once: true });
+    this.#receiving = this.#loop.run((message) => {
+      if (message.kind !== 'hello' || message.token === this.#token) return true;
+      this.#server.forget(message.rank);
+      return false;
+    });
+    const hellos = await this.#loop.hear('hello', helloDeadlineMs, 'while starting');
+    for (const hello of hellos) {
+      const theirs = `version ${hello.version}, protocol ${hello.protocol}`;
+      const ours = `version ${packageVersion}, protocol ${protocolVersion}`;
+      if (theirs !== ours)
+        throw new ConfigError(
+          `rank ${hello.rank} on ${hello.host} is ${theirs}; expected ${ours}; build or install again`,
+        );
+    }
+    const runId = randomBytes(6).toString('hex');
+    const ready = this.#loop.hear(
+      'ready',
+      helloDeadlineMs + checkpoint.weightFileBytes / loadBytesPerMs,
+      'while loading',
+    );
+    const [answers] = await Promise.all([
+      ready,
+      this.#loop.tell((rank) => ({
+        kind: 'setup',
+        rank,
+        worldSize: plan.worldSize,
+        epoch: 0,
+        modelPath: checkpoint.path,
+        modelIdentity: checkpoint.identity,
+        plan,
+        options: { ...this.options, device: config.ranks[rank]?.device ?? '' },
+        ringEndpoints: hellos.map((hello) => hello.ringEndpoint),
+        runId,
+      })),
+    ]);
+    this.ranks = answers.map((answer, rank) => ({
+      ...answer,
+      pid: hellos[rank]?.pid ?? 0,
+      host: hellos[rank]?.host ?? '',
+    }));
+    this.loadMs = performance.now() - startedAt;
+  }
+
+  #ask(request: Parameters<ControlLoop['ask']>[0]): Promise<RankReply[]> {
+    return this.#loop.ask(request, requestDeadlineMs);
+  }
+
+  async #readMoments(layer: number): Promise<{ outer: Float32Array; sum: Float32Array }> {
+    const replies = await this.#ask({ kind: 'moments', action: 'read', layer });
+    const rows = cut(this.hiddenDim, new Array<number>(this.plan.worldSize).fill(1), 1);
+    return joinMoments(
+      replies.map(({ payload }) => payload),
+      rows,
+      this.hiddenDim,
+    );
+  }
+}
+
+/** Bytes that one token takes in the caches of all ranks together. */
+export function cacheBytesPerToken(cluster: Cluster): number {
+  return cluster.ranks.reduce((sum, rank) => sum + rank.cacheBytesPerToken, 0);
+}
+
+function asError(reason: unknown): Error {
+  return reason instanceof Error ? reason : new Error(String(reason));
+}

@@ -1,0 +1,124 @@
+/**
+ * The processes of the ranks of this machine: starts them, keeps the end of what they print, says when one ends, and
+ * ends them all: a message first (the caller's), then SIGTERM, then SIGKILL. No process outlives the coordinator: a
+ * rank exits when its IPC channel closes, and an exit hook kills what is left. Read next: control-loop.ts.
+ */
+import { fork, type ChildProcess } from 'node:child_process';
+import { existsSync, rmSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { ConfigError } from '../config/errors.ts';
+import type { ProcessExit } from './failures.ts';
+
+export interface LaunchOptions {
+  readonly worldSize: number;
+  /** Control endpoint that the ranks connect to. */
+  readonly endpoint: string;
+  readonly token: string;
+  /** Folder of this run's socket files; removed when everything has ended. Empty: there is none. */
+  readonly folder: string;
+  readonly onExit: (rank: number, exit: ProcessExit) => void;
+}
+
+/** Between SIGTERM and SIGKILL. */
+const afterTermMs = 5000;
+const keptOutput = 4000;
+
+interface RankProcess {
+  readonly child: ChildProcess;
+  output: string;
+  readonly exited: Promise<void>;
+}
+
+export class RankProcesses {
+  readonly #ranks: RankProcess[] = [];
+  readonly #folder: string;
+  readonly #killAll = (): void => this.#kill();
+
+  constructor(options: LaunchOptions) {
+    this.#folder = options.folder;
+    process.on('exit', this.#killAll);
+    const script = workerScript();
+    for (let rank = 0; rank < options.worldSize; rank++) this.#ranks.push(start(script, rank, options));
+  }
+
+  pidOf(rank: number): number | undefined {
+    return this.#ranks[rank]?.child.pid;
+  }
+
+  /**
+   * Ends every process and removes the folder; returns when all are gone. Call after sending `stop`.
+   * @param patienceMs for leaving by themselves, before SIGTERM
+   */
+  async end(patienceMs: number): Promise<void> {
+    const all = Promise.all(this.#ranks.map((rank) => rank.exited));
+    if (!(await endsWithin(all, patienceMs))) {
+      this.#signal('SIGTERM');
+      if (!(await endsWithin(all, afterTermMs))) this.#signal('SIGKILL');
+    }
+    await all;
+    process.off('exit', this.#killAll);
+    this.#removeFolder();
+  }
+
+  #signal(signal: NodeJS.Signals): void {
+    for (const { child } of this.#ranks) if (isRunning(child)) child.kill(signal);
+  }
+
+  /** Runs while the process exits: nothing here may wait. */
+  #kill(): void {
+    this.#signal('SIGKILL');
+    this.#removeFolder();
+  }
+
+  #removeFolder(): void {
+    if (this.#folder !== '') rmSync(this.#folder, { recursive: true, force: true });
+  }
+}
+
+/** Child processes run the compiled program, also when this file runs from source (tests). */
+function workerScript(): string {
+  const fromSource = import.meta.url.endsWith('.ts');
+  const path = fileURLToPath(new URL(fromSource ? '../dist/worker/main.js' : '../worker/main.js', import.meta.url));
+  if (existsSync(path)) return path;
+  throw new ConfigError(`rank program ${path}: not found; build it first (npm run build)`);
+}
+
+function start(script: string, rank: number, options: LaunchOptions): RankProcess {
+  const args = ['--connect', options.endpoint, '--rank', String(rank), '--token', options.token];
+  const child = fork(script, args, {
+    stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+    execArgv: [],
+    // Its own process group: Ctrl-C in a terminal reaches the coordinator alone, which stops the ranks in order.
+    detached: process.platform !== 'win32',
+  });
+  const state: RankProcess = {
+    child,
+    output: '',
+    // 'close' comes after the last output, and also when the process could not be started.
+    exited: new Promise((resolve) => child.once('close', () => resolve())),
+  };
+  const keep = (text: string): void => {
+    state.output = (state.output + text).slice(-keptOutput);
+  };
+  child.stdout?.setEncoding('utf8').on('data', keep);
+  child.stderr?.setEncoding('utf8').on('data', keep);
+  child.once('error', (error) => keep(`${error.message}\n`));
+  child.once('close', (code, signal) => options.onExit(rank, { code, signal, output: state.output }));
+  return state;
+}
+
+function isRunning(child: ChildProcess): boolean {
+  return child.pid !== undefined && child.exitCode === null && child.signalCode === null;
+}
+
+async function endsWithin(ended: Promise<unknown>, ms: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<boolean>((resolve) => {
+    timer = setTimeout(() => resolve(false), ms);
+  });
+  try {
+    return await Promise.race([ended.then(() => true), late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
