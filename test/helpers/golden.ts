@@ -1,0 +1,59 @@
+/** Reads the reference outputs beside the tiny checkpoints of test/golden/ (see its README). */
+import { readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
+
+export const goldenFolder = fileURLToPath(new URL('../golden/', import.meta.url));
+
+export function tinyModel(name: string): string {
+  return join(goldenFolder, 'tiny', name);
+}
+
+export interface GoldenOutputs {
+  readonly inputIds: number[]; // [24]
+  readonly logits: Float32Array; // [24, vocab]
+  readonly greedyIds: number[]; // [16]
+  readonly greedyLogits: Float32Array; // [16, vocab]
+}
+
+export function readGolden(name: string): GoldenOutputs {
+  const tensors = readTensors(join(tinyModel(name), 'expected.safetensors'));
+  return {
+    inputIds: [...ints(tensors, 'input_ids')],
+    logits: floats(tensors, 'logits'),
+    greedyIds: [...ints(tensors, 'greedy_ids')],
+    greedyLogits: floats(tensors, 'greedy_logits'),
+  };
+}
+
+/** A reader of its own, so that a mistake in the product's reader cannot hide itself. */
+export function readTensors(path: string): Map<string, { dtype: string; bytes: Buffer }> {
+  const file = readFileSync(path);
+  const headerBytes = Number(file.readBigUInt64LE(0));
+  const header: Record<string, { dtype: string; data_offsets: [number, number] }> = JSON.parse(
+    file.subarray(8, 8 + headerBytes).toString('utf8'),
+  );
+  return new Map(
+    Object.entries(header)
+      .filter(([name]) => name !== '__metadata__')
+      .map(
+        ([
+          name,
+          {
+            dtype,
+            data_offsets: [start, end],
+          },
+        ]) => [name, { dtype, bytes: file.subarray(8 + headerBytes + start, 8 + headerBytes + end) }],
+      ),
+  );
+}
+
+export function floats(tensors: ReturnType<typeof readTensors>, name: string): Float32Array {
+  const { bytes } = tensors.get(name)!;
+  return new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+}
+
+function ints(tensors: ReturnType<typeof readTensors>, name: string): Int32Array {
+  const { bytes } = tensors.get(name)!;
+  return new Int32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+}

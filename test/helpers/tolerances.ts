@@ -1,0 +1,85 @@
+/**
+ * How far results may be from the float64 expectation, in one place, each with its reason. Loosening one needs a
+ * sentence in the commit. Inputs of the tests are of order 1, so `absolute` is also relative to the inputs.
+ */
+
+/** |actual - expected| <= absolute + relative * |expected| */
+export interface Tolerance {
+  readonly absolute: number;
+  readonly relative: number;
+}
+
+/** One entry per kind of arithmetic in the Kernels conformance suite. */
+export interface KernelTolerances {
+  /** add, multiply, scale, silu, softcap */
+  readonly elementwise: Tolerance;
+  readonly gelu: Tolerance;
+  readonly rmsNorm: Tolerance;
+  readonly rope: Tolerance;
+  readonly softmax: Tolerance;
+  /** f32 weights; up to 576 products of order 1 */
+  readonly matmul: Tolerance;
+  readonly matmulF16: Tolerance;
+  readonly matmulBf16: Tolerance;
+  readonly attend: Tolerance;
+  /** keys and values in f16 */
+  readonly attendF16: Tolerance;
+}
+
+/** Copies, gathers and views: no arithmetic, no error. */
+export const EXACT: Tolerance = { absolute: 0, relative: 0 };
+
+/** float64 sums leave only the rounding of the result to float32: half a unit in the last place, 6e-8. */
+const ROUNDED_ONCE: Tolerance = { absolute: 1e-12, relative: 6.1e-8 };
+
+export const REFERENCE_TOLERANCES: KernelTolerances = {
+  elementwise: ROUNDED_ONCE,
+  gelu: ROUNDED_ONCE,
+  // One test multiplies a norm by a gain: rounded twice.
+  rmsNorm: { absolute: 1e-12, relative: 1.3e-7 },
+  rope: ROUNDED_ONCE,
+  softmax: ROUNDED_ONCE,
+  matmul: ROUNDED_ONCE,
+  matmulF16: ROUNDED_ONCE,
+  matmulBf16: ROUNDED_ONCE,
+  attend: ROUNDED_ONCE,
+  attendF16: ROUNDED_ONCE,
+};
+
+/** A float32 sum of n products of order 1 loses about sqrt(n) * 6e-8 of its largest partial sum. */
+const FLOAT32_SUM: Tolerance = { absolute: 2e-5, relative: 1e-6 };
+/** A few float32 operations and one transcendental of about 2 units in the last place. */
+const FLOAT32_FEW: Tolerance = { absolute: 1e-6, relative: 2e-6 };
+
+export const GPUJS_TOLERANCES: KernelTolerances = {
+  elementwise: FLOAT32_FEW,
+  gelu: FLOAT32_FEW,
+  rmsNorm: FLOAT32_FEW,
+  rope: FLOAT32_FEW,
+  softmax: FLOAT32_FEW,
+  matmul: FLOAT32_SUM,
+  matmulF16: FLOAT32_SUM,
+  matmulBf16: FLOAT32_SUM,
+  attend: FLOAT32_SUM,
+  attendF16: FLOAT32_SUM,
+};
+
+export const GGML_TOLERANCES: KernelTolerances = {
+  elementwise: FLOAT32_FEW,
+  // Looked up in a table of f16 values: 11 bits.
+  gelu: { absolute: 1e-3, relative: 1e-3 },
+  rmsNorm: FLOAT32_FEW,
+  // The angle is a float32: at position 8192 it is off by up to 5e-4 rad.
+  rope: { absolute: 2e-3, relative: 0 },
+  softmax: FLOAT32_FEW,
+  matmul: FLOAT32_SUM,
+  // x is rounded to the weight's type first: 2^-11 (f16) or 2^-8 (bf16) of each of up to 576 products.
+  matmulF16: { absolute: 5e-3, relative: 1e-3 },
+  matmulBf16: { absolute: 4e-2, relative: 8e-3 },
+  attend: FLOAT32_SUM,
+  // Queries and weights are rounded to f16.
+  attendF16: { absolute: 2e-3, relative: 2e-3 },
+};
+
+/** Logits of the tiny checkpoints against transformers in float32: the float32 reference itself is 2.4e-5 off float64. */
+export const GOLDEN_LOGITS: Tolerance = { absolute: 1e-4, relative: 0 };

@@ -1,0 +1,31 @@
+/**
+ * The conformance suite of the Kernels interface: every backend passes it, compared with plain loops in float64 written
+ * for the tests (kernels/expected.ts). A backend's own test is a call of `describeKernels` plus what only it does.
+ */
+import { describe, expect } from 'vitest';
+import type { Kernels } from '../../worker/kernels/kernels.ts';
+import { describeAttention } from './kernels/attention.ts';
+import { describeElementwise } from './kernels/elementwise.ts';
+import { openKernelSuite } from './kernels/harness.ts';
+import type { KernelSuiteOptions } from './kernels/harness.ts';
+import { describeMatmul } from './kernels/matmul.ts';
+import { describePrograms } from './kernels/programs.ts';
+import { describeRopeAndNorm } from './kernels/rope-norm.ts';
+import { describeViews } from './kernels/views.ts';
+
+export function describeKernels(name: string, create: () => Kernels, options: KernelSuiteOptions): void {
+  describe(`Kernels: ${name}`, () => {
+    const suite = openKernelSuite(create, options);
+    suite.test('names itself and its device', (kernels) => {
+      expect(kernels.name).not.toBe('');
+      expect(kernels.device).not.toBe('');
+      expect(kernels.supportsWeights('f32')).toBe(true);
+    });
+    describeMatmul(suite);
+    describeElementwise(suite);
+    describeRopeAndNorm(suite);
+    describeViews(suite);
+    describeAttention(suite);
+    describePrograms(suite);
+  });
+}

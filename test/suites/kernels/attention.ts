@@ -1,0 +1,158 @@
+/** Conformance of `attend` in the layouts that worker/attention.ts uses: latent rows (MLA) and rows of heads (GQA). */
+import { describe, expect } from 'vitest';
+import { expectClose } from '../../helpers/expect-close.ts';
+import { randomHalves } from '../../helpers/random.ts';
+import { EXACT } from '../../helpers/tolerances.ts';
+import type { Tensor } from '../../../worker/kernels/kernels.ts';
+import { expectedAttend, expectedPermute, expectedSlice } from './expected.ts';
+import type { Values } from './expected.ts';
+import { causalMask, evaluate, place, placeBits, randomValues } from './harness.ts';
+import type { KernelSuite } from './harness.ts';
+
+export function describeAttention({ test, tolerances }: KernelSuite): void {
+  describe('attend', () => {
+    for (const [tokens, length, start] of [
+      [1, 1, 0],
+      [1, 300, 299],
+      [5, 40, 11], // cache rows from 16 on are masked
+      [3, 259, 256],
+    ] as const) {
+      test(`attend over latent rows: ${tokens} tokens, ${length} rows`, (kernels) => {
+        const rows = garbageBeyond(randomValues(61, [length, 40]), start + tokens);
+        const q = randomValues(62, [7, tokens, 40]);
+        const mask = { shape: [tokens, length], data: causalMask(tokens, length, start) };
+        const actual = evaluate(
+          kernels,
+          (ops) => {
+            const keys = ops.reshape(place(kernels, rows), [1, length, 40]);
+            const values = ops.slice(keys, 2, 0, 32);
+            return ops.attend(place(kernels, q), keys, values, place(kernels, mask), { scale: 0.2, softcap: 0 });
+          },
+          [7, tokens, 32],
+        );
+        const keys = { shape: [1, length, 40], data: rows.data };
+        const expected = expectedAttend(q, keys, expectedSlice(keys, 2, 0, 32), mask.data, 0.2, 0);
+        expectClose(actual, expected, tolerances.attend);
+      });
+    }
+
+    for (const [heads, groups] of [
+      [4, 4],
+      [9, 3],
+      [5, 1],
+    ] as const) {
+      test(`attend of ${heads} heads over rows of ${groups} heads`, (kernels) => {
+        const keyRows = garbageBeyond(randomValues(63, [70, groups * 16]), 38);
+        const valueRows = garbageBeyond(randomValues(64, [70, groups * 24]), 38);
+        const query = randomValues(65, [6, heads * 16]);
+        const mask = { shape: [6, 70], data: causalMask(6, 70, 32) };
+        const actual = evaluate(
+          kernels,
+          (ops) => {
+            const split = (tensor: Tensor, count: number, rows: number, dim: number) =>
+              ops.permute(ops.reshape(tensor, [rows, count, dim]), [1, 0, 2]);
+            return ops.attend(
+              split(place(kernels, query), heads, 6, 16),
+              split(place(kernels, keyRows), groups, 70, 16),
+              split(place(kernels, valueRows), groups, 70, 24),
+              place(kernels, mask),
+              { scale: 0.25, softcap: 0 },
+            );
+          },
+          [heads, 6, 24],
+        );
+        const expected = expectedAttend(
+          splitHeads(query, heads),
+          splitHeads(keyRows, groups),
+          splitHeads(valueRows, groups),
+          mask.data,
+          0.25,
+          0,
+        );
+        expectClose(actual, expected, tolerances.attend);
+      });
+    }
+
+    test('attend over an f16 cache', (kernels) => {
+      const { bits, values } = randomHalves(66, 45 * 48);
+      const rows = { shape: [45, 48], data: values };
+      const q = randomValues(67, [6, 2, 24]);
+      const mask = { shape: [2, 45], data: causalMask(2, 45, 40) };
+      const actual = evaluate(
+        kernels,
+        (ops) => {
+          const cache = placeBits(kernels, 'f16', [45, 48], bits);
+          const heads = ops.permute(ops.reshape(cache, [45, 2, 24]), [1, 0, 2]); // [groups, length, dim]
+          return ops.attend(place(kernels, q), heads, ops.slice(heads, 2, 0, 16), place(kernels, mask), {
+            scale: 0.3,
+            softcap: 0,
+          });
+        },
+        [6, 2, 16],
+      );
+      const keys = splitHeads(rows, 2);
+      const expected = expectedAttend(q, keys, expectedSlice(keys, 2, 0, 16), mask.data, 0.3, 0);
+      expectClose(actual, expected, tolerances.attendF16);
+    });
+
+    test('attend caps the scaled scores before the mask', (kernels) => {
+      const keys = randomValues(68, [1, 33, 8], -3, 3);
+      const values = randomValues(69, [1, 33, 5]);
+      const q = randomValues(70, [3, 2, 8], -3, 3);
+      const mask = { shape: [2, 33], data: causalMask(2, 33, 20) };
+      const actual = evaluate(
+        kernels,
+        (ops) =>
+          ops.attend(place(kernels, q), place(kernels, keys), place(kernels, values), place(kernels, mask), {
+            scale: 1.5,
+            softcap: 10,
+          }),
+        [3, 2, 5],
+      );
+      expectClose(actual, expectedAttend(q, keys, values, mask.data, 1.5, 10), tolerances.attend);
+    });
+
+    test('attend of a fully masked token is zero', (kernels) => {
+      const keys = randomValues(71, [1, 6, 8]);
+      const q = randomValues(72, [2, 2, 8]);
+      const mask = { shape: [2, 6], data: Float32Array.from({ length: 12 }, (_, i) => (i < 6 ? -Infinity : 0)) };
+      const actual = evaluate(
+        kernels,
+        (ops) => {
+          const cache = place(kernels, keys);
+          return ops.attend(place(kernels, q), cache, cache, place(kernels, mask), { scale: 1, softcap: 0 });
+        },
+        [2, 2, 8],
+      );
+      expect([...actual.subarray(0, 8)]).toEqual([0, 0, 0, 0, 0, 0, 0, 0]);
+      expectClose(actual, expectedAttend(q, keys, keys, mask.data, 1, 0), tolerances.attend);
+    });
+
+    test('attend of no heads', (kernels) => {
+      const q = kernels.allocate('f32', [0, 2, 8]);
+      const cache = kernels.allocate('f32', [1, 6, 8]);
+      const mask = kernels.allocate('f32', [2, 6]);
+      const options = { scale: 1, softcap: 0 };
+      expectClose(
+        evaluate(kernels, (ops) => ops.attend(q, cache, cache, mask, options), [0, 2, 8]),
+        [],
+        EXACT,
+      );
+    });
+  });
+}
+
+/** Rows that no token may see hold large numbers: whatever reads past the mask is off by far. */
+function garbageBeyond(rows: Values & { data: Float32Array }, used: number): Values & { data: Float32Array } {
+  const columns = rows.shape[1]!;
+  rows.data.forEach((value, index) => {
+    if (index >= used * columns) rows.data[index] = value * 1e4;
+  });
+  return rows;
+}
+
+/** [rows, heads * dim] -> [heads, rows, dim] */
+function splitHeads(rows: Values, heads: number): Values {
+  const [count, columns] = rows.shape as [number, number];
+  return expectedPermute({ shape: [count, heads, columns / heads], data: rows.data }, [1, 0, 2]);
+}

@@ -1,0 +1,242 @@
+/**
+ * Attention of one layer over this rank's shard: GQA with heads sharded, and MLA in absorbed form, either exact (heads
+ * sharded, whole latent) or TPLA (latent sharded; TPLA, arXiv 2508.15881, section 4). New tokens are written to the
+ * cache first and read back with the rest, so prefill, blocks and single tokens take the same path.
+ */
+import { invariant } from '../config/errors.ts';
+import { size } from '../config/shard-plan.ts';
+import type { GqaConfig, MlaConfig, ModelConfig } from '../config/model-config.ts';
+import type { Ops, Tensor } from './kernels/kernels.ts';
+import type { LayerCache } from './latent-cache.ts';
+import type { GqaWeights, MlaProjection, MlaWeights } from './weights.ts';
+
+/** Consecutive tokens of one sequence inside a chunk. */
+export interface Segment {
+  /** First row of the chunk. */
+  readonly offset: number;
+  readonly length: number;
+  /** First cache row of the sequence's slot. */
+  readonly cacheStart: number;
+  /** Rows read from there: the sequence's length after this chunk, padded. */
+  readonly cacheRows: number;
+  /** [length, cacheRows]: 0 where visible, -Infinity elsewhere */
+  readonly mask: Tensor;
+}
+
+export interface AttentionInputs {
+  readonly positions: Tensor; // [tokens] i32
+  /** Cache row that each token is written to. */
+  readonly cacheRows: Tensor; // [tokens] i32
+  readonly segments: readonly Segment[];
+  /** Set when prefill is exact although the cache is a shard: whole latents of the sequence. */
+  readonly staging: { readonly rows: Tensor; readonly indices: Tensor } | undefined; // [rowsPerSlot, r + p], [tokens] i32
+}
+
+/** @param h [tokens, hidden] normed  @returns partial delta [tokens, hidden] */
+export function attendGqa(
+  ops: Ops,
+  model: ModelConfig,
+  weights: GqaWeights,
+  cache: LayerCache,
+  h: Tensor,
+  inputs: AttentionInputs,
+): Tensor {
+  const config = model.attention;
+  invariant(
+    config.kind === 'gqa' && cache.kind === 'keyValue',
+    'a GQA layer with the weights or cache of an MLA layer',
+  );
+  const tokens = dim(h, 0);
+  const q = rotated(
+    ops,
+    model,
+    weights.frequencies,
+    biased(ops, ops.matmul(weights.query, h), weights.queryBias),
+    config.headDim,
+    inputs,
+  );
+  const k = rotated(
+    ops,
+    model,
+    weights.frequencies,
+    biased(ops, ops.matmul(weights.key, h), weights.keyBias),
+    config.headDim,
+    inputs,
+  );
+  const v = biased(ops, ops.matmul(weights.value, h), weights.valueBias); // [tokens, localKvHeads * headDim]
+  ops.scatterRows(cache.keys, ops.reshape(k, [tokens, dim(v, 1)]), inputs.cacheRows);
+  ops.scatterRows(cache.values, v, inputs.cacheRows);
+  const parts = inputs.segments.map((segment) => {
+    const queries = ops.permute(ops.slice(q, 0, segment.offset, segment.length), [1, 0, 2]); // [localHeads, length, headDim]
+    const keys = headsOfRows(ops, cache.keys, segment, config.headDim); // [localKvHeads, cacheRows, headDim]
+    const values = headsOfRows(ops, cache.values, segment, config.headDim);
+    return tokensFirst(ops, attendByKvHead(ops, config, weights.queriesOfKvHead, queries, keys, values, segment.mask));
+  });
+  return biased(ops, ops.matmul(weights.output, joined(ops, parts)), weights.outputBias);
+}
+
+/**
+ * MLA, absorbed: Q_h = qN_h W_UK_h, score = (Q_h . c + qR_h . kR) * s, o_h = softmax(score_h) c, delta = sum_h o_h W_UV_h W_O_h
+ * (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). Over a latent shard the same formula is TPLA's.
+ * @param h [tokens, hidden] normed
+ * @returns partial delta [tokens, hidden]; undefined when this rank has no heads in this phase
+ */
+export function attendMla(
+  ops: Ops,
+  model: ModelConfig,
+  weights: MlaWeights,
+  cache: LayerCache,
+  h: Tensor,
+  inputs: AttentionInputs,
+): Tensor | undefined {
+  const config = model.attention;
+  invariant(config.kind === 'mla' && cache.kind === 'latent', 'an MLA layer with the weights or cache of a GQA layer');
+  const { latent, ropeKey } = latentOfTokens(ops, model, config, weights, h, inputs);
+  const shard = ops.slice(latent, 1, weights.latentShard.start, size(weights.latentShard));
+  ops.scatterRows(cache.rows, ops.concat([shard, ropeKey], 1), inputs.cacheRows);
+  if (inputs.staging !== undefined)
+    ops.scatterRows(inputs.staging.rows, ops.concat([latent, ropeKey], 1), inputs.staging.indices);
+
+  const projection = inputs.staging === undefined ? weights.decode : weights.prefill;
+  if (projection === undefined) return undefined;
+  const query = queryOfTokens(ops, model, config, weights, projection, h, inputs); // [tokens, heads, latentColumns + p], or [.., p] when n = 0
+  const source = inputs.staging?.rows ?? cache.rows;
+  const width = dim(source, 1);
+  const queryWidth = dim(query, 2);
+  const parts = inputs.segments.map((segment) => {
+    const start = inputs.staging === undefined ? segment.cacheStart : 0;
+    const rows = ops.slice(ops.reshape(source, [1, dim(source, 0), width]), 1, start, segment.cacheRows);
+    const keys = ops.slice(rows, 2, width - queryWidth, queryWidth); // [1, cacheRows, queryWidth]
+    const values = ops.slice(rows, 2, 0, width - config.ropeDim); // [1, cacheRows, latentColumns]
+    const q = ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]);
+    const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: 0 }); // [heads, length, latentColumns]
+    return tokensFirst(ops, ops.matmul(projection.valueUp, o)); // [length, heads * v]
+  });
+  const output = columnsOfHeads(ops, weights.output, projection, config.valueDim);
+  return biased(ops, ops.matmul(output, joined(ops, parts)), weights.outputBias);
+}
+
+/** The whole latent, normed where the model norms it, and the rotated shared key. [tokens, r], [tokens, p] */
+function latentOfTokens(
+  ops: Ops,
+  model: ModelConfig,
+  config: MlaConfig,
+  weights: MlaWeights,
+  h: Tensor,
+  inputs: AttentionInputs,
+): { latent: Tensor; ropeKey: Tensor } {
+  const tokens = dim(h, 0);
+  const joint = biased(ops, ops.matmul(weights.latentDown, h), weights.latentDownBias); // [tokens, r + p]
+  const raw = ops.slice(joint, 1, 0, config.latentDim);
+  // The norm's gain is folded into W_UK and W_UV, so that the norm commutes with any rotation of the latent.
+  const latent = config.latentNormEps === null ? raw : ops.rmsNorm(ops.contiguous(raw), config.latentNormEps);
+  const key = ops.contiguous(ops.slice(joint, 1, config.latentDim, config.ropeDim));
+  const ropeKey = rotated(ops, model, weights.frequencies, key, config.ropeDim, inputs);
+  return { latent, ropeKey: ops.reshape(ropeKey, [tokens, config.ropeDim]) };
+}
+
+/** Queries against cache rows: the absorbed nope part, then the rotated part. [tokens, heads, latentColumns + p] */
+function queryOfTokens(
+  ops: Ops,
+  model: ModelConfig,
+  config: MlaConfig,
+  weights: MlaWeights,
+  projection: MlaProjection,
+  h: Tensor,
+  inputs: AttentionInputs,
+): Tensor {
+  const tokens = dim(h, 0);
+  const heads = projection.heads.end - projection.heads.start;
+  const headDim = config.nopeDim + config.ropeDim;
+  const rows = ops.slice(weights.query, 0, projection.heads.start * headDim, heads * headDim);
+  const flat = ops.matmul(rows, queryInput(ops, config, weights, h));
+  const bias =
+    weights.queryBias === undefined
+      ? undefined
+      : ops.slice(weights.queryBias, 0, projection.heads.start * headDim, heads * headDim);
+  const q = ops.reshape(biased(ops, flat, bias), [tokens, heads, headDim]);
+  const rope = ops.contiguous(ops.slice(q, 2, config.nopeDim, config.ropeDim));
+  const qRope = rotated(ops, model, weights.frequencies, rope, config.ropeDim, inputs); // [tokens, heads, p]
+  if (projection.keyUp === undefined) return qRope;
+  const qNope = ops.contiguous(ops.permute(ops.slice(q, 2, 0, config.nopeDim), [1, 0, 2])); // [heads, tokens, n]
+  const absorbed = ops.contiguous(ops.permute(ops.matmul(projection.keyUp, qNope), [1, 0, 2])); // [tokens, heads, latentColumns]
+  return ops.concat([absorbed, qRope], 2);
+}
+
+function queryInput(ops: Ops, config: MlaConfig, weights: MlaWeights, h: Tensor): Tensor {
+  if (weights.queryDown === undefined || config.latentNormEps === null) return h;
+  const low = ops.rmsNorm(ops.matmul(weights.queryDown.matrix, h), config.latentNormEps);
+  return ops.multiply(low, weights.queryDown.gain); // [tokens, queryLoraDim]
+}
+
+/** One attend per KV head when the local heads do not share KV heads evenly, one for all of them otherwise. */
+function attendByKvHead(
+  ops: Ops,
+  config: GqaConfig,
+  queriesOfKvHead: readonly number[],
+  q: Tensor, // [localHeads, length, headDim]
+  keys: Tensor, // [localKvHeads, cacheRows, headDim]
+  values: Tensor,
+  mask: Tensor,
+): Tensor {
+  const options = { scale: config.scoreScale, softcap: 0 };
+  if (new Set(queriesOfKvHead).size === 1) return ops.attend(q, keys, values, mask, options);
+  let start = 0;
+  const parts = queriesOfKvHead.map((count, kvHead) => {
+    const part = ops.slice(q, 0, start, count);
+    start += count;
+    return ops.attend(part, ops.slice(keys, 0, kvHead, 1), ops.slice(values, 0, kvHead, 1), mask, options);
+  });
+  return ops.concat(parts, 0);
+}
+
+/** Rows of a key or value cache as heads. [localKvHeads, cacheRows, headDim] */
+function headsOfRows(ops: Ops, cache: Tensor, segment: Segment, headDim: number): Tensor {
+  const heads = ops.reshape(cache, [dim(cache, 0), dim(cache, 1) / headDim, headDim]);
+  return ops.permute(ops.slice(heads, 0, segment.cacheStart, segment.cacheRows), [1, 0, 2]);
+}
+
+/** @param x [tokens, heads * headDim] or [tokens, heads, headDim]  @returns rotated [tokens, heads, headDim] */
+function rotated(
+  ops: Ops,
+  model: ModelConfig,
+  frequencies: Tensor,
+  x: Tensor,
+  headDim: number,
+  inputs: AttentionInputs,
+): Tensor {
+  const tokens = dim(x, 0);
+  const heads = x.shape.length === 3 ? dim(x, 1) : dim(x, 1) / headDim;
+  return ops.rope(ops.reshape(x, [tokens, heads, headDim]), inputs.positions, frequencies, {
+    interleaved: model.rope.interleaved,
+    attentionFactor: model.rope.attentionFactor,
+  });
+}
+
+/** The columns of W_O that belong to the projection's heads. */
+function columnsOfHeads(ops: Ops, output: Tensor, projection: MlaProjection, valueDim: number): Tensor {
+  const { start, end } = projection.heads;
+  const columns = (end - start) * valueDim;
+  return columns === dim(output, 1) ? output : ops.slice(output, 1, start * valueDim, columns);
+}
+
+/** [heads, length, width] -> [length, heads * width] */
+function tokensFirst(ops: Ops, x: Tensor): Tensor {
+  const [heads, length, width] = [dim(x, 0), dim(x, 1), dim(x, 2)];
+  return ops.reshape(ops.contiguous(ops.permute(x, [1, 0, 2])), [length, heads * width]);
+}
+
+function joined(ops: Ops, parts: readonly Tensor[]): Tensor {
+  const [only] = parts;
+  return parts.length === 1 && only !== undefined ? only : ops.concat(parts, 0);
+}
+
+function biased(ops: Ops, x: Tensor, bias: Tensor | undefined): Tensor {
+  return bias === undefined ? x : ops.add(x, bias);
+}
+
+function dim(x: Tensor, axis: number): number {
+  const length = x.shape[axis];
+  invariant(length !== undefined, `axis ${axis} of a tensor of shape [${x.shape.join(', ')}]`);
+  return length;
+}

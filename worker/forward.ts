@@ -1,0 +1,159 @@
+/**
+ * One forward pass of this rank. Layers outside, chunks inside: a layer sees the whole step before the next begins, so
+ * the whole latents that exact prefill needs exist for one layer at a time. Each `await` is a collective. The residual
+ * stream is replicated: after every sum all ranks hold the same bits.
+ */
+import { invariant } from '../config/errors.ts';
+import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import type { ProcessGroup } from '../collective/group.ts';
+import type { Step } from '../collective/messages.ts';
+import { chunksOf, type Chunk } from './chunks.ts';
+import type { MomentAccumulator } from './moments.ts';
+import { ChunkPrograms, EmbeddingProgram, HeadProgram, ProgramCache, type RankParts } from './programs.ts';
+import { scoreRows } from './score.ts';
+import { LatentStager } from './staging.ts';
+
+/** Rows of logits computed at once: 32 rows of a 150,000-word vocabulary are 19 MB. */
+const headRows = 32;
+
+export class Forward implements Disposable {
+  private readonly parts: RankParts;
+  private readonly rank: RankPlan;
+  private readonly group: ProcessGroup;
+  private readonly stager: LatentStager;
+  private readonly exactPrefill: boolean;
+  private readonly chunkPrograms = new ProgramCache<ChunkPrograms>(12);
+  private readonly headPrograms = new ProgramCache<HeadProgram>(4);
+  private readonly embeddingPrograms = new ProgramCache<EmbeddingProgram>(4);
+  private readonly labels: readonly { attention: string; feedForward: string }[];
+  /** Set while calibration moments are being collected. */
+  moments: MomentAccumulator | undefined;
+
+  constructor(parts: RankParts, plan: ShardPlan, rank: RankPlan, group: ProcessGroup) {
+    this.parts = parts;
+    this.rank = rank;
+    this.group = group;
+    this.stager = new LatentStager(parts, plan, rank, group);
+    this.exactPrefill = parts.cache.staging !== undefined;
+    this.labels = parts.weights.layers.map((_, layer) => ({
+      attention: `layer ${layer}, attention`,
+      feedForward: `layer ${layer}, feed-forward`,
+    }));
+  }
+
+  /** @returns the payload that `step.want` describes */
+  async run(step: Step): Promise<Float32Array | undefined> {
+    const staged = this.exactPrefill && step.phase === 'prefill';
+    invariant(!staged || step.sequences.length === 1, `step ${step.id}: exact prefill takes one sequence at a time`);
+    const hidden = this.parts.model.hiddenDim;
+    const chunks = chunksOf(step, this.parts.cache.rowsPerSlot);
+    const tokens = chunks.reduce((sum, chunk) => sum + chunk.tokens.length, 0);
+    const x = new Float32Array(tokens * hidden); // [tokens, hidden]
+    const delta = new Float32Array(Math.max(0, ...chunks.map((chunk) => chunk.tokens.length)) * hidden);
+    for (const chunk of chunks) await this.embed(chunk, rowsOf(x, chunk, hidden));
+    for (let layer = 0; layer < this.labels.length; layer++) {
+      if (staged) await this.stageEarlier(step, layer);
+      for (const chunk of chunks) await this.layer(layer, chunk, staged, rowsOf(x, chunk, hidden), delta);
+    }
+    return this.answer(step, x);
+  }
+
+  /** @param x [chunk tokens, hidden], updated  @param delta at least as long, scratch */
+  private async layer(
+    layer: number,
+    chunk: Chunk,
+    staged: boolean,
+    x: Float32Array,
+    delta: Float32Array,
+  ): Promise<void> {
+    const labels = this.labels[layer];
+    invariant(labels !== undefined, `no layer ${layer}`);
+    const part = delta.subarray(0, x.length);
+    const programs = this.chunkPrograms.get(
+      `${chunk.signature}${staged ? ' staged' : ''}`,
+      () => new ChunkPrograms(this.parts, chunk, staged),
+    );
+    programs.load(chunk);
+    this.moments?.add(layer, x);
+    programs.run(layer, 'attention', x, part);
+    await this.group.allReduceSum(part, labels.attention);
+    addInPlace(x, part);
+    programs.run(layer, 'feedForward', x, part);
+    await this.group.allReduceSum(part, labels.feedForward);
+    addInPlace(x, part);
+  }
+
+  /** Each rank looks up its part of the vocabulary; the others add zeros. @param x [chunk tokens, hidden] overwritten */
+  private async embed(chunk: Chunk, x: Float32Array): Promise<void> {
+    const { start, end } = this.rank.vocab;
+    const hidden = this.parts.model.hiddenDim;
+    const isLocal = (token: number): boolean => token >= start && token < end;
+    if (size(this.rank.vocab) > 0) {
+      const ids = Int32Array.from(chunk.tokens, (token) => (isLocal(token) ? token - start : 0));
+      this.embeddingPrograms.get(`${ids.length}`, () => new EmbeddingProgram(this.parts, ids.length)).run(ids, x);
+      chunk.tokens.forEach((token, t) => {
+        if (!isLocal(token)) x.fill(0, t * hidden, (t + 1) * hidden);
+      });
+    }
+    await this.group.allReduceSum(x, 'embedding');
+  }
+
+  private async stageEarlier(step: Step, layer: number): Promise<void> {
+    for (const { slot, start } of step.sequences) await this.stager.stage(layer, slot, start);
+  }
+
+  private answer(step: Step, x: Float32Array): Float32Array | undefined {
+    const hidden = this.parts.model.hiddenDim;
+    switch (step.want.kind) {
+      case 'none':
+        return undefined;
+      case 'all':
+        return this.logits(x);
+      case 'last': {
+        const last = new Float32Array(step.sequences.length * hidden);
+        let end = 0;
+        step.sequences.forEach((sequence, i) => {
+          end += sequence.tokens.length;
+          last.set(x.subarray((end - 1) * hidden, end * hidden), i * hidden);
+        });
+        return this.logits(last);
+      }
+      case 'score':
+        return scoreRows(x, hidden, step.want.targets, this.rank.vocab, headRows, (rows) => this.logits(rows));
+    }
+  }
+
+  /** @param x [rows, hidden]  @returns [rows, localVocab] */
+  private logits(x: Float32Array): Float32Array {
+    const hidden = this.parts.model.hiddenDim;
+    const vocab = size(this.rank.vocab);
+    const rows = x.length / hidden;
+    const logits = new Float32Array(rows * vocab);
+    if (vocab === 0) return logits;
+    for (let row = 0; row < rows; row += headRows) {
+      const count = Math.min(headRows, rows - row);
+      const program = this.headPrograms.get(`${count}`, () => new HeadProgram(this.parts, count));
+      program.run(
+        x.subarray(row * hidden, (row + count) * hidden),
+        logits.subarray(row * vocab, (row + count) * vocab),
+      );
+    }
+    return logits;
+  }
+
+  [Symbol.dispose](): void {
+    this.chunkPrograms[Symbol.dispose]();
+    this.headPrograms[Symbol.dispose]();
+    this.embeddingPrograms[Symbol.dispose]();
+    this.stager[Symbol.dispose]();
+  }
+}
+
+/** The chunk's rows of x [tokens, hidden], as a view. */
+function rowsOf(x: Float32Array, chunk: Chunk, hidden: number): Float32Array {
+  return x.subarray(chunk.firstRow * hidden, (chunk.firstRow + chunk.tokens.length) * hidden);
+}
+
+function addInPlace(x: Float32Array, delta: Float32Array): void {
+  for (let i = 0; i < x.length; i++) x[i] = (x[i] ?? 0) + (delta[i] ?? 0);
+}

@@ -1,0 +1,139 @@
+/**
+ * The default backend: ggml's prebuilt libraries called through koffi, on the CPU or on any device they know. Every
+ * step is one foreign call per upload, run or download; nothing is allocated for it.
+ * Next: ops.ts (what a program consists of), library.ts (where ggml comes from).
+ */
+import type { Kernels, ProgramBuilder, ProgramSet, Tensor, TensorType } from '../kernels.ts';
+import { bindSetThreads, type GgmlFunctions, type Pointer } from './functions.ts';
+import { openContext } from './graph.ts';
+import { BackendUnavailable, loadGgml, type GgmlLibrary } from './library.ts';
+import { MAX_FREQUENCIES } from './ops.ts';
+import { compilePrograms } from './programs.ts';
+import { GgmlTensor, STORAGE, byteLength, check, checkShape, describe, ggmlShape } from './tensor.ts';
+
+export interface GgmlOptions {
+  /** CPU threads per program run. One per rank and one rank per core is the fast shape on one machine. */
+  readonly threads: number;
+  /** Name of a ggml device; '' is the CPU. */
+  readonly device: string;
+}
+
+/** @throws BackendUnavailable when ggml is not installed, has another version, or knows no such device */
+export function createGgmlKernels(options: GgmlOptions): Kernels {
+  const { threads, device: name } = options;
+  check(Number.isSafeInteger(threads) && threads >= 1, `${threads} threads: must be a positive integer`);
+  const library = loadGgml(name !== '');
+  const device = findDevice(library.functions, name === '' ? 'CPU' : name);
+  return new GgmlKernels(library, device, threads);
+}
+
+class GgmlKernels implements Kernels {
+  readonly name = 'ggml';
+  readonly device: string;
+  readonly #functions: GgmlFunctions;
+  readonly #backend: Pointer;
+  readonly #tensors = new Set<GgmlTensor>();
+  /** See GgmlOps; also keeps a table out of the graphs. */
+  readonly #ones: GgmlTensor;
+
+  constructor(library: GgmlLibrary, device: Pointer, threads: number) {
+    const { functions } = library;
+    this.#functions = functions;
+    const backend = functions.deviceInit(device, null);
+    if (backend === null) throw new BackendUnavailable(`ggml: device ${functions.deviceName(device)} does not start`);
+    this.#backend = backend;
+    const setThreads = functions.procAddress(functions.deviceRegistry(device), 'ggml_backend_set_n_threads');
+    if (setThreads !== null) bindSetThreads(setThreads)(backend, threads);
+    const onCpu = functions.deviceName(device) === 'CPU';
+    this.device = [
+      functions.deviceDescription(device),
+      ...(onCpu && library.cpuVariant !== '' ? [library.cpuVariant] : []),
+      ...(onCpu ? [`${threads} ${threads === 1 ? 'thread' : 'threads'}`] : []),
+    ].join(', ');
+    this.#ones = this.allocate('f32', [MAX_FREQUENCIES]);
+    this.upload(this.#ones, new Uint8Array(new Float32Array(MAX_FREQUENCIES).fill(1).buffer));
+  }
+
+  supportsWeights(type: TensorType): boolean {
+    return type !== 'i32';
+  }
+
+  allocate(type: TensorType, shape: readonly number[]): GgmlTensor {
+    checkShape(type, shape);
+    const functions = this.#functions;
+    const context = openContext(functions, functions.tensorOverhead());
+    const pointer = functions.newTensor(context, STORAGE[type].id, ...ggmlShape(shape));
+    const buffer = functions.allocateContext(context, this.#backend);
+    if (buffer === null) {
+      functions.free(context);
+      check(false, `no memory for ${type} [${shape.join(', ')}], ${byteLength(type, shape)} bytes, on ${this.device}`);
+    }
+    functions.bufferClear(buffer, 0);
+    const origin = { kind: 'allocated', context, buffer, released: false } as const;
+    const tensor = new GgmlTensor({ type, shape: [...shape], pointer, origin: { ...origin } });
+    this.#tensors.add(tensor);
+    return tensor;
+  }
+
+  release(tensors: readonly Tensor[]): void {
+    for (const tensor of tensors) this.#releaseOne(this.#allocated(tensor, 'release'));
+  }
+
+  upload(tensor: Tensor, bytes: Uint8Array, offsetBytes = 0): void {
+    const target = this.#allocated(tensor, 'upload');
+    const size = byteLength(target.type, target.shape);
+    check(
+      offsetBytes >= 0 && offsetBytes + bytes.byteLength <= size,
+      `upload of ${bytes.byteLength} bytes at ${offsetBytes} to ${describe(tensor)}, which has ${size}`,
+    );
+    this.#functions.tensorSet(target.pointer, bytes, offsetBytes, bytes.byteLength);
+  }
+
+  download(tensor: Tensor, out: Float32Array): void {
+    check(tensor instanceof GgmlTensor, `download of ${describe(tensor)}, which belongs to another backend`);
+    const { origin } = tensor;
+    check(origin.kind !== 'allocated' || !origin.released, `download of released ${describe(tensor)}`);
+    const size = byteLength(tensor.type, tensor.shape);
+    check(
+      tensor.type === 'f32' && out.byteLength <= size,
+      `download of ${out.length} floats from ${describe(tensor)}, which has ${size} bytes`,
+    );
+    this.#functions.tensorGet(tensor.pointer, out, 0, out.byteLength);
+  }
+
+  compile(builders: readonly ProgramBuilder[]): ProgramSet {
+    return compilePrograms(this.#functions, this.#backend, this.#ones, builders);
+  }
+
+  [Symbol.dispose](): void {
+    for (const tensor of this.#tensors) this.#releaseOne(tensor);
+    this.#functions.backendFree(this.#backend);
+  }
+
+  #allocated(tensor: Tensor, what: string): GgmlTensor {
+    check(
+      tensor instanceof GgmlTensor && this.#tensors.has(tensor),
+      `${what} of ${describe(tensor)}, which this backend has not allocated or has released`,
+    );
+    return tensor;
+  }
+
+  #releaseOne(tensor: GgmlTensor): void {
+    const { origin } = tensor;
+    if (origin.kind !== 'allocated') return;
+    this.#tensors.delete(tensor);
+    origin.released = true;
+    this.#functions.bufferFree(origin.buffer);
+    this.#functions.free(origin.context);
+  }
+}
+
+function findDevice(functions: GgmlFunctions, name: string): Pointer {
+  const device = functions.deviceByName(name);
+  if (device !== null) return device;
+  const known = Array.from({ length: functions.deviceCount() }, (_, index) => {
+    const each = functions.deviceAt(index);
+    return `${functions.deviceName(each)} (${functions.deviceDescription(each)})`;
+  });
+  throw new BackendUnavailable(`ggml: no device ${name}; known: ${known.join(', ')}`);
+}

@@ -1,0 +1,46 @@
+/**
+ * One transformer layer, written once for every family and backend, as programs that run between two sums over ranks:
+ * attention (norm, attention, output projection) and feedForward (norm, gated product, down projection). Each yields a
+ * partial delta [tokens, hidden]: this rank's share, which forward.ts sums and adds to the residual stream.
+ * Read next: attention.ts.
+ */
+import type { ModelConfig } from '../config/model-config.ts';
+import { attendGqa, attendMla, type AttentionInputs } from './attention.ts';
+import type { Ops, Tensor } from './kernels/kernels.ts';
+import type { LayerCache } from './latent-cache.ts';
+import type { LayerWeights } from './weights.ts';
+
+/** @param x [tokens, hidden]  @returns partial delta [tokens, hidden]; undefined: this rank has no part in it */
+export function attentionDelta(
+  ops: Ops,
+  model: ModelConfig,
+  weights: LayerWeights,
+  cache: LayerCache,
+  x: Tensor,
+  inputs: AttentionInputs,
+): Tensor | undefined {
+  const attention = weights.attention;
+  if (attention === undefined) return undefined;
+  const h = normed(ops, x, weights.attentionNorm, model.normEps);
+  switch (attention.kind) {
+    case 'gqa':
+      return attendGqa(ops, model, attention, cache, h, inputs);
+    case 'mla':
+      return attendMla(ops, model, attention, cache, h, inputs);
+  }
+}
+
+/** @param x [tokens, hidden]  @returns partial delta [tokens, hidden]; undefined: this rank has no columns */
+export function feedForwardDelta(ops: Ops, model: ModelConfig, weights: LayerWeights, x: Tensor): Tensor | undefined {
+  const feedForward = weights.feedForward;
+  if (feedForward === undefined) return undefined;
+  const h = normed(ops, x, weights.feedForwardNorm, model.normEps);
+  const gate = ops.matmul(feedForward.gate, h); // [tokens, localFeedForward]
+  const product = ops.gated(gate, ops.matmul(feedForward.up, h), model.feedForward.activation);
+  return ops.matmul(feedForward.down, product);
+}
+
+/** RMSNorm with its gain. @param x [tokens, hidden]  @param gain [hidden] */
+export function normed(ops: Ops, x: Tensor, gain: Tensor, eps: number): Tensor {
+  return ops.multiply(ops.rmsNorm(x, eps), gain);
+}

@@ -1,0 +1,109 @@
+/**
+ * A rank's process: says hello to the coordinator, is told its shard, loads it, answers until it is told to stop. It ends
+ * when its channel to the coordinator closes, whatever it is doing, so no rank outlives its coordinator.
+ * Started as `node dist/worker/main.js --connect ENDPOINT --rank I --token TOKEN`. Read next: rank-worker.ts.
+ */
+import { hostname } from 'node:os';
+import { parseArgs } from 'node:util';
+import { ConfigError, InvariantError, PeerError, messageOf } from '../config/errors.ts';
+import { packageVersion } from '../config/version.ts';
+import { protocolVersion, type Failed, type Setup } from '../collective/messages.ts';
+import { createGroup } from '../collective/create-group.ts';
+import { ringEndpointBeside } from '../collective/endpoint.ts';
+import { bindRing, type RingBinding } from '../collective/zeromq-group.ts';
+import { ControlClient } from '../collective/zmq.ts';
+import { RankWorker } from './rank-worker.ts';
+
+/** The coordinator answers hello when all ranks have said it. */
+const setupTimeoutMs = 120_000;
+
+await main();
+
+async function main(): Promise<void> {
+  const { connect, rank, token } = argumentsOf();
+  exitWithParent();
+  await using control = await ControlClient.connect(connect, rank);
+  let request: number | null = null;
+  try {
+    await using ring = await bindRing(ringEndpointBeside(connect, rank));
+    await serve(control, ring, rank, token, (id) => (request = id));
+  } catch (error) {
+    await reportFailure(control, rank, request, error);
+  }
+}
+
+async function serve(
+  control: ControlClient,
+  ring: RingBinding,
+  rank: number,
+  token: string,
+  onRequest: (id: number | null) => void,
+): Promise<void> {
+  await control.send({
+    kind: 'hello',
+    rank,
+    pid: process.pid,
+    host: hostname(),
+    protocol: protocolVersion,
+    version: packageVersion,
+    token,
+    ringEndpoint: ring.endpoint,
+  });
+  const { message: setup } = await control.receive(setupTimeoutMs);
+  if (setup.kind === 'stop') return;
+  if (setup.kind !== 'setup')
+    throw new PeerError(`rank ${rank}: expected setup from the coordinator, got ${setup.kind}`);
+  await using worker = await load(control, ring, setup);
+  for (;;) {
+    const { message } = await control.receive();
+    if (message.kind === 'stop') return;
+    if (message.kind === 'setup') throw new PeerError(`rank ${rank}: a second setup; ranks are set up once`);
+    onRequest(message.id);
+    const { reply, payload } = await worker.answer(message);
+    await control.send(reply, payload);
+    onRequest(null);
+  }
+}
+
+async function load(control: ControlClient, ring: RingBinding, setup: Setup): Promise<RankWorker> {
+  const { group, transport } = await createGroup(ring, setup);
+  const worker = await RankWorker.load(setup, group);
+  await control.send({ ...worker.ready, transport });
+  return worker;
+}
+
+/** Tells the coordinator why, then ends with the error's exit code; the text also goes to stderr for the log. */
+async function reportFailure(control: ControlClient, rank: number, id: number | null, error: unknown): Promise<void> {
+  const kind = kindOf(error);
+  const failed: Failed = { kind: 'failed', rank, id, error: kind, message: messageOf(error) };
+  console.error(kind === 'InvariantError' && error instanceof Error ? error.stack : failed.message);
+  try {
+    await control.send(failed);
+  } catch (sendError) {
+    console.error(`rank ${rank}: could not tell the coordinator: ${messageOf(sendError)}`);
+  }
+  process.exitCode = kind === 'ConfigError' ? 2 : kind === 'PeerError' ? 3 : 70;
+}
+
+function kindOf(error: unknown): Failed['error'] {
+  if (error instanceof ConfigError) return 'ConfigError';
+  if (error instanceof PeerError) return 'PeerError';
+  return 'InvariantError';
+}
+
+function argumentsOf(): { connect: string; rank: number; token: string } {
+  const { values } = parseArgs({
+    options: { connect: { type: 'string' }, rank: { type: 'string' }, token: { type: 'string' } },
+  });
+  const rank = Number(values.rank);
+  if (values.connect === undefined || values.token === undefined || !Number.isInteger(rank) || rank < 0)
+    throw new InvariantError('worker: expected --connect ENDPOINT --rank I --token TOKEN');
+  return { connect: values.connect, rank, token: values.token };
+}
+
+/** The IPC channel that fork opened closes when the coordinator dies, however it dies. */
+function exitWithParent(): void {
+  process.on('disconnect', () => process.exit(3));
+  // Ctrl-C reaches the whole process group; the coordinator decides when ranks stop.
+  process.on('SIGINT', () => undefined);
+}

@@ -1,0 +1,148 @@
+/**
+ * The latent projections of one MLA layer, ready for this rank: norm gain folded in, latent rotated where the user asked
+ * for it, columns of the shard cut out (spec symbols: c' = U c, W_UK' = W_UK diag(gamma) U^T, W_UV' likewise,
+ * W_DKV' = U W_DKV; exact as long as nothing is cut). TPLA, arXiv 2508.15881, section 4.
+ */
+import { invariant } from '../config/errors.ts';
+import type { MlaConfig } from '../config/model-config.ts';
+import { size, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import type { Checkpoint } from '../model/checkpoint.ts';
+import type { Tensor } from './kernels/kernels.ts';
+import { columnsOf, type WeightUploader } from './weight-uploader.ts';
+import { times, type MlaProjection, type MlaWeights } from './weights.ts';
+
+/** @param rotation U [r, r], rows = new basis vectors; undefined: the latent as it stands */
+export async function loadMla(
+  checkpoint: Checkpoint,
+  plan: ShardPlan,
+  rank: RankPlan,
+  uploader: WeightUploader,
+  layer: number,
+  frequencies: Tensor,
+  rotation: Float32Array | undefined,
+): Promise<MlaWeights> {
+  const config = checkpoint.config.attention;
+  invariant(config.kind === 'mla', 'loadMla called for a model without a latent');
+  const queryRows = times(rank.heads, config.nopeDim + config.ropeDim);
+  const queryRole = config.queryLoraDim === null ? 'query' : 'queryUp';
+  const whole: Range = { start: 0, end: config.latentDim };
+  const allLocal: Range = { start: 0, end: size(rank.heads) };
+  const decode = await loadProjection(config, uploader, layer, rank.heads, allLocal, rank.latent, rotation);
+  const prefillHeads = {
+    start: rank.prefillHeads.start - rank.heads.start,
+    end: rank.prefillHeads.end - rank.heads.start,
+  };
+  return {
+    kind: 'mla',
+    queryDown:
+      config.queryLoraDim === null
+        ? undefined
+        : { matrix: await uploader.matrix('queryDown', layer), gain: await uploader.vector('queryDownNorm', layer) },
+    query: await uploader.matrix(queryRole, layer, queryRows),
+    queryBias: await uploader.optionalVector('queryBias', layer, queryRows),
+    ...(await loadLatentDown(config, checkpoint.config.hiddenDim, uploader, layer, rotation)),
+    latentShard: rank.latent,
+    decode,
+    prefill:
+      plan.latentGroups === 1
+        ? decode
+        : size(prefillHeads) === 0
+          ? undefined
+          : await loadProjection(config, uploader, layer, rank.heads, prefillHeads, whole, rotation),
+    output: await uploader.matrix('output', layer, undefined, times(rank.heads, config.valueDim)),
+    outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
+    frequencies,
+  };
+}
+
+/**
+ * Rows of W_UK and W_UV for some local heads, over some latent columns.
+ * @param local the rank's heads, of all  @param heads counted from local.start
+ */
+async function loadProjection(
+  config: MlaConfig,
+  uploader: WeightUploader,
+  layer: number,
+  local: Range,
+  heads: Range,
+  latent: Range,
+  rotation: Float32Array | undefined,
+): Promise<MlaProjection> {
+  const { nopeDim, valueDim, latentDim } = config;
+  const count = size(heads);
+  const rows = times({ start: local.start + heads.start, end: local.start + heads.end }, nopeDim + valueDim);
+  let up = await uploader.floats('latentUp', layer, rows); // [heads * (n + v), r]
+  if (config.latentNormEps !== null) scaleColumns(up, await uploader.floats('latentNorm', layer));
+  if (rotation !== undefined) up = timesTransposed(up, rotation, size(rows), latentDim, latentDim);
+  const shard = columnsOf(up, size(rows), latentDim, latent); // [heads * (n + v), latentColumns]
+  const width = size(latent);
+  const keyUp = new Float32Array(count * width * nopeDim);
+  const valueUp = new Float32Array(count * valueDim * width);
+  for (let h = 0; h < count; h++) {
+    const first = h * (nopeDim + valueDim);
+    for (let n = 0; n < nopeDim; n++)
+      for (let column = 0; column < width; column++)
+        keyUp[(h * width + column) * nopeDim + n] = shard[(first + n) * width + column] ?? 0;
+    valueUp.set(shard.subarray((first + nopeDim) * width, (first + nopeDim + valueDim) * width), h * valueDim * width);
+  }
+  const type = uploader.floatTypeFor('latentUp', layer);
+  return {
+    heads,
+    keyUp: nopeDim === 0 ? undefined : uploader.floatTensor(keyUp, [count, width, nopeDim], type),
+    valueUp: uploader.floatTensor(valueUp, [count, valueDim, width], type),
+  };
+}
+
+/** W_DKV with W_KR and their bias. Only the latent rows are rotated. */
+async function loadLatentDown(
+  config: MlaConfig,
+  hiddenDim: number,
+  uploader: WeightUploader,
+  layer: number,
+  rotation: Float32Array | undefined,
+): Promise<{ latentDown: Tensor; latentDownBias: Tensor | undefined }> {
+  if (rotation === undefined)
+    return {
+      latentDown: await uploader.matrix('latentDown', layer),
+      latentDownBias: await uploader.optionalVector('latentDownBias', layer),
+    };
+  const { latentDim, ropeDim } = config;
+  const down = await uploader.floats('latentDown', layer); // [r + p, hidden]
+  down.set(times2d(rotation, down, latentDim, latentDim, hiddenDim));
+  const type = uploader.floatTypeFor('latentDown', layer);
+  const latentDown = uploader.floatTensor(down, [latentDim + ropeDim, hiddenDim], type);
+  if (uploader.checkpoint.shapeOf('latentDownBias', layer) === undefined)
+    return { latentDown, latentDownBias: undefined };
+  const bias = await uploader.floats('latentDownBias', layer);
+  bias.set(times2d(rotation, bias, latentDim, latentDim, 1));
+  return { latentDown, latentDownBias: uploader.values(bias) };
+}
+
+/** values[row, column] *= factors[column], in place */
+function scaleColumns(values: Float32Array, factors: Float32Array): void {
+  const cols = factors.length;
+  for (let i = 0; i < values.length; i++) values[i] = (values[i] ?? 0) * (factors[i % cols] ?? 0);
+}
+
+/** a [m, k] times b^T, b [n, k] -> [m, n] */
+function timesTransposed(a: Float32Array, b: Float32Array, m: number, k: number, n: number): Float32Array {
+  const out = new Float32Array(m * n);
+  for (let i = 0; i < m; i++)
+    for (let j = 0; j < n; j++) {
+      let sum = 0;
+      for (let l = 0; l < k; l++) sum += (a[i * k + l] ?? 0) * (b[j * k + l] ?? 0);
+      out[i * n + j] = sum;
+    }
+  return out;
+}
+
+/** a [m, k] times the first k rows of b [.., n] -> [m, n] */
+function times2d(a: Float32Array, b: Float32Array, m: number, k: number, n: number): Float32Array {
+  const out = new Float64Array(m * n);
+  for (let i = 0; i < m; i++)
+    for (let l = 0; l < k; l++) {
+      const factor = a[i * k + l] ?? 0;
+      for (let j = 0; j < n; j++) out[i * n + j] = (out[i * n + j] ?? 0) + factor * (b[l * n + j] ?? 0);
+    }
+  return Float32Array.from(out);
+}

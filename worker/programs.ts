@@ -1,0 +1,180 @@
+/**
+ * Programs of all layers for one chunk signature, with their input tensors. Built once, reused for every chunk of that
+ * shape; the few most recent signatures are kept. Read next: layer.ts for what a program computes.
+ */
+import { invariant } from '../config/errors.ts';
+import type { ModelConfig } from '../config/model-config.ts';
+import type { AttentionInputs } from './attention.ts';
+import { causalMask, type Chunk } from './chunks.ts';
+import type { Kernels, ProgramSet, Tensor } from './kernels/kernels.ts';
+import type { LatentCache } from './latent-cache.ts';
+import { attentionDelta, feedForwardDelta, normed } from './layer.ts';
+import type { RankWeights } from './weights.ts';
+
+export interface RankParts {
+  readonly kernels: Kernels;
+  readonly model: ModelConfig;
+  readonly weights: RankWeights;
+  readonly cache: LatentCache;
+}
+
+/** Two programs per layer, attention and feed-forward, over `x` and the chunk's inputs. */
+export class ChunkPrograms implements Disposable {
+  readonly x: Tensor; // [tokens, hidden]
+  private readonly kernels: Kernels;
+  private readonly positions: Tensor; // [tokens] i32
+  private readonly cacheRows: Tensor; // [tokens] i32
+  private readonly stagingRows: Tensor; // [tokens] i32: positions in the one sequence that is being prefilled
+  private readonly masks: readonly Tensor[]; // per segment [length, paddedRows]
+  private readonly set: ProgramSet;
+  private loaded: Chunk | undefined;
+
+  constructor({ kernels, model, weights, cache }: RankParts, chunk: Chunk, staged: boolean) {
+    this.kernels = kernels;
+    const tokens = chunk.tokens.length;
+    this.x = kernels.allocate('f32', [tokens, model.hiddenDim]);
+    this.positions = kernels.allocate('i32', [tokens]);
+    this.cacheRows = kernels.allocate('i32', [tokens]);
+    this.stagingRows = kernels.allocate('i32', [tokens]);
+    this.masks = chunk.segments.map((segment) => kernels.allocate('f32', [segment.length, segment.paddedRows]));
+    const inputs: AttentionInputs = {
+      positions: this.positions,
+      cacheRows: this.cacheRows,
+      segments: chunk.segments.map((segment, i) => ({
+        offset: segment.offset,
+        length: segment.length,
+        cacheStart: segment.slot * cache.rowsPerSlot,
+        cacheRows: segment.paddedRows,
+        mask: defined(this.masks[i]),
+      })),
+      staging: staged ? { rows: defined(cache.staging), indices: this.stagingRows } : undefined,
+    };
+    this.set = kernels.compile(
+      weights.layers.flatMap((layer, i) => [
+        (ops) => present(attentionDelta(ops, model, layer, defined(cache.layers[i]), this.x, inputs)),
+        (ops) => present(feedForwardDelta(ops, model, layer, this.x)),
+      ]),
+    );
+  }
+
+  /** Makes the chunk's positions and masks the inputs; does nothing when they already are. */
+  load(chunk: Chunk): void {
+    if (this.loaded === chunk) return;
+    this.kernels.upload(this.positions, bytesOf(Int32Array.from(chunk.positions)));
+    this.kernels.upload(this.cacheRows, bytesOf(Int32Array.from(chunk.cacheRows)));
+    this.kernels.upload(this.stagingRows, bytesOf(Int32Array.from(chunk.positions)));
+    chunk.segments.forEach((segment, i) => this.kernels.upload(defined(this.masks[i]), bytesOf(causalMask(segment))));
+    this.loaded = chunk;
+  }
+
+  /** Computes this rank's part of one sublayer's delta for the loaded chunk. @param x, delta [tokens, hidden] */
+  run(layer: number, part: 'attention' | 'feedForward', x: Float32Array, delta: Float32Array): void {
+    const index = 2 * layer + (part === 'attention' ? 0 : 1);
+    const output = this.set.outputs[index]?.[0];
+    if (output === undefined && part === 'feedForward') {
+      delta.fill(0);
+      return;
+    }
+    this.kernels.upload(this.x, bytesOf(x));
+    this.set.run(index);
+    if (output === undefined) delta.fill(0);
+    else this.kernels.download(output, delta);
+  }
+
+  [Symbol.dispose](): void {
+    this.set[Symbol.dispose]();
+    this.kernels.release([this.x, this.positions, this.cacheRows, this.stagingRows, ...this.masks]);
+  }
+}
+
+/** Logits of some rows over this rank's vocabulary. */
+export class HeadProgram implements Disposable {
+  private readonly kernels: Kernels;
+  private readonly x: Tensor; // [rows, hidden]
+  private readonly set: ProgramSet;
+
+  constructor({ kernels, model, weights }: RankParts, rows: number) {
+    this.kernels = kernels;
+    this.x = kernels.allocate('f32', [rows, model.hiddenDim]);
+    this.set = kernels.compile([
+      (ops) => [ops.matmul(weights.head, normed(ops, this.x, weights.finalNorm, model.normEps))],
+    ]);
+  }
+
+  /** @param x [rows, hidden]  @param logits [rows, localVocab] */
+  run(x: Float32Array, logits: Float32Array): void {
+    this.kernels.upload(this.x, bytesOf(x));
+    this.set.run(0);
+    this.kernels.download(defined(this.set.outputs[0]?.[0]), logits);
+  }
+
+  [Symbol.dispose](): void {
+    this.set[Symbol.dispose]();
+    this.kernels.release([this.x]);
+  }
+}
+
+/** Rows of the embedding matrix. */
+export class EmbeddingProgram implements Disposable {
+  private readonly kernels: Kernels;
+  private readonly ids: Tensor; // [tokens] i32
+  private readonly set: ProgramSet;
+
+  constructor({ kernels, weights }: RankParts, tokens: number) {
+    this.kernels = kernels;
+    this.ids = kernels.allocate('i32', [tokens]);
+    this.set = kernels.compile([(ops) => [ops.gatherRows(weights.embedding, this.ids)]]);
+  }
+
+  /** @param ids [tokens], local rows  @param x [tokens, hidden] */
+  run(ids: Int32Array, x: Float32Array): void {
+    this.kernels.upload(this.ids, bytesOf(ids));
+    this.set.run(0);
+    this.kernels.download(defined(this.set.outputs[0]?.[0]), x);
+  }
+
+  [Symbol.dispose](): void {
+    this.set[Symbol.dispose]();
+    this.kernels.release([this.ids]);
+  }
+}
+
+/** Keeps the most recently used programs and frees the others. */
+export class ProgramCache<Programs extends Disposable> implements Disposable {
+  private readonly limit: number;
+  private readonly entries = new Map<string, Programs>();
+
+  constructor(limit: number) {
+    this.limit = limit;
+  }
+
+  get(key: string, build: () => Programs): Programs {
+    const programs = this.entries.get(key) ?? build();
+    this.entries.delete(key);
+    this.entries.set(key, programs);
+    if (this.entries.size > this.limit) {
+      const [oldestKey, oldest] = defined(this.entries.entries().next().value);
+      this.entries.delete(oldestKey);
+      oldest[Symbol.dispose]();
+    }
+    return programs;
+  }
+
+  [Symbol.dispose](): void {
+    for (const programs of this.entries.values()) programs[Symbol.dispose]();
+    this.entries.clear();
+  }
+}
+
+export function bytesOf(values: Float32Array | Int32Array): Uint8Array {
+  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+}
+
+function present(output: Tensor | undefined): Tensor[] {
+  return output === undefined ? [] : [output];
+}
+
+function defined<T>(value: T | undefined): T {
+  invariant(value !== undefined, 'a program, tensor or segment that was just made is missing');
+  return value;
+}

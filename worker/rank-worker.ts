@@ -1,0 +1,163 @@
+/**
+ * One rank from setup to stop: loads its slice, joins the group, answers requests one after another. Knows nothing of
+ * text, sampling or users. Read next: forward.ts.
+ */
+import { ConfigError, invariant } from '../config/errors.ts';
+import type { RankPlan } from '../config/shard-plan.ts';
+import type { ProcessGroup } from '../collective/group.ts';
+import type { Ready, Reply, Setup, Step, ToRank } from '../collective/messages.ts';
+import type { Checkpoint } from '../model/checkpoint.ts';
+import { openCheckpoint } from '../model/open.ts';
+import { loadRotations } from '../model/tpla/rotation.ts';
+import { checkCollective } from './collective-check.ts';
+import { openBackend } from './backend.ts';
+import type { Kernels } from './kernels/kernels.ts';
+import { Forward } from './forward.ts';
+import { LatentCache } from './latent-cache.ts';
+import { MomentAccumulator } from './moments.ts';
+import type { RankParts } from './programs.ts';
+import { WeightUploader } from './weight-uploader.ts';
+import { loadWeights } from './weights.ts';
+
+type Request = Exclude<ToRank, { kind: 'setup' | 'stop' }>;
+
+export class RankWorker implements AsyncDisposable {
+  readonly ready: Omit<Ready, 'transport'>;
+  private readonly setup: Setup;
+  private readonly kernels: Kernels;
+  private readonly checkpoint: Checkpoint;
+  private readonly parts: RankParts;
+  private readonly group: ProcessGroup;
+  private readonly forward: Forward;
+
+  private constructor(
+    setup: Setup,
+    kernels: Kernels,
+    checkpoint: Checkpoint,
+    parts: RankParts,
+    group: ProcessGroup,
+    ready: Omit<Ready, 'transport'>,
+  ) {
+    this.setup = setup;
+    this.kernels = kernels;
+    this.checkpoint = checkpoint;
+    this.parts = parts;
+    this.group = group;
+    this.ready = ready;
+    this.forward = new Forward(parts, setup.plan, rankPlanOf(setup), group);
+  }
+
+  /** @throws ConfigError when the model differs from the coordinator's, or does not fit the backend */
+  static async load(setup: Setup, group: ProcessGroup): Promise<RankWorker> {
+    const started = performance.now();
+    const { options, plan } = setup;
+    const checkpoint = await openCheckpoint(setup.modelPath);
+    if (checkpoint.identity !== setup.modelIdentity)
+      throw new ConfigError(
+        `rank ${setup.rank}: ${setup.modelPath} has identity ${checkpoint.identity}, the coordinator's model has ${setup.modelIdentity}; give every rank the same files`,
+      );
+    const model = checkpoint.config;
+    const { kernels, quantize } = await openBackend(options);
+    const uploader = new WeightUploader(checkpoint, kernels, options.weights, quantize);
+    const rank = rankPlanOf(setup);
+    const rotations = await loadRotations(setup.modelPath, model, options.reparameterization);
+    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader);
+    const cache = new LatentCache(kernels, model, plan, rank, {
+      type: options.cacheType,
+      contextTokens: options.contextTokens,
+      slots: options.slots,
+      exactPrefill: options.prefill === 'exact',
+    });
+    return new RankWorker(setup, kernels, checkpoint, { kernels, model, weights, cache }, group, {
+      kind: 'ready',
+      rank: setup.rank,
+      loadMs: performance.now() - started,
+      weightBytes: uploader.uploadedBytes,
+      cacheBytesPerToken: cache.bytesPerToken,
+      device: kernels.device,
+      rssBytes: process.memoryUsage.rss(),
+    });
+  }
+
+  async answer(request: Request): Promise<{ reply: Reply; payload: Float32Array | undefined }> {
+    const started = performance.now();
+    const before = { ...this.group.stats };
+    const { payload, latenciesUs } = await this.handle(request);
+    const { waitMs, bytesSent, bytesReceived } = this.group.stats;
+    const wait = waitMs - before.waitMs;
+    return {
+      reply: {
+        kind: 'reply',
+        rank: this.setup.rank,
+        id: request.id,
+        computeMs: performance.now() - started - wait,
+        waitMs: wait,
+        bytesSent: bytesSent - before.bytesSent,
+        bytesReceived: bytesReceived - before.bytesReceived,
+        rssBytes: process.memoryUsage.rss(),
+        latenciesUs: latenciesUs ?? [],
+      },
+      payload,
+    };
+  }
+
+  private async handle(request: Request): Promise<{ payload?: Float32Array | undefined; latenciesUs?: number[] }> {
+    switch (request.kind) {
+      case 'step':
+        checkStep(request, this.setup, this.parts.model.vocabSize);
+        return { payload: await this.forward.run(request) };
+      case 'moments':
+        return { payload: this.moments(request.action, request.layer) };
+      case 'collectiveCheck':
+        return { latenciesUs: await checkCollective(this.group, request.floats, request.count) };
+    }
+  }
+
+  private moments(action: 'begin' | 'read' | 'end', layer: number): Float32Array | undefined {
+    if (action === 'begin') {
+      invariant(this.forward.moments === undefined, 'moments were begun twice');
+      this.forward.moments = new MomentAccumulator(this.parts, this.setup.worldSize, this.setup.rank);
+      return undefined;
+    }
+    const moments = this.forward.moments;
+    invariant(moments !== undefined, `moments ${action} without begin`);
+    if (action === 'read') return moments.read(layer);
+    moments[Symbol.dispose]();
+    this.forward.moments = undefined;
+    return undefined;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.forward[Symbol.dispose]();
+    this.forward.moments?.[Symbol.dispose]();
+    this.kernels[Symbol.dispose]();
+    await this.checkpoint[Symbol.asyncDispose]();
+  }
+}
+
+function rankPlanOf(setup: Setup): RankPlan {
+  const plan = setup.plan.ranks[setup.rank];
+  invariant(plan !== undefined, `the plan has ${setup.plan.ranks.length} ranks, this is rank ${setup.rank}`);
+  return plan;
+}
+
+/** What would otherwise read or write another sequence's rows. */
+function checkStep(step: Step, { options }: Setup, vocabSize: number): void {
+  const slots = new Set<number>();
+  for (const { slot, start, tokens } of step.sequences) {
+    invariant(
+      slot < options.slots && !slots.has(slot),
+      `step ${step.id}: slot ${slot} of ${options.slots} is out of range or named twice`,
+    );
+    slots.add(slot);
+    invariant(tokens.length > 0, `step ${step.id}: no tokens for slot ${slot}`);
+    invariant(
+      start + tokens.length <= options.contextTokens,
+      `step ${step.id}: tokens ${start} to ${start + tokens.length} of slot ${slot} do not fit a context of ${options.contextTokens}`,
+    );
+    invariant(
+      tokens.every((token) => token < vocabSize),
+      `step ${step.id}: a token id is not below the vocabulary size ${vocabSize}`,
+    );
+  }
+}

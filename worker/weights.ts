@@ -1,0 +1,153 @@
+/**
+ * Loads this rank's share of every weight, and only that: ranged reads from the checkpoint, one tensor after another,
+ * so that peak memory is the share plus one tensor. Which share a rank keeps stands here, next to the weight's shape.
+ * Read next: mla-weights.ts for the latent projections.
+ */
+import type { GqaConfig } from '../config/model-config.ts';
+import { size, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import type { Checkpoint } from '../model/checkpoint.ts';
+import type { Tensor } from './kernels/kernels.ts';
+import { loadMla } from './mla-weights.ts';
+import type { WeightUploader } from './weight-uploader.ts';
+
+export interface RankWeights {
+  /** Rows of this rank's part of the vocabulary. [localVocab, hidden] */
+  readonly embedding: Tensor;
+  /** The same tensor when the model ties them. [localVocab, hidden] */
+  readonly head: Tensor;
+  readonly finalNorm: Tensor; // [hidden], replicated
+  readonly layers: readonly LayerWeights[];
+}
+
+export interface LayerWeights {
+  readonly attentionNorm: Tensor; // [hidden], replicated
+  /** undefined: there are more ranks than heads and this one has none. */
+  readonly attention: GqaWeights | MlaWeights | undefined;
+  readonly feedForwardNorm: Tensor; // [hidden], replicated
+  /** undefined: this rank has no columns. */
+  readonly feedForward: FeedForwardWeights | undefined;
+}
+
+export interface FeedForwardWeights {
+  readonly gate: Tensor; // [localFeedForward, hidden]
+  readonly up: Tensor; // [localFeedForward, hidden]
+  readonly down: Tensor; // [hidden, localFeedForward]: its product is partial
+}
+
+export interface GqaWeights {
+  readonly kind: 'gqa';
+  readonly query: Tensor; // [localHeads * headDim, hidden]
+  readonly queryBias: Tensor | undefined;
+  readonly key: Tensor; // [localKvHeads * headDim, hidden]
+  readonly keyBias: Tensor | undefined;
+  readonly value: Tensor; // [localKvHeads * headDim, hidden]
+  readonly valueBias: Tensor | undefined;
+  readonly output: Tensor; // [hidden, localHeads * headDim]: its product is partial
+  /** On rank 0 only: the sum over ranks must contain it once. */
+  readonly outputBias: Tensor | undefined; // [hidden]
+  readonly frequencies: Tensor; // [headDim / 2]
+  /** Local query heads that read each local KV head. [localKvHeads] */
+  readonly queriesOfKvHead: readonly number[];
+}
+
+export interface MlaWeights {
+  readonly kind: 'mla';
+  /** Low-rank query (W_DQ with its norm's gain), replicated. */
+  readonly queryDown: { readonly matrix: Tensor; readonly gain: Tensor } | undefined; // [queryLoraDim, hidden], [queryLoraDim]
+  readonly query: Tensor; // [localHeads * (n + p), hidden or queryLoraDim]
+  readonly queryBias: Tensor | undefined;
+  readonly latentDown: Tensor; // W_DKV, W_KR: [r + p, hidden], replicated: every rank computes the whole latent
+  readonly latentDownBias: Tensor | undefined; // [r + p]
+  readonly latentShard: Range; // columns that the cache keeps
+  readonly decode: MlaProjection;
+  /** The same object as `decode` when the cache holds the whole latent; undefined: this rank has no heads in prefill. */
+  readonly prefill: MlaProjection | undefined;
+  readonly output: Tensor; // [hidden, localHeads * v]: its product is partial
+  readonly outputBias: Tensor | undefined; // [hidden], rank 0 only
+  readonly frequencies: Tensor; // [p / 2]
+}
+
+/** Maps between head space and latent columns, for some of the local heads. */
+export interface MlaProjection {
+  /** Counted from the first local head. */
+  readonly heads: Range;
+  /** W_UK, transposed per head; absent when the model has no nope part. [heads, latentColumns, n] */
+  readonly keyUp: Tensor | undefined;
+  readonly valueUp: Tensor; // W_UV: [heads, v, latentColumns]
+}
+
+/** @throws ConfigError when the checkpoint is damaged or a tensor's type cannot be computed with. */
+export async function loadWeights(
+  checkpoint: Checkpoint,
+  plan: ShardPlan,
+  rank: RankPlan,
+  rotations: readonly (Float32Array | undefined)[], // per layer: [r, r] or none
+  uploader: WeightUploader,
+): Promise<RankWeights> {
+  const model = checkpoint.config;
+  const embedding = await uploader.matrix('embedding', undefined, rank.vocab);
+  const head = model.tiedEmbeddings ? embedding : await uploader.matrix('head', undefined, rank.vocab);
+  const frequencies = uploader.values(Float32Array.from(model.rope.frequencies));
+  const layers: LayerWeights[] = [];
+  for (let layer = 0; layer < model.numLayers; layer++) {
+    const table = (await uploader.optionalVector('ropeFrequencies', layer)) ?? frequencies;
+    layers.push({
+      attentionNorm: await uploader.vector('attentionNorm', layer),
+      attention: size(rank.heads) === 0 ? undefined : await loadAttention(layer, table),
+      feedForwardNorm: await uploader.vector('feedForwardNorm', layer),
+      feedForward: size(rank.feedForward) === 0 ? undefined : await loadFeedForward(rank, uploader, layer),
+    });
+  }
+  return { embedding, head, finalNorm: await uploader.vector('finalNorm', undefined), layers };
+
+  async function loadAttention(layer: number, table: Tensor): Promise<GqaWeights | MlaWeights> {
+    if (model.attention.kind === 'mla')
+      return await loadMla(checkpoint, plan, rank, uploader, layer, table, rotations[layer]);
+    return await loadGqa(model.attention, model.numHeads, rank, uploader, layer, table);
+  }
+}
+
+async function loadFeedForward(rank: RankPlan, uploader: WeightUploader, layer: number): Promise<FeedForwardWeights> {
+  return {
+    gate: await uploader.matrix('gate', layer, rank.feedForward),
+    up: await uploader.matrix('up', layer, rank.feedForward),
+    down: await uploader.matrix('down', layer, undefined, rank.feedForward),
+  };
+}
+
+async function loadGqa(
+  config: GqaConfig,
+  numHeads: number,
+  rank: RankPlan,
+  uploader: WeightUploader,
+  layer: number,
+  frequencies: Tensor,
+): Promise<GqaWeights> {
+  const queryRows = times(rank.heads, config.headDim);
+  const kvRows = times(rank.kvHeads, config.headDim);
+  return {
+    kind: 'gqa',
+    query: await uploader.matrix('query', layer, queryRows),
+    queryBias: await uploader.optionalVector('queryBias', layer, queryRows),
+    key: await uploader.matrix('key', layer, kvRows),
+    keyBias: await uploader.optionalVector('keyBias', layer, kvRows),
+    value: await uploader.matrix('value', layer, kvRows),
+    valueBias: await uploader.optionalVector('valueBias', layer, kvRows),
+    output: await uploader.matrix('output', layer, undefined, queryRows),
+    outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
+    frequencies,
+    queriesOfKvHead: queriesOfKvHead(rank, numHeads / config.numKvHeads),
+  };
+}
+
+/** How many of the local query heads read each local KV head; the first and the last may be shared with other ranks. */
+function queriesOfKvHead(rank: RankPlan, queriesPerKvHead: number): number[] {
+  return Array.from({ length: size(rank.kvHeads) }, (_, i) => {
+    const first = (rank.kvHeads.start + i) * queriesPerKvHead;
+    return Math.min(rank.heads.end, first + queriesPerKvHead) - Math.max(rank.heads.start, first);
+  });
+}
+
+export function times(range: Range, factor: number): Range {
+  return { start: range.start * factor, end: range.end * factor };
+}
