@@ -30,13 +30,14 @@ export interface EncodedLayer {
 }
 
 /**
+ * @param rotation undefined: the checkpoint is only measured, not served
  * @param output replaces the source's o_proj: [D, H d + 1], last column the bias
  * @throws ConfigError when a value does not fit `dtype`
  */
 export function encodeLayer(
   layer: number,
   maps: MlaMaps,
-  rotation: LatentRotation,
+  rotation: LatentRotation | undefined,
   dtype: FloatType,
   output?: Dense,
 ): EncodedLayer {
@@ -59,10 +60,13 @@ export function encodeLayer(
     hasBias: biased.includes(true),
     replacesOutput: output !== undefined,
     tensors,
-    rotation: [
-      tensor(`layers.${layer}.pca`, [latentDim, latentDim], rotation.vectors.data, 'f32'),
-      tensor(`layers.${layer}.energy`, [latentDim], rotation.energy, 'f32'),
-    ],
+    rotation:
+      rotation === undefined
+        ? []
+        : [
+            tensor(`layers.${layer}.pca`, [latentDim, latentDim], rotation.vectors.data, 'f32'),
+            tensor(`layers.${layer}.energy`, [latentDim], rotation.energy, 'f32'),
+          ],
   };
 }
 
