@@ -11,7 +11,7 @@ import type { Operation } from './frame.ts';
 /** One collective as this rank calls it. */
 export interface OperationCall {
   readonly operation: Operation;
-  /** Counts this group's operations from 0, which is the handshake. */
+  /** Counts this group's operations from 1; 0 is the handshake. */
   readonly sequence: number;
   /** Elements of the whole operation, the same on all ranks. */
   readonly total: number;
@@ -47,7 +47,7 @@ export class OperationRunner {
     work: (call: OperationCall) => Promise<void> | undefined,
   ): Promise<void> {
     this.#check(operation, label);
-    const call = { operation, sequence: this.#sequence++, total, label };
+    const call = { operation, sequence: operation === 'hello' ? 0 : ++this.#sequence, total, label };
     this.#current = call;
     const start = performance.now();
     try {
@@ -57,7 +57,7 @@ export class OperationRunner {
         this.#ended = pending.then(ignore, ignore);
         await pending;
       }
-      this.stats.operations++;
+      if (operation !== 'hello') this.stats.operations++;
     } catch (error) {
       this.#failure = error;
       throw error;

@@ -92,7 +92,6 @@ export class ZeroMqGroup implements ProcessGroup {
       mailbox.close();
       throw error;
     }
-    runner.stats.operations = 0;
     return group;
   }
 

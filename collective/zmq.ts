@@ -50,7 +50,7 @@ export class ControlServer implements AsyncDisposable {
    */
   static async bind(endpoint: string): Promise<ControlServer> {
     // mandatory: a send to a rank that is gone fails instead of vanishing.
-    const socket = new Router({ ...limits(sendTimeoutMs, maxPayloadBytes), mandatory: true });
+    const socket = new Router({ ...controlLimits, mandatory: true });
     return new ControlServer(socket, await bindSocket(socket, endpoint, 'control'));
   }
 
@@ -139,7 +139,7 @@ export class ControlClient implements AsyncDisposable {
 
   /** @throws PeerError when no coordinator answers at `endpoint` within `timeoutMs` */
   static async connect(endpoint: string, rank: number, timeoutMs = 10_000): Promise<ControlClient> {
-    const socket = new Dealer(limits(sendTimeoutMs, maxPayloadBytes));
+    const socket = new Dealer(controlLimits);
     const client = new ControlClient(socket, endpoint, rank);
     const connected = await connectSocket(socket, endpoint, timeoutMs);
     if (!connected) {
@@ -203,34 +203,38 @@ export class ControlClient implements AsyncDisposable {
 
 /** @throws ConfigError when the address cannot be bound */
 export async function bindPull(endpoint: string, maxFrameBytes: number): Promise<{ socket: Pull; endpoint: string }> {
-  const socket = new Pull(limits(sendTimeoutMs, maxFrameBytes));
+  const socket = new Pull({ ...common, ...receiving(maxFrameBytes) });
   return { socket, endpoint: await bindSocket(socket, endpoint, 'ring') };
 }
 
 export function connectPush(endpoint: string, timeoutMs: number): Push {
   // immediate: without a connected peer a send waits for its timeout instead of vanishing into a queue. (Not for a
   // socket that also receives: on a lost connection libzmq would drop what had arrived.)
-  const socket = new Push({ ...limits(timeoutMs, -1), immediate: true });
+  const socket = new Push({ ...common, ...sending(timeoutMs), immediate: true });
   socket.connect(endpoint);
   return socket;
 }
 
-/** What every socket of ours has: no socket may keep a process alive, wait for ever to send, or fill the memory. */
-function limits(sendTimeout: number, maxMessageSize: number) {
-  return {
-    linger: lingerMs,
-    sendTimeout,
-    // Each receive sets its own deadline; a loop that may wait for ever waits until close.
-    receiveTimeout: -1,
-    maxMessageSize,
-    sendHighWaterMark: 1000,
-    receiveHighWaterMark: 1000,
-    // Answered by ZeroMQ's own thread, also while a kernel runs: a host that is gone ends the connection.
-    heartbeatInterval: 1000,
-    heartbeatTimeout: 5000,
-    heartbeatTimeToLive: 5000,
-  };
+/** What every socket of ours has: none may keep a process alive for long. */
+const common = {
+  linger: lingerMs,
+  // Answered by ZeroMQ's own thread, also while a kernel runs: a host that is gone ends the connection.
+  heartbeatInterval: 1000,
+  heartbeatTimeout: 5000,
+  heartbeatTimeToLive: 5000,
+};
+
+/** What every socket that sends has: none may wait for ever, or queue without end. */
+function sending(sendTimeout: number) {
+  return { sendTimeout, sendHighWaterMark: 1000 };
 }
+
+/** What every socket that receives has. Each receive sets its own deadline; without one it waits until close. */
+function receiving(maxMessageSize: number) {
+  return { maxMessageSize, receiveTimeout: -1, receiveHighWaterMark: 1000 };
+}
+
+const controlLimits = { ...common, ...sending(sendTimeoutMs), ...receiving(maxPayloadBytes) };
 
 async function bindSocket(socket: Router | Pull, requested: string, name: string): Promise<string> {
   const endpoint = await freshEndpoint(requested, name);
