@@ -1,84 +1,152 @@
 /**
- * Attention as ggml nodes, in one of two ways. Stops at the device's own kernels; the definition is reference.ts.
+ * Attention as ggml nodes, in one of two ways that both sum in f32. With few rows of queries: scores, softmax and
+ * weighted sum as three operations. With many: ggml's fused operation, which computes in tiles of TILE_ROWS rows and
+ * keeps no scores. (Below that it rounds q to f16 and sums f16 values in f16, wrong by 2e-3, and is no faster.)
  */
-import { STORAGE, ggmlShape, type GgmlTensor } from './tensor.ts';
+import {
+  NO_POINTER,
+  STORAGE,
+  check,
+  describe,
+  ggmlShape,
+  hasContiguousRows,
+  isContiguous,
+  type GgmlTensor,
+} from './tensor.ts';
+import { capped, softMax, type Constants } from './compound.ts';
 import type { AttendOptions } from '../kernels.ts';
 import type { GraphRecorder } from './graph.ts';
 
-/** From this many rows of q on, ggml's fused operation computes in f32 tiles; below it rounds q and sums to f16. */
 const TILE_ROWS = 64;
+/** Heads of other sizes are not computed in tiles: the widest vector, in f32 numbers. */
+const TILE_COLUMNS = 16;
 
-/** Arguments with checked shapes, their rows contiguous; H is a multiple of G. */
 export interface Attention {
   readonly q: GgmlTensor; // [H, T, dk] row-major
-  readonly keys: GgmlTensor; // [G, S, dk]
-  readonly values: GgmlTensor; // [G, S, dv]
+  readonly keys: GgmlTensor; // [G, S, dk] with contiguous rows
+  readonly values: GgmlTensor; // [G, S, dv] with contiguous rows
   readonly mask: GgmlTensor; // [T, S] row-major
   readonly options: AttendOptions;
+  readonly constants: Constants;
 }
 
+/** @returns [H, T, dv] */
 export function attend(recorder: GraphRecorder, attention: Attention): GgmlTensor {
+  checkAttention(attention);
   const { q, keys, values } = attention;
-  const [H, T] = q.shape as [number, number];
-  const mergedRows = (H / keys.shape[0]!) * T;
-  if (keys.type !== values.type || mergedRows < TILE_ROWS) return attendInSteps(recorder, attention);
-  return attendFused(recorder, attention, T < TILE_ROWS);
+  const [H, T, dk] = sizes(q);
+  const [G, , dv] = sizes(values);
+  if (H * T * dv === 0) return recorder.emit('f32', [H, T, dv], () => NO_POINTER);
+  const tiled = dk % TILE_COLUMNS === 0 && dv % TILE_COLUMNS === 0 && keys.type === values.type;
+  if (!tiled || (H / G) * T < TILE_ROWS) return attendInSteps(recorder, attention);
+  return attendFused(recorder, attention) ?? attendInSteps(recorder, attention);
 }
 
-/** Scores, softmax and weighted sum as three operations; values are transposed on every run. */
-function attendInSteps(recorder: GraphRecorder, attention: Attention): GgmlTensor {
-  const { functions } = recorder;
-  const { q, keys, values, mask, options } = attention;
-  const [H, T, dk] = q.shape as [number, number, number];
-  const [G, S, dv] = values.shape as [number, number, number];
-  const rows = (H / G) * T;
-  // Heads of one group become rows of one matrix: keys and values are read once per group.
-  const grouped = recorder.reshape(q, [G, rows, dk]);
-  const raw = recorder.emit('f32', [G, rows, S], (c) => functions.mulMat(c, keys.pointer, grouped.pointer));
-  let scores = recorder.reshape(raw, [H, T, S]);
-  let scale = options.scale;
-  if (options.softcap !== 0) {
-    scores = cap(recorder, scores, options);
-    scale = 1;
+function checkAttention({ q, keys, values, mask }: Attention): void {
+  const at = `attend: q ${describe(q)}, keys ${describe(keys)}, values ${describe(values)}, mask ${describe(mask)}`;
+  const [H, T, dk] = sizes(q);
+  const [G, S] = sizes(values);
+  const fit = String(keys.shape) === String([G, S, dk]) && String(mask.shape) === String([T, S]);
+  check(
+    q.shape.length === 3 && values.shape.length === 3 && fit,
+    `${at}: expected [H, T, dk], [G, S, dk], [G, S, dv], [T, S]`,
+  );
+  check(G > 0 && H % G === 0, `${at}: ${H} query heads are no multiple of ${G} key heads`);
+  check(S > 0 && dk > 0, `${at}: no positions or no columns to compare`);
+  check(
+    isContiguous(q) && isContiguous(mask) && hasContiguousRows(keys) && hasContiguousRows(values),
+    `${at}: strides`,
+  );
+  for (const { type } of [keys, values]) {
+    check(type === 'f32' || type === 'f16', `${at}: keys and values must be f32 or f16`);
   }
-  const shares = recorder.emit('f32', [H, T, S], (c) => functions.softMax(c, scores.pointer, mask.pointer, scale, 0));
-  const groupedShares = recorder.reshape(shares, [G, rows, S]);
-  const columns = recorder.contiguous(recorder.permute(values, [0, 2, 1])); // [G, dv, S]
-  const sums = recorder.emit('f32', [G, rows, dv], (c) => functions.mulMat(c, columns.pointer, groupedShares.pointer));
+}
+
+/** Heads of one group become rows of one matrix, so that its keys and values are read once. */
+function attendInSteps(recorder: GraphRecorder, { q, keys, values, mask, options, constants }: Attention): GgmlTensor {
+  const [H, T, dk] = sizes(q);
+  const [G, S, dv] = sizes(values);
+  const rows = (H / G) * T;
+  // A product with f16 keys would round q to f16; widening a cache costs less than the products with it.
+  const wideKeys = widen(recorder, keys);
+  const wideValues = isPrefix(values, keys) ? recorder.slice(wideKeys, 2, 0, dv) : widen(recorder, values);
+  const grouped = recorder.reshape(q, [G, rows, dk]);
+  const raw = recorder.emit('f32', [G, rows, S], (c, f) => f.mulMat(c, wideKeys.pointer, grouped.pointer));
+  const scores = recorder.reshape(raw, [H, T, S]);
+  const { scale, softcap } = options;
+  const shares =
+    softcap === 0
+      ? softMax(recorder, constants, scores, mask, scale)
+      : softMax(recorder, constants, capped(recorder, scores, scale, softcap), mask, 1);
+  const sums = weightedSums(recorder, wideValues, recorder.reshape(shares, [G, rows, S]));
   return recorder.reshape(sums, [H, T, dv]);
 }
 
-/** softcap * tanh(scale * x / softcap) */
-function cap(recorder: GraphRecorder, x: GgmlTensor, options: AttendOptions): GgmlTensor {
+/**
+ * An outer product adds rows of values as they lie; the ordinary product would need them transposed on every run.
+ * @param values [G, S, dv] @param shares [G, rows, S] @returns [G, rows, dv]
+ */
+function weightedSums(recorder: GraphRecorder, values: GgmlTensor, shares: GgmlTensor): GgmlTensor {
   const { functions } = recorder;
-  const { scale, softcap } = options;
-  const narrowed = recorder.emit('f32', x.shape, (c) => functions.scale(c, x.pointer, scale / softcap));
-  const bent = recorder.emit('f32', x.shape, (c) => functions.tanh(c, narrowed.pointer));
-  return recorder.emit('f32', x.shape, (c) => functions.scale(c, bent.pointer, softcap));
+  const [G, rows, S] = sizes(shares);
+  const [, , dv] = sizes(values);
+  const byPosition = recorder.permute(shares, [0, 2, 1]); // [G, S, rows]
+  const outer = functions.outProd(recorder.context(), values.pointer, byPosition.pointer);
+  if (recorder.supports(outer)) return recorder.emit('f32', [G, rows, dv], () => outer);
+  const columns = recorder.contiguous(recorder.permute(values, [0, 2, 1])); // [G, dv, S]
+  const again = recorder.reshape(shares, [G, rows, S]);
+  return recorder.emit('f32', [G, rows, dv], (c, f) => f.mulMat(c, columns.pointer, again.pointer));
 }
 
-/**
- * One fused operation that never stores the scores. `mergeHeads` makes the heads of a group rows of one matrix, so that
- * a pass over keys and values serves all of them; the mask is then repeated for each head.
- */
-function attendFused(recorder: GraphRecorder, attention: Attention, mergeHeads: boolean): GgmlTensor {
+/** undefined if the device has no such operation for these types and sizes. */
+function attendFused(recorder: GraphRecorder, { q, keys, values, mask, options }: Attention): GgmlTensor | undefined {
   const { functions } = recorder;
-  const { q, keys, values, mask, options } = attention;
-  const [H, T, dk] = q.shape as [number, number, number];
-  const [G, S, dv] = values.shape as [number, number, number];
-  const rows = mergeHeads ? (H / G) * T : T;
-  const batches = (H * T) / rows;
+  const [H, T, dk] = sizes(q);
+  const [G, S, dv] = sizes(values);
+  // With few tokens the heads of a group fill the tiles, and each head needs the mask rows of its own.
+  const headsPerTile = T < TILE_ROWS ? H / G : 1;
+  const rows = headsPerTile * T;
+  const batches = H / headsPerTile;
   const query = recorder.reshape(q, [batches, rows, dk]);
-  const halfMask = recorder.emit('f16', [T, S], (c) => functions.cast(c, mask.pointer, STORAGE.f16.id));
-  const fullMask =
-    rows === T
-      ? halfMask
-      : recorder.emit('f16', [rows / T, T, S], (c) =>
-          functions.repeat(c, halfMask.pointer, ...ggmlShape([rows / T, T, S])),
-        );
-  const rowMask = recorder.reshape(fullMask, [rows, S]);
-  const result = recorder.emit('f32', [rows, batches, dv], (c) =>
-    functions.flash(c, query.pointer, keys.pointer, values.pointer, rowMask.pointer, options.scale, 0, options.softcap),
+  const half = recorder.emit('f16', [T, S], (c, f) => f.cast(c, mask.pointer, STORAGE.f16.id));
+  const perHead = [headsPerTile, T, S];
+  const repeated =
+    headsPerTile === 1
+      ? half
+      : recorder.emit('f16', perHead, (c, f) => f.repeat(c, half.pointer, ...ggmlShape(perHead)));
+  const rowMask = recorder.reshape(repeated, [rows, S]);
+  const { scale, softcap } = options;
+  const node = functions.flash(
+    recorder.context(),
+    query.pointer,
+    keys.pointer,
+    values.pointer,
+    rowMask.pointer,
+    scale,
+    0,
+    softcap,
   );
+  if (!recorder.supports(node)) return undefined;
+  const result = recorder.emit('f32', [rows, batches, dv], () => node);
   return recorder.reshape(recorder.packed(recorder.permute(result, [1, 0, 2])), [H, T, dv]);
+}
+
+function widen(recorder: GraphRecorder, x: GgmlTensor): GgmlTensor {
+  if (x.type === 'f32') return x;
+  return recorder.emit('f32', x.shape, (c, f) => f.cast(c, x.pointer, STORAGE.f32.id));
+}
+
+/** Whether values are the first columns of keys, as in a latent cache. */
+function isPrefix(values: GgmlTensor, keys: GgmlTensor): boolean {
+  return (
+    values.root === keys.root &&
+    values.offset === keys.offset &&
+    values.type === keys.type &&
+    String(values.strides) === String(keys.strides) &&
+    values.shape[2]! <= keys.shape[2]!
+  );
+}
+
+function sizes(tensor: GgmlTensor): [number, number, number] {
+  return [tensor.shape[0] ?? 0, tensor.shape[1] ?? 0, tensor.shape[2] ?? 0];
 }

@@ -67,6 +67,7 @@ export interface GgmlFunctions {
   readonly getRows: Binary;
   readonly setRows: (context: Pointer, target: Pointer, rows: Pointer, indices: Pointer) => Pointer;
   readonly mulMat: Binary;
+  readonly outProd: Binary;
   readonly add: Binary;
   readonly mul: Binary;
   readonly div: Binary;
@@ -78,6 +79,7 @@ export interface GgmlFunctions {
   readonly swiglu: Binary;
   readonly rmsNorm: (context: Pointer, a: Pointer, eps: number) => Pointer;
   readonly softMax: (context: Pointer, a: Pointer, mask: Pointer, scale: number, maxBias: number) => Pointer;
+  readonly softMaxAddSinks: (softMax: Pointer, sinks: Pointer) => void;
   readonly rope: (
     context: Pointer,
     a: Pointer,
@@ -210,6 +212,7 @@ function bindOperations(base: LibraryHandle): Omit<GgmlFunctions, DeviceNames | 
     getRows: binary('ggml_get_rows'),
     setRows: base.func('void *ggml_set_rows(void *, void *, void *, void *)'),
     mulMat: binary('ggml_mul_mat'),
+    outProd: binary('ggml_out_prod'),
     add: binary('ggml_add'),
     mul: binary('ggml_mul'),
     div: binary('ggml_div'),
@@ -221,6 +224,7 @@ function bindOperations(base: LibraryHandle): Omit<GgmlFunctions, DeviceNames | 
     swiglu: binary('ggml_swiglu_split'),
     rmsNorm: base.func('void *ggml_rms_norm(void *, void *, float)'),
     softMax: base.func('void *ggml_soft_max_ext(void *, void *, void *, float, float)'),
+    softMaxAddSinks: base.func('void ggml_soft_max_add_sinks(void *, void *)'),
     rope: base.func(
       'void *ggml_rope_ext(void *, void *, void *, void *, int, int, int, float, float, float, float, float, float)',
     ),

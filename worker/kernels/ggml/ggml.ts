@@ -4,12 +4,24 @@
  * Next: ops.ts (what a program consists of), library.ts (where ggml comes from).
  */
 import type { Kernels, ProgramBuilder, ProgramSet, Tensor, TensorType } from '../kernels.ts';
+import { CONSTANT_LENGTH, type Constants } from './compound.ts';
 import { bindSetThreads, type GgmlFunctions, type Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
 import { BackendUnavailable, loadGgml, type GgmlLibrary } from './library.ts';
-import { MAX_FREQUENCIES } from './ops.ts';
 import { compilePrograms } from './programs.ts';
-import { GgmlTensor, STORAGE, byteLength, check, checkShape, describe, ggmlShape } from './tensor.ts';
+import {
+  GgmlTensor,
+  NO_POINTER,
+  STORAGE,
+  byteLength,
+  check,
+  checkShape,
+  describe,
+  elements,
+  ggmlShape,
+  type Memory,
+  type Origin,
+} from './tensor.ts';
 
 export interface GgmlOptions {
   /** CPU threads per program run. One per rank and one rank per core is the fast shape on one machine. */
@@ -33,8 +45,7 @@ class GgmlKernels implements Kernels {
   readonly #functions: GgmlFunctions;
   readonly #backend: Pointer;
   readonly #tensors = new Set<GgmlTensor>();
-  /** See GgmlOps; also keeps a table out of the graphs. */
-  readonly #ones: GgmlTensor;
+  readonly #constants: Constants;
 
   constructor(library: GgmlLibrary, device: Pointer, threads: number) {
     const { functions } = library;
@@ -50,8 +61,7 @@ class GgmlKernels implements Kernels {
       ...(onCpu && library.cpuVariant !== '' ? [library.cpuVariant] : []),
       ...(onCpu ? [`${threads} ${threads === 1 ? 'thread' : 'threads'}`] : []),
     ].join(', ');
-    this.#ones = this.allocate('f32', [MAX_FREQUENCIES]);
-    this.upload(this.#ones, new Uint8Array(new Float32Array(MAX_FREQUENCIES).fill(1).buffer));
+    this.#constants = { ones: this.#allocateFilled(1), veryLow: this.#allocateFilled(-1e30) };
   }
 
   supportsWeights(type: TensorType): boolean {
@@ -60,6 +70,7 @@ class GgmlKernels implements Kernels {
 
   allocate(type: TensorType, shape: readonly number[]): GgmlTensor {
     checkShape(type, shape);
+    if (elements(shape) === 0) return this.#keep(type, shape, NO_POINTER, undefined);
     const functions = this.#functions;
     const context = openContext(functions, functions.tensorOverhead());
     const pointer = functions.newTensor(context, STORAGE[type].id, ...ggmlShape(shape));
@@ -69,10 +80,7 @@ class GgmlKernels implements Kernels {
       check(false, `no memory for ${type} [${shape.join(', ')}], ${byteLength(type, shape)} bytes, on ${this.device}`);
     }
     functions.bufferClear(buffer, 0);
-    const origin = { kind: 'allocated', context, buffer, released: false } as const;
-    const tensor = new GgmlTensor({ type, shape: [...shape], pointer, origin: { ...origin } });
-    this.#tensors.add(tensor);
-    return tensor;
+    return this.#keep(type, shape, pointer, { context, buffer });
   }
 
   release(tensors: readonly Tensor[]): void {
@@ -86,6 +94,7 @@ class GgmlKernels implements Kernels {
       offsetBytes >= 0 && offsetBytes + bytes.byteLength <= size,
       `upload of ${bytes.byteLength} bytes at ${offsetBytes} to ${describe(tensor)}, which has ${size}`,
     );
+    if (bytes.byteLength === 0) return;
     this.#functions.tensorSet(target.pointer, bytes, offsetBytes, bytes.byteLength);
   }
 
@@ -98,16 +107,30 @@ class GgmlKernels implements Kernels {
       tensor.type === 'f32' && out.byteLength <= size,
       `download of ${out.length} floats from ${describe(tensor)}, which has ${size} bytes`,
     );
+    if (out.length === 0) return;
     this.#functions.tensorGet(tensor.pointer, out, 0, out.byteLength);
   }
 
   compile(builders: readonly ProgramBuilder[]): ProgramSet {
-    return compilePrograms(this.#functions, this.#backend, this.#ones, builders);
+    return compilePrograms(this.#functions, this.#backend, this.#constants, builders);
   }
 
   [Symbol.dispose](): void {
     for (const tensor of this.#tensors) this.#releaseOne(tensor);
     this.#functions.backendFree(this.#backend);
+  }
+
+  #allocateFilled(value: number): GgmlTensor {
+    const tensor = this.allocate('f32', [CONSTANT_LENGTH]);
+    this.upload(tensor, new Uint8Array(new Float32Array(CONSTANT_LENGTH).fill(value).buffer));
+    return tensor;
+  }
+
+  #keep(type: TensorType, shape: readonly number[], pointer: Pointer, memory: Memory | undefined): GgmlTensor {
+    const origin: Origin = { kind: 'allocated', memory, released: false };
+    const tensor = new GgmlTensor({ type, shape: [...shape], pointer, origin });
+    this.#tensors.add(tensor);
+    return tensor;
   }
 
   #allocated(tensor: Tensor, what: string): GgmlTensor {
@@ -123,8 +146,9 @@ class GgmlKernels implements Kernels {
     if (origin.kind !== 'allocated') return;
     this.#tensors.delete(tensor);
     origin.released = true;
-    this.#functions.bufferFree(origin.buffer);
-    this.#functions.free(origin.context);
+    if (origin.memory === undefined) return;
+    this.#functions.bufferFree(origin.memory.buffer);
+    this.#functions.free(origin.memory.context);
   }
 }
 

@@ -6,9 +6,11 @@
 import {
   GgmlTensor,
   MAX_AXES,
+  NO_POINTER,
   STORAGE,
   check,
   describe,
+  elements,
   ggmlShape,
   hasContiguousRows,
   isContiguous,
@@ -25,8 +27,11 @@ export function openContext(functions: GgmlFunctions, bytes: number): Pointer {
   return context;
 }
 
+type Fields = ConstructorParameters<typeof GgmlTensor>[0];
+
 export interface RecordedGraph {
-  readonly graph: Pointer;
+  /** undefined if there is nothing to compute. */
+  readonly graph: Pointer | undefined;
   readonly contexts: readonly Pointer[];
   readonly outputs: readonly GgmlTensor[];
 }
@@ -60,7 +65,7 @@ export class GraphRecorder {
     const { origin } = tensor;
     if (origin.kind === 'allocated') {
       check(!origin.released, `${describe(tensor)} has been released`);
-      this.#inputs.add(tensor.pointer);
+      if (tensor.pointer !== NO_POINTER) this.#inputs.add(tensor.pointer);
     } else {
       check(origin.program === this, `${describe(tensor)} is a result of another program`);
     }
@@ -68,8 +73,18 @@ export class GraphRecorder {
   }
 
   /** Adds the node that `create` makes in the given context: exactly one tensor, in new memory, row-major. */
-  emit(type: TensorType, shape: readonly number[], create: (context: Pointer) => Pointer): GgmlTensor {
-    const tensor = new GgmlTensor({ type, shape, pointer: create(this.context()), origin: this.#origin() });
+  emit(
+    type: TensorType,
+    shape: readonly number[],
+    create: (context: Pointer, functions: GgmlFunctions) => Pointer,
+  ): GgmlTensor {
+    if (elements(shape) === 0) return this.#empty(type, shape);
+    const tensor = new GgmlTensor({
+      type,
+      shape,
+      pointer: create(this.context(), this.functions),
+      origin: this.#origin(),
+    });
     this.append(tensor);
     return tensor;
   }
@@ -93,8 +108,9 @@ export class GraphRecorder {
   }
 
   reshape(x: GgmlTensor, shape: readonly number[]): GgmlTensor {
+    if (elements(shape) === 0) return this.#empty(x.type, shape);
     const pointer = this.functions.reshape(this.context(), x.pointer, ...ggmlShape(shape));
-    return this.#view({ type: x.type, shape, pointer, root: x.root });
+    return this.#view(x, { shape, pointer });
   }
 
   slice(x: GgmlTensor, axis: number, start: number, length: number): GgmlTensor {
@@ -103,6 +119,7 @@ export class GraphRecorder {
       return this.permute(this.slice(source, order[axis]!, start, length), order);
     }
     const shape = x.shape.map((size, a) => (a === axis ? length : size));
+    if (elements(shape) === 0) return this.#empty(x.type, shape);
     const { block } = STORAGE[x.type];
     const offset = (axis === x.shape.length - 1 ? start / block : start) * x.strides[axis]!;
     return this.view(x, shape, x.strides, offset);
@@ -118,10 +135,12 @@ export class GraphRecorder {
       nb[axis] = strides[shape.length - 1 - axis] ?? (axis === 1 ? rowBytes : nb[axis - 1]! * ne[axis - 1]!);
     }
     const pointer = this.functions.view(this.context(), x.pointer, ...ne, nb[1]!, nb[2]!, nb[3]!, offset);
-    return this.#view({ type: x.type, shape, pointer, strides, root: x.root });
+    return this.#view(x, { shape, pointer, strides, offset: x.offset + offset });
   }
 
   permute(x: GgmlTensor, order: readonly number[]): GgmlTensor {
+    const shape = order.map((axis) => x.shape[axis]!);
+    if (elements(shape) === 0) return this.#empty(x.type, shape);
     if (x.permuted !== undefined) {
       const inner = x.permuted.order;
       return this.permute(
@@ -136,18 +155,16 @@ export class GraphRecorder {
       axes[last - from] = last - to;
     });
     const pointer = this.functions.permute(this.context(), x.pointer, ...axes);
-    return this.#view({
-      type: x.type,
-      shape: order.map((axis) => x.shape[axis]!),
+    return this.#view(x, {
+      shape,
       strides: order.map((axis) => x.strides[axis]!),
       pointer,
-      root: x.root,
       permuted: { source: x, order },
     });
   }
 
   contiguous(x: GgmlTensor): GgmlTensor {
-    return this.emit(x.type, x.shape, (context) => this.functions.cont(context, x.pointer));
+    return this.emit(x.type, x.shape, (c, f) => f.cont(c, x.pointer));
   }
 
   /** x itself, or a copy if elements of its rows do not lie side by side. */
@@ -167,8 +184,9 @@ export class GraphRecorder {
       check(output.type === 'f32', `output ${describe(output)}: outputs must be f32`);
       return this.packed(this.own(output));
     });
-    check(this.#nodes.length > 0, 'a program without operations');
+    if (this.#nodes.length === 0) return { graph: undefined, contexts: this.#contexts, outputs: packed };
     for (const output of packed) {
+      if (output.pointer === NO_POINTER) continue;
       functions.setOutput(output.pointer);
       functions.setOutput(output.root.pointer);
     }
@@ -185,10 +203,15 @@ export class GraphRecorder {
     for (const context of this.#contexts) this.functions.free(context);
   }
 
-  #view(fields: Omit<ConstructorParameters<typeof GgmlTensor>[0], 'origin'>): GgmlTensor {
-    const tensor = new GgmlTensor({ ...fields, origin: this.#origin() });
+  #view(x: GgmlTensor, fields: Pick<Fields, 'shape' | 'pointer'> & Partial<Fields>): GgmlTensor {
+    const { type, root, offset } = x;
+    const tensor = new GgmlTensor({ type, root, offset, ...fields, origin: this.#origin() });
     this.append(tensor);
     return tensor;
+  }
+
+  #empty(type: TensorType, shape: readonly number[]): GgmlTensor {
+    return new GgmlTensor({ type, shape, pointer: NO_POINTER, origin: this.#origin() });
   }
 
   #origin(): { kind: 'program'; program: object } {

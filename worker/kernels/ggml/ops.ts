@@ -4,8 +4,10 @@
  * Next: graph.ts (recording), attend.ts.
  */
 import { attend } from './attend.ts';
+import { capped, geluTanh, reciprocal, softMax, zeros, type Constants } from './compound.ts';
 import {
   MAX_AXES,
+  NO_POINTER,
   STORAGE,
   check,
   checkShape,
@@ -15,24 +17,20 @@ import {
   isContiguous,
   type GgmlTensor,
 } from './tensor.ts';
-import type { AttendOptions, Ops, RopeOptions, Tensor, TensorType } from '../kernels.ts';
+import type { AttendOptions, Ops, RopeOptions, Tensor } from '../kernels.ts';
 import type { GraphRecorder } from './graph.ts';
-
-/** Longest table of frequencies: half the largest head that any model rotates, with room. */
-export const MAX_FREQUENCIES = 4096;
 
 const ROPE_INTERLEAVED = 0;
 const ROPE_HALVES = 2;
 
 export class GgmlOps implements Ops {
   readonly #recorder: GraphRecorder;
-  readonly #ones: GgmlTensor;
+  readonly #constants: Constants;
   readonly #reciprocals = new Map<GgmlTensor, GgmlTensor>();
 
-  /** @param ones [MAX_FREQUENCIES] f32, allocated, all 1 */
-  constructor(recorder: GraphRecorder, ones: GgmlTensor) {
+  constructor(recorder: GraphRecorder, constants: Constants) {
     this.#recorder = recorder;
-    this.#ones = ones;
+    this.#constants = constants;
   }
 
   matmul(weight: Tensor, x: Tensor): Tensor {
@@ -43,29 +41,33 @@ export class GgmlOps implements Ops {
     check((axes === 2 || axes === 3) && x.shape.length === axes, `${at}: expected two matrices or two batches of them`);
     check(w.shape.at(-1) === x.shape.at(-1), `${at}: inner sizes differ`);
     check(w.type !== 'i32' && hasContiguousRows(w), `${at}: rows of weight must be contiguous numbers`);
-    check(axes === 2 || x.shape[0]! % w.shape[0]! === 0, `${at}: batches of x are no multiple of those of weight`);
+    check(
+      axes === 2 || x.shape[0] === w.shape[0] || x.shape[0]! % w.shape[0]! === 0,
+      `${at}: batches of x are no multiple of those of weight`,
+    );
     const shape = [...x.shape.slice(0, -1), w.shape.at(-2)!];
-    return this.#emit(shape, (c, f) => f.mulMat(c, w.pointer, input.pointer));
+    if (x.shape.at(-1) === 0) return zeros(this.#recorder, this.#constants, shape);
+    return this.#recorder.emit('f32', shape, (c, f) => f.mulMat(c, w.pointer, input.pointer));
   }
 
   add(a: Tensor, b: Tensor): Tensor {
     const [left, right] = this.#broadcast('add', a, b);
-    return this.#emit(a.shape, (c, f) => f.add(c, left.pointer, right.pointer));
+    return this.#recorder.emit('f32', a.shape, (c, f) => f.add(c, left.pointer, right.pointer));
   }
 
   multiply(a: Tensor, b: Tensor): Tensor {
     const [left, right] = this.#broadcast('multiply', a, b);
-    return this.#emit(a.shape, (c, f) => f.mul(c, left.pointer, right.pointer));
+    return this.#recorder.emit('f32', a.shape, (c, f) => f.mul(c, left.pointer, right.pointer));
   }
 
   scale(x: Tensor, factor: number): Tensor {
     const input = this.#packed('scale: x', x);
-    return this.#emit(x.shape, (c, f) => f.scale(c, input.pointer, factor));
+    return this.#recorder.emit('f32', x.shape, (c, f) => f.scale(c, input.pointer, factor));
   }
 
   rmsNorm(x: Tensor, eps: number): Tensor {
     const input = this.#rows('rmsNorm: x', x);
-    return this.#emit(x.shape, (c, f) => f.rmsNorm(c, input.pointer, eps));
+    return this.#recorder.emit('f32', x.shape, (c, f) => f.rmsNorm(c, input.pointer, eps));
   }
 
   rope(x: Tensor, positions: Tensor, frequencies: Tensor, options: RopeOptions): Tensor {
@@ -82,7 +84,7 @@ export class GgmlOps implements Ops {
     const index = this.#recorder.packed(this.#recorder.own(positions));
     const mode = options.interleaved ? ROPE_INTERLEAVED : ROPE_HALVES;
     // Base 1 makes ggml's own angle the bare position, which it divides by the factors; no YaRN (extension 0).
-    return this.#emit(x.shape, (c, f) =>
+    return this.#recorder.emit('f32', x.shape, (c, f) =>
       f.rope(
         c,
         input.pointer,
@@ -105,31 +107,16 @@ export class GgmlOps implements Ops {
     const at = `gated: gate ${describe(gate)} and up ${describe(up)}`;
     check(sameShape(gate.shape, up.shape), `${at} differ in shape`);
     const [g, u] = [this.#packed('gated: gate', gate), this.#packed('gated: up', up)];
-    if (activation === 'silu') return this.#emit(g.shape, (c, f) => f.swiglu(c, g.pointer, u.pointer));
-    return this.multiply(this.#geluTanh(g), u);
+    if (activation === 'silu') return this.#recorder.emit('f32', g.shape, (c, f) => f.swiglu(c, g.pointer, u.pointer));
+    return this.multiply(geluTanh(this.#recorder, g), u);
   }
 
   softcap(x: Tensor, softcap: number): Tensor {
     const input = this.#packed('softcap: x', x);
-    check(softcap > 0, `softcap ${softcap}: must be positive`);
-    const narrowed = this.#emit(x.shape, (c, f) => f.scale(c, input.pointer, 1 / softcap));
-    const bent = this.#emit(x.shape, (c, f) => f.tanh(c, narrowed.pointer));
-    return this.#emit(x.shape, (c, f) => f.scale(c, bent.pointer, softcap));
+    return capped(this.#recorder, input, 1, softcap);
   }
 
   attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor {
-    const at = `attend: q ${describe(q)}, keys ${describe(keys)}, values ${describe(values)}, mask ${describe(mask)}`;
-    const [H, T, dk] = q.shape;
-    const [G, S, dv] = values.shape;
-    check(
-      q.shape.length === 3 && values.shape.length === 3,
-      `${at}: expected [H, T, dk], [G, S, dk], [G, S, dv], [T, S]`,
-    );
-    check(sameShape(keys.shape, [G!, S!, dk!]) && sameShape(mask.shape, [T!, S!]), `${at}: sizes do not fit`);
-    check(H! % G! === 0 && dv! > 0, `${at}: ${H} query heads are no multiple of ${G} key heads`);
-    for (const cached of [keys, values]) {
-      check(cached.type === 'f32' || cached.type === 'f16', `${at}: keys and values must be f32 or f16`);
-    }
     const recorder = this.#recorder;
     return attend(recorder, {
       q: this.#packed('attend: q', q),
@@ -137,6 +124,7 @@ export class GgmlOps implements Ops {
       values: recorder.withContiguousRows(recorder.own(values)),
       mask: this.#packed('attend: mask', mask),
       options,
+      constants: this.#constants,
     });
   }
 
@@ -147,7 +135,7 @@ export class GgmlOps implements Ops {
       x.shape.length === 3 && sameShape(mask.shape, x.shape.slice(1)),
       `softmax: x ${describe(x)} and mask ${describe(mask)}: expected [H, T, S] and [T, S]`,
     );
-    return this.#emit(x.shape, (c, f) => f.softMax(c, input.pointer, added.pointer, scale, 0));
+    return softMax(this.#recorder, this.#constants, input, added, scale);
   }
 
   scatterRows(target: Tensor, rows: Tensor, indices: Tensor): void {
@@ -163,6 +151,7 @@ export class GgmlOps implements Ops {
     );
     check(index.type === 'i32' && indices.shape.length === 1, `${at}: indices must be i32 [tokens]`);
     check(sameShape(rows.shape, [indices.shape[0]!, target.shape[1]!]), `${at}: sizes do not fit`);
+    if (elements(rows.shape) === 0) return;
     recorder.appendNode(
       recorder.functions.setRows(recorder.context(), into.pointer, from.pointer, index.pointer),
       into,
@@ -178,7 +167,9 @@ export class GgmlOps implements Ops {
       `${at}: expected a matrix of weights`,
     );
     check(indices.type === 'i32' && indices.shape.length === 1, `${at}: indices must be i32 [tokens]`);
-    return this.#emit([indices.shape[0]!, table.shape[1]!], (c, f) => f.getRows(c, source.pointer, index.pointer));
+    return this.#recorder.emit('f32', [indices.shape[0]!, table.shape[1]!], (c, f) =>
+      f.getRows(c, source.pointer, index.pointer),
+    );
   }
 
   copyTo(target: Tensor, x: Tensor): void {
@@ -189,6 +180,7 @@ export class GgmlOps implements Ops {
     check(into.root.origin.kind === 'allocated', `${at}: target must be allocated memory`);
     check(sameShape(target.shape, x.shape), `${at}: shapes differ`);
     check(STORAGE[target.type].block === 1 || isContiguous(into), `${at}: a ${target.type} target must be contiguous`);
+    if (elements(x.shape) === 0) return;
     recorder.appendNode(recorder.functions.cpy(recorder.context(), from.pointer, into.pointer), into);
   }
 
@@ -206,7 +198,7 @@ export class GgmlOps implements Ops {
     const size = x.shape[axis];
     const at = `slice ${start} .. ${start + length} of axis ${axis} of ${describe(x)}`;
     check(size !== undefined, `${at}: no such axis`);
-    check(start >= 0 && length > 0 && start + length <= size, `${at}: outside of it`);
+    check(start >= 0 && length >= 0 && start + length <= size, `${at}: outside of it`);
     const block = axis === x.shape.length - 1 ? STORAGE[x.type].block : 1;
     check(start % block === 0 && length % block === 0, `${at}: bounds must be multiples of the block, ${block}`);
     return this.#recorder.slice(source, axis, start, length);
@@ -234,27 +226,21 @@ export class GgmlOps implements Ops {
   }
 
   concat(parts: readonly Tensor[], axis: number): Tensor {
-    const [first, ...rest] = parts.map((part) => this.#float('concat: part', part));
-    check(
-      first !== undefined && axis >= 0 && axis < first.shape.length,
-      `concat of ${parts.length} parts along axis ${axis}`,
-    );
+    const owned = parts.map((part) => this.#float('concat: part', part));
+    const last = owned.at(-1);
+    check(last !== undefined && axis in last.shape, `concat of ${parts.length} parts along axis ${axis}`);
+    for (const part of owned) {
+      const at = `concat of ${describe(part)} and ${describe(last)} along axis ${axis}`;
+      check(sameShape(part.shape.toSpliced(axis, 1), last.shape.toSpliced(axis, 1)), `${at}: other axes differ`);
+    }
+    const [first, ...rest] = owned.filter(({ pointer }) => pointer !== NO_POINTER);
+    if (first === undefined || rest.length === 0) return this.#recorder.contiguous(first ?? last);
     return rest.reduce((joined, part) => {
-      const at = `concat of ${describe(joined)} and ${describe(part)} along axis ${axis}`;
-      check(sameShape(joined.shape.toSpliced(axis, 1), part.shape.toSpliced(axis, 1)), `${at}: other axes differ`);
       const shape = joined.shape.with(axis, joined.shape[axis]! + part.shape[axis]!);
-      return this.#emit(shape, (c, f) => f.concat(c, joined.pointer, part.pointer, shape.length - 1 - axis));
+      return this.#recorder.emit('f32', shape, (c, f) =>
+        f.concat(c, joined.pointer, part.pointer, shape.length - 1 - axis),
+      );
     }, first);
-  }
-
-  /** 0.5 x (1 + tanh(z)) = x sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3). ggml's own gelu reads an f16 table. */
-  #geluTanh(x: GgmlTensor): GgmlTensor {
-    const twice = 2 * Math.sqrt(2 / Math.PI);
-    const square = this.#emit(x.shape, (c, f) => f.sqr(c, x.pointer));
-    const slope = this.#emit(x.shape, (c, f) => f.scaleBias(c, square.pointer, twice * 0.044715, twice));
-    const argument = this.#emit(x.shape, (c, f) => f.mul(c, slope.pointer, x.pointer));
-    const gate = this.#emit(x.shape, (c, f) => f.sigmoid(c, argument.pointer));
-    return this.#emit(x.shape, (c, f) => f.mul(c, gate.pointer, x.pointer));
   }
 
   /** 1 / frequencies, once per program. Frequency 0 gives infinity, and ggml's position / infinity is angle 0 again. */
@@ -262,20 +248,9 @@ export class GgmlOps implements Ops {
     const source = this.#packed('rope: frequencies', frequencies);
     const known = this.#reciprocals.get(source);
     if (known !== undefined) return known;
-    const size = frequencies.shape[0]!;
-    check(size <= MAX_FREQUENCIES, `rope: ${size} frequencies, at most ${MAX_FREQUENCIES}`);
-    const ones = this.#recorder.slice(this.#recorder.own(this.#ones), 0, 0, size);
-    const result = this.#emit([size], (c, f) => f.div(c, ones.pointer, source.pointer));
+    const result = reciprocal(this.#recorder, this.#constants, source);
     this.#reciprocals.set(source, result);
     return result;
-  }
-
-  #emit(
-    shape: readonly number[],
-    create: (context: bigint, functions: GraphRecorder['functions']) => bigint,
-    type: TensorType = 'f32',
-  ): GgmlTensor {
-    return this.#recorder.emit(type, shape, (context) => create(context, this.#recorder.functions));
   }
 
   #broadcast(name: string, a: Tensor, b: Tensor): [GgmlTensor, GgmlTensor] {

@@ -3,26 +3,29 @@
  * large as the largest program needs before any program gets its addresses, so that no later one moves it.
  */
 import type { ProgramBuilder, ProgramSet, Tensor } from '../kernels.ts';
+import type { Constants } from './compound.ts';
 import type { GgmlFunctions, Pointer } from './functions.ts';
 import { GraphRecorder, type RecordedGraph } from './graph.ts';
 import { GgmlOps } from './ops.ts';
-import { check, type GgmlTensor } from './tensor.ts';
+import { KernelError, check } from './tensor.ts';
 
-/** @param ones see GgmlOps */
+/** ggml_status */
+const STATUS: Readonly<Record<number, string>> = { 1: 'aborted', [-1]: 'failed', [-2]: 'out of memory' };
+
 export function compilePrograms(
   functions: GgmlFunctions,
   backend: Pointer,
-  ones: GgmlTensor,
+  constants: Constants,
   builders: readonly ProgramBuilder[],
 ): ProgramSet {
   const recorded: RecordedGraph[] = [];
   const allocator = functions.allocatorNew(functions.backendBufferType(backend));
   try {
-    for (const builder of builders) recorded.push(record(functions, backend, ones, builder));
+    for (const builder of builders) recorded.push(record(functions, backend, constants, builder));
     placeInScratch(
       functions,
       allocator,
-      recorded.map(({ graph }) => graph),
+      recorded.flatMap(({ graph }) => graph ?? []),
     );
     return new GgmlPrograms(functions, backend, allocator, recorded);
   } catch (error) {
@@ -37,7 +40,7 @@ class GgmlPrograms implements ProgramSet {
   readonly #backend: Pointer;
   readonly #allocator: Pointer;
   readonly #recorded: readonly RecordedGraph[];
-  readonly #graphs: readonly Pointer[];
+  readonly #graphs: readonly (Pointer | undefined)[];
   #disposed = false;
 
   constructor(functions: GgmlFunctions, backend: Pointer, allocator: Pointer, recorded: readonly RecordedGraph[]) {
@@ -51,15 +54,15 @@ class GgmlPrograms implements ProgramSet {
 
   run(index: number): void {
     const graph = this.#graphs[index];
-    check(
-      graph !== undefined && !this.#disposed,
-      `run of program ${index} of ${this.#graphs.length}, or after disposal`,
-    );
+    // Messages are built on failure only: this runs several times per token.
+    if (graph === undefined || this.#disposed) return this.#runNothing(index);
     const status = this.#functions.compute(this.#backend, graph);
-    check(
-      status === 0,
-      `program ${index} failed with ggml status ${status} (-1: failed, -2: out of memory, 1: aborted)`,
-    );
+    if (status !== 0) throw new KernelError(`ggml: program ${index} failed with ${STATUS[status] ?? status}`);
+  }
+
+  #runNothing(index: number): void {
+    check(!this.#disposed, `run of program ${index} after disposal`);
+    check(index in this.#graphs, `run of program ${index} of ${this.#graphs.length}`);
   }
 
   [Symbol.dispose](): void {
@@ -69,10 +72,15 @@ class GgmlPrograms implements ProgramSet {
   }
 }
 
-function record(functions: GgmlFunctions, backend: Pointer, ones: GgmlTensor, builder: ProgramBuilder): RecordedGraph {
+function record(
+  functions: GgmlFunctions,
+  backend: Pointer,
+  constants: Constants,
+  builder: ProgramBuilder,
+): RecordedGraph {
   const recorder = new GraphRecorder(functions, backend);
   try {
-    return recorder.finish(builder(new GgmlOps(recorder, ones)));
+    return recorder.finish(builder(new GgmlOps(recorder, constants)));
   } catch (error) {
     recorder.abandon();
     throw error;

@@ -33,6 +33,9 @@ export const STORAGE: Readonly<Record<TensorType, Storage>> = {
 
 export const MAX_AXES = 4;
 
+/** Handle of a tensor without elements: ggml never sees one. */
+export const NO_POINTER: Pointer = 0n;
+
 /** A call that breaks the contract of kernels.ts. ggml itself would end the process. */
 export class KernelError extends Error {
   override readonly name = 'KernelError';
@@ -42,9 +45,14 @@ export function check(condition: boolean, message: string): asserts condition {
   if (!condition) throw new KernelError(`ggml: ${message}`);
 }
 
+export interface Memory {
+  readonly context: Pointer;
+  readonly buffer: Pointer;
+}
+
 /** Where a tensor's memory comes from: `allocate`, or the program that computes it. */
 export type Origin =
-  | { readonly kind: 'allocated'; readonly context: Pointer; readonly buffer: Pointer; released: boolean }
+  | { readonly kind: 'allocated'; readonly memory: Memory | undefined; released: boolean }
   | { readonly kind: 'program'; readonly program: object };
 
 export class GgmlTensor implements Tensor {
@@ -56,6 +64,8 @@ export class GgmlTensor implements Tensor {
   readonly origin: Origin;
   /** The tensor that owns the memory a view shows; the tensor itself if it is no view. */
   readonly root: GgmlTensor;
+  /** Bytes from the start of root's memory to the tensor's first element. */
+  readonly offset: number;
   /** Set on a result of `permute`. ggml cannot slice one, so slices are taken from its source. */
   readonly permuted: { readonly source: GgmlTensor; readonly order: readonly number[] } | undefined;
 
@@ -66,6 +76,7 @@ export class GgmlTensor implements Tensor {
     origin: Origin;
     strides?: readonly number[];
     root?: GgmlTensor;
+    offset?: number;
     permuted?: { source: GgmlTensor; order: readonly number[] };
   }) {
     this.type = fields.type;
@@ -74,6 +85,7 @@ export class GgmlTensor implements Tensor {
     this.pointer = fields.pointer;
     this.origin = fields.origin;
     this.root = fields.root ?? this;
+    this.offset = fields.offset ?? 0;
     this.permuted = fields.permuted;
   }
 }
@@ -101,8 +113,8 @@ export function checkShape(type: TensorType, shape: readonly number[]): void {
   const text = `${type} [${shape.join(', ')}]`;
   check(shape.length >= 1 && shape.length <= MAX_AXES, `${text}: expected 1 to ${MAX_AXES} axes, got ${shape.length}`);
   check(
-    shape.every((size) => Number.isSafeInteger(size) && size >= 1),
-    `${text}: every axis must be a positive integer`,
+    shape.every((size) => Number.isSafeInteger(size) && size >= 0),
+    `${text}: every axis must be a whole number`,
   );
   const { block } = STORAGE[type];
   check(shape.at(-1)! % block === 0, `${text}: the last axis must be a multiple of ${block}, the block of ${type}`);

@@ -1,0 +1,69 @@
+/**
+ * Operations that ggml has not, has only inexactly, or defines otherwise at the edges, put together from several nodes.
+ */
+import { check, ggmlShape, type GgmlTensor } from './tensor.ts';
+import type { GraphRecorder } from './graph.ts';
+
+/** Length of the tables of constants: more than any model has heads, or rotated pairs per head. */
+export const CONSTANT_LENGTH = 4096;
+
+/** Allocated once per backend. Both [CONSTANT_LENGTH] f32. */
+export interface Constants {
+  readonly ones: GgmlTensor;
+  /** All -1e30: below every score, above the -Infinity of a mask. */
+  readonly veryLow: GgmlTensor;
+}
+
+/**
+ * softmax(scale * x + mask) of x [H, T, S]. A row without any visible position gives zeros, not NaN: ggml then finds the
+ * sink as the largest score, which takes all weight and stands for no position.
+ */
+export function softMax(
+  recorder: GraphRecorder,
+  { veryLow }: Constants,
+  x: GgmlTensor,
+  mask: GgmlTensor,
+  scale: number,
+): GgmlTensor {
+  const sinks = firstOf(recorder, veryLow, x.shape[0]!);
+  return recorder.emit('f32', x.shape, (c, f) => {
+    const node = f.softMax(c, x.pointer, mask.pointer, scale, 0);
+    f.softMaxAddSinks(node, sinks.pointer);
+    return node;
+  });
+}
+
+/** softcap * tanh(scale * x / softcap) */
+export function capped(recorder: GraphRecorder, x: GgmlTensor, scale: number, softcap: number): GgmlTensor {
+  check(softcap > 0, `softcap ${softcap}: must be positive`);
+  const narrowed = recorder.emit('f32', x.shape, (c, f) => f.scale(c, x.pointer, scale / softcap));
+  const bent = recorder.emit('f32', x.shape, (c, f) => f.tanh(c, narrowed.pointer));
+  return recorder.emit('f32', x.shape, (c, f) => f.scale(c, bent.pointer, softcap));
+}
+
+/** 0.5 x (1 + tanh(z)) = x sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3). ggml's own gelu reads an f16 table. */
+export function geluTanh(recorder: GraphRecorder, x: GgmlTensor): GgmlTensor {
+  const twice = 2 * Math.sqrt(2 / Math.PI);
+  const square = recorder.emit('f32', x.shape, (c, f) => f.sqr(c, x.pointer));
+  const slope = recorder.emit('f32', x.shape, (c, f) => f.scaleBias(c, square.pointer, twice * 0.044715, twice));
+  const argument = recorder.emit('f32', x.shape, (c, f) => f.mul(c, slope.pointer, x.pointer));
+  const gate = recorder.emit('f32', x.shape, (c, f) => f.sigmoid(c, argument.pointer));
+  return recorder.emit('f32', x.shape, (c, f) => f.mul(c, gate.pointer, x.pointer));
+}
+
+/** 1 / x of x [n] */
+export function reciprocal(recorder: GraphRecorder, { ones }: Constants, x: GgmlTensor): GgmlTensor {
+  const numerators = firstOf(recorder, ones, x.shape[0]!);
+  return recorder.emit('f32', x.shape, (c, f) => f.div(c, numerators.pointer, x.pointer));
+}
+
+export function zeros(recorder: GraphRecorder, { ones }: Constants, shape: readonly number[]): GgmlTensor {
+  const one = firstOf(recorder, ones, 1);
+  const zero = recorder.emit('f32', [1], (c, f) => f.scale(c, one.pointer, 0));
+  return recorder.emit('f32', shape, (c, f) => f.repeat(c, zero.pointer, ...ggmlShape(shape)));
+}
+
+function firstOf(recorder: GraphRecorder, constants: GgmlTensor, length: number): GgmlTensor {
+  check(length <= CONSTANT_LENGTH, `${length} heads or frequencies, at most ${CONSTANT_LENGTH}`);
+  return recorder.slice(recorder.own(constants), 0, 0, length);
+}
