@@ -119,6 +119,13 @@ export function withAxes(x: StridedTensor, count: number): StridedTensor {
   return new StridedTensor(x.storage, [...ones, ...x.shape], [...zeros, ...x.strides], x.offset);
 }
 
+/** Sizes of a tensor that has three axes. */
+export function threeAxes(x: Tensor): readonly [number, number, number] {
+  const [first, second, third] = x.shape;
+  invariant(x.shape.length === 3, `tensor [${x.shape.join(', ')}], expected three axes`);
+  return [first!, second!, third!];
+}
+
 export function allocateStorage(type: TensorType, length: number): Storage {
   const storage = new Storage(type, length, true);
   storage.data = type === 'i32' ? new Int32Array(length) : new Float32Array(length);
