@@ -43,7 +43,7 @@ export async function convertCheckpoint(options: ConversionOptions): Promise<Con
   await using source = await openCheckpoint(options.model);
   const calibrated = await calibrateAndConvert(source, options, watch);
   const { text, settings, final } = calibrated;
-  return makeFolder(options.out, options.force, async (folder) => {
+  return await makeFolder(options.out, options.force, async (folder) => {
     const heldOut = text.heldOut;
     const afterRopePpl =
       calibrated.withoutRank === undefined
@@ -184,7 +184,7 @@ async function measureLayers(
   const folder = `${beside}-measured`; // inside makeFolder's temporary folder, removed with it
   await mkdir(folder);
   await writeConverted(source, layers, folder, options.dtype, {});
-  return measure(folder, options, heldOut, label);
+  return await measure(folder, options, heldOut, label);
 }
 
 function windowCounts(source: Checkpoint, { calibrationTokens }: ConversionOptions): WindowCounts {
