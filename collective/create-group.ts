@@ -2,19 +2,49 @@
 import { ConfigError } from '../config/errors.ts';
 import type { ProcessGroup } from './group.ts';
 import type { Setup } from './messages.ts';
+import { createSharedMemoryGroup } from './shared-memory.ts';
 import type { RingBinding } from './zeromq-group.ts';
 
-export interface JoinedGroup {
-  readonly group: ProcessGroup & AsyncDisposable;
+export interface JoinedGroup extends AsyncDisposable {
+  readonly group: ProcessGroup;
   /** For people: 'zeromq', 'shared memory', 'none'. */
   readonly transport: string;
 }
 
-/** @throws ConfigError for a transport that this machine or version does not have, PeerError when a rank does not answer */
+/**
+ * auto: shared memory where all ranks are on one host and can map it, otherwise ZeroMQ.
+ * @throws ConfigError for a transport that this machine or version does not have, PeerError when a rank does not answer
+ */
 export async function createGroup(ring: RingBinding, setup: Setup): Promise<JoinedGroup> {
-  const { rank, worldSize, epoch, ringEndpoints: endpoints, options } = setup;
-  if (options.transport === 'mpi')
+  const { rank, worldSize, epoch, ringEndpoints: endpoints, options, runId } = setup;
+  const { transport, timeoutMs } = options;
+  if (transport === 'mpi')
     throw new ConfigError('transport: mpi is not available in this version; use auto, shm or zeromq');
-  const group = await ring.join({ rank, worldSize, epoch, endpoints, timeoutMs: options.timeoutMs });
-  return { group, transport: worldSize === 1 ? 'none' : 'zeromq' };
+  const zeroMq = await ring.join({ rank, worldSize, epoch, endpoints, timeoutMs });
+  const alone: JoinedGroup = {
+    group: zeroMq,
+    transport: worldSize === 1 ? 'none' : 'zeromq',
+    [Symbol.asyncDispose]: () => zeroMq[Symbol.asyncDispose](),
+  };
+  if (worldSize === 1 || transport === 'zeromq' || (transport === 'auto' && !sameHost(endpoints))) return alone;
+  try {
+    const group = await createSharedMemoryGroup({ rank, worldSize, runId, epoch, timeoutMs, bootstrap: zeroMq });
+    return {
+      group,
+      transport: 'shared memory',
+      async [Symbol.asyncDispose]() {
+        await group[Symbol.asyncDispose]();
+        await zeroMq[Symbol.asyncDispose]();
+      },
+    };
+  } catch (error) {
+    // Every rank is told of the refusal, so all fall back together.
+    if (transport === 'auto' && error instanceof ConfigError) return alone;
+    throw error;
+  }
+}
+
+/** Socket files are reachable on one host only. */
+function sameHost(endpoints: readonly string[]): boolean {
+  return endpoints.every((endpoint) => endpoint.startsWith('ipc://'));
 }

@@ -81,6 +81,11 @@ export function size(range: Range): number {
   return range.end - range.start;
 }
 
+/** The range of rows that a range of heads takes in a matrix with `factor` rows per head. */
+export function times(range: Range, factor: number): Range {
+  return { start: range.start * factor, end: range.end * factor };
+}
+
 /** The scheme behind `auto`, and why, in words for the user. */
 export function chooseScheme(model: ModelConfig, worldSize: number): { scheme: Scheme; reason: string } {
   if (model.attention.kind === 'gqa')

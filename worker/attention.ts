@@ -8,7 +8,8 @@ import { size } from '../config/shard-plan.ts';
 import type { GqaConfig, MlaConfig, ModelConfig } from '../config/model-config.ts';
 import type { Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
-import type { GqaWeights, MlaProjection, MlaWeights } from './weights.ts';
+import type { MlaProjection, MlaWeights } from './mla-weights.ts';
+import type { GqaWeights } from './weights.ts';
 
 /** Consecutive tokens of one sequence inside a chunk. */
 export interface Segment {

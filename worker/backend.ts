@@ -21,7 +21,7 @@ export async function openBackend(options: Pick<WorkerOptions, 'backend' | 'devi
         return { kernels: createGgmlKernels({ threads, device }), quantize };
       }
       case 'gpujs': {
-        const { createGpuJsKernels } = await import('./kernels/gpujs/kernels.ts');
+        const { createGpuJsKernels } = await import('./kernels/gpujs/gpujs-kernels.ts');
         return { kernels: createGpuJsKernels({ device }), quantize: undefined };
       }
       case 'reference': {

@@ -7,7 +7,7 @@ import { hostname } from 'node:os';
 import { parseArgs } from 'node:util';
 import { ConfigError, InvariantError, PeerError, messageOf } from '../config/errors.ts';
 import { packageVersion } from '../config/version.ts';
-import { protocolVersion, type Failed, type Setup } from '../collective/messages.ts';
+import { protocolVersion, type Failed } from '../collective/messages.ts';
 import { createGroup } from '../collective/create-group.ts';
 import { ringEndpointBeside } from '../collective/endpoint.ts';
 import { bindRing, type RingBinding } from '../collective/zeromq-group.ts';
@@ -53,7 +53,9 @@ async function serve(
   if (setup.kind === 'stop') return;
   if (setup.kind !== 'setup')
     throw new PeerError(`rank ${rank}: expected setup from the coordinator, got ${setup.kind}`);
-  await using worker = await load(control, ring, setup);
+  await using joined = await createGroup(ring, setup);
+  await using worker = await RankWorker.load(setup, joined.group);
+  await control.send({ ...worker.ready, transport: joined.transport });
   for (;;) {
     const { message } = await control.receive();
     if (message.kind === 'stop') return;
@@ -63,13 +65,6 @@ async function serve(
     await control.send(reply, payload);
     onRequest(null);
   }
-}
-
-async function load(control: ControlClient, ring: RingBinding, setup: Setup): Promise<RankWorker> {
-  const { group, transport } = await createGroup(ring, setup);
-  const worker = await RankWorker.load(setup, group);
-  await control.send({ ...worker.ready, transport });
-  return worker;
 }
 
 /** Tells the coordinator why, then ends with the error's exit code; the text also goes to stderr for the log. */

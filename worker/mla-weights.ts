@@ -5,11 +5,36 @@
  */
 import { invariant } from '../config/errors.ts';
 import type { MlaConfig } from '../config/model-config.ts';
-import { size, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import { size, times, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import type { Tensor } from './kernels/kernels.ts';
 import { columnsOf, type WeightUploader } from './weight-uploader.ts';
-import { times, type MlaProjection, type MlaWeights } from './weights.ts';
+
+export interface MlaWeights {
+  readonly kind: 'mla';
+  /** Low-rank query (W_DQ with its norm's gain), replicated. */
+  readonly queryDown: { readonly matrix: Tensor; readonly gain: Tensor } | undefined; // [queryLoraDim, hidden], [queryLoraDim]
+  readonly query: Tensor; // [localHeads * (n + p), hidden or queryLoraDim]
+  readonly queryBias: Tensor | undefined;
+  readonly latentDown: Tensor; // W_DKV, W_KR: [r + p, hidden], replicated: every rank computes the whole latent
+  readonly latentDownBias: Tensor | undefined; // [r + p]
+  readonly latentShard: Range; // columns that the cache keeps
+  readonly decode: MlaProjection;
+  /** The same object as `decode` when the cache holds the whole latent; undefined: this rank has no heads in prefill. */
+  readonly prefill: MlaProjection | undefined;
+  readonly output: Tensor; // [hidden, localHeads * v]: its product is partial
+  readonly outputBias: Tensor | undefined; // [hidden], rank 0 only
+  readonly frequencies: Tensor; // [p / 2]
+}
+
+/** Maps between head space and latent columns, for some of the local heads. */
+export interface MlaProjection {
+  /** Counted from the first local head. */
+  readonly heads: Range;
+  /** W_UK, transposed per head; absent when the model has no nope part. [heads, latentColumns, n] */
+  readonly keyUp: Tensor | undefined;
+  readonly valueUp: Tensor; // W_UV: [heads, v, latentColumns]
+}
 
 /** @param rotation U [r, r], rows = new basis vectors; undefined: the latent as it stands */
 export async function loadMla(

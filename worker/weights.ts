@@ -4,10 +4,10 @@
  * Read next: mla-weights.ts for the latent projections.
  */
 import type { GqaConfig } from '../config/model-config.ts';
-import { size, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import { size, times, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import type { Tensor } from './kernels/kernels.ts';
-import { loadMla } from './mla-weights.ts';
+import { loadMla, type MlaWeights } from './mla-weights.ts';
 import type { WeightUploader } from './weight-uploader.ts';
 
 export interface RankWeights {
@@ -48,32 +48,6 @@ export interface GqaWeights {
   readonly frequencies: Tensor; // [headDim / 2]
   /** Local query heads that read each local KV head. [localKvHeads] */
   readonly queriesOfKvHead: readonly number[];
-}
-
-export interface MlaWeights {
-  readonly kind: 'mla';
-  /** Low-rank query (W_DQ with its norm's gain), replicated. */
-  readonly queryDown: { readonly matrix: Tensor; readonly gain: Tensor } | undefined; // [queryLoraDim, hidden], [queryLoraDim]
-  readonly query: Tensor; // [localHeads * (n + p), hidden or queryLoraDim]
-  readonly queryBias: Tensor | undefined;
-  readonly latentDown: Tensor; // W_DKV, W_KR: [r + p, hidden], replicated: every rank computes the whole latent
-  readonly latentDownBias: Tensor | undefined; // [r + p]
-  readonly latentShard: Range; // columns that the cache keeps
-  readonly decode: MlaProjection;
-  /** The same object as `decode` when the cache holds the whole latent; undefined: this rank has no heads in prefill. */
-  readonly prefill: MlaProjection | undefined;
-  readonly output: Tensor; // [hidden, localHeads * v]: its product is partial
-  readonly outputBias: Tensor | undefined; // [hidden], rank 0 only
-  readonly frequencies: Tensor; // [p / 2]
-}
-
-/** Maps between head space and latent columns, for some of the local heads. */
-export interface MlaProjection {
-  /** Counted from the first local head. */
-  readonly heads: Range;
-  /** W_UK, transposed per head; absent when the model has no nope part. [heads, latentColumns, n] */
-  readonly keyUp: Tensor | undefined;
-  readonly valueUp: Tensor; // W_UV: [heads, v, latentColumns]
 }
 
 /** @throws ConfigError when the checkpoint is damaged or a tensor's type cannot be computed with. */
@@ -146,8 +120,4 @@ function queriesOfKvHead(rank: RankPlan, queriesPerKvHead: number): number[] {
     const first = (rank.kvHeads.start + i) * queriesPerKvHead;
     return Math.min(rank.heads.end, first + queriesPerKvHead) - Math.max(rank.heads.start, first);
   });
-}
-
-export function times(range: Range, factor: number): Range {
-  return { start: range.start * factor, end: range.end * factor };
 }

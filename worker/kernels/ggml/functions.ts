@@ -106,6 +106,9 @@ export interface GgmlFunctions {
     softcap: number,
   ) => Pointer;
 
+  readonly typeName: (type: number) => string;
+  readonly blockSize: (type: number) => number;
+  readonly typeSize: (type: number) => number;
   readonly quantizeChunk: (
     type: number,
     source: Float32Array,
@@ -141,6 +144,8 @@ type MemoryNames =
   | 'opDescription'
   | 'newTensor'
   | 'quantizeChunk'
+  | 'blockSize'
+  | `type${string}`
   | 'allocateContext'
   | `buffer${string}`
   | `tensor${string}`
@@ -190,6 +195,9 @@ function bindMemory(base: LibraryHandle): Part<MemoryNames> {
     allocatorSize: base.func('size_t ggml_gallocr_get_buffer_size(void *, int)'),
     allocatorFree: base.func('void ggml_gallocr_free(void *)'),
     newTensor: base.func('void *ggml_new_tensor_4d(void *, int, int64_t, int64_t, int64_t, int64_t)'),
+    typeName: base.func('const char *ggml_type_name(int)'),
+    blockSize: base.func('int64_t ggml_blck_size(int)'),
+    typeSize: base.func('size_t ggml_type_size(int)'),
     quantizeChunk: base.func(
       'size_t ggml_quantize_chunk(int, const float *, void *, int64_t, int64_t, int64_t, const float *)',
     ),

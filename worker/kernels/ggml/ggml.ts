@@ -46,6 +46,7 @@ class GgmlKernels implements Kernels {
   readonly #backend: Pointer;
   readonly #tensors = new Set<GgmlTensor>();
   readonly #constants: Constants;
+  #disposed = false;
 
   constructor(library: GgmlLibrary, device: Pointer, threads: number) {
     const { functions } = library;
@@ -116,6 +117,8 @@ class GgmlKernels implements Kernels {
   }
 
   [Symbol.dispose](): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
     for (const tensor of this.#tensors) this.#releaseOne(tensor);
     this.#functions.backendFree(this.#backend);
   }

@@ -26,7 +26,7 @@ export interface GgmlLibrary {
 }
 
 /** ggml registers devices in the process, not in an object: a second load would list every device twice. */
-const loaded = new Map<string, GgmlLibrary>();
+let loaded: GgmlLibrary | undefined;
 
 /**
  * Loads ggml, or returns what is loaded.
@@ -34,12 +34,8 @@ const loaded = new Map<string, GgmlLibrary>();
  * @throws BackendUnavailable
  */
 export function loadGgml(accelerated = false): GgmlLibrary {
-  const first = loaded.values().next().value;
-  if (first !== undefined) return first;
-  const folder = packageFolder(platformNames(process.platform, process.arch, accelerated));
-  const library = loadFrom(folder);
-  loaded.set(folder, library);
-  return library;
+  loaded ??= loadFrom(packageFolder(platformNames(process.platform, process.arch, accelerated)));
+  return loaded;
 }
 
 /** Package names without scope, best first. @throws BackendUnavailable for a platform without prebuilt libraries */

@@ -1,7 +1,8 @@
 /**
  * The operations of kernels.ts as ggml nodes. Checks what ggml would end the process for, then names the node. Where
  * ggml has no exact counterpart (gelu by table, rotation by frequency) the operation is put together from several nodes.
- * Next: graph.ts (recording), attend.ts.
+ * An index of scatterRows or gatherRows outside its matrix ends the process: callers check token ids and positions.
+ * Next: graph.ts (recording), attend.ts, compound.ts.
  */
 import { attend } from './attend.ts';
 import { capped, geluTanh, reciprocal, softMax, zeros, type Constants } from './compound.ts';
@@ -152,6 +153,7 @@ export class GgmlOps implements Ops {
     check(index.type === 'i32' && indices.shape.length === 1, `${at}: indices must be i32 [tokens]`);
     check(sameShape(rows.shape, [indices.shape[0]!, target.shape[1]!]), `${at}: sizes do not fit`);
     if (elements(rows.shape) === 0) return;
+    this.#reciprocals.clear();
     recorder.appendNode(
       recorder.functions.setRows(recorder.context(), into.pointer, from.pointer, index.pointer),
       into,
@@ -181,6 +183,7 @@ export class GgmlOps implements Ops {
     check(sameShape(target.shape, x.shape), `${at}: shapes differ`);
     check(STORAGE[target.type].block === 1 || isContiguous(into), `${at}: a ${target.type} target must be contiguous`);
     if (elements(x.shape) === 0) return;
+    this.#reciprocals.clear();
     recorder.appendNode(recorder.functions.cpy(recorder.context(), from.pointer, into.pointer), into);
   }
 
@@ -243,7 +246,7 @@ export class GgmlOps implements Ops {
     }, first);
   }
 
-  /** 1 / frequencies, once per program. Frequency 0 gives infinity, and ggml's position / infinity is angle 0 again. */
+  /** 1 / frequencies, once until something is written. Frequency 0 gives infinity, and ggml's position / infinity is angle 0 again. */
   #reciprocal(frequencies: Tensor): GgmlTensor {
     const source = this.#packed('rope: frequencies', frequencies);
     const known = this.#reciprocals.get(source);
