@@ -94,6 +94,16 @@ export async function* generate(cluster: Cluster, request: Generation): AsyncGen
   };
 }
 
+/** @throws ConfigError when the prompt is empty or leaves no room for a token of the answer */
+export function requireRoom(promptTokens: number, contextTokens: number): void {
+  if (promptTokens === 0) throw new ConfigError('prompt: it has no tokens; give a text');
+  if (promptTokens < contextTokens) return;
+  throw new ConfigError(
+    `prompt: ${promptTokens} tokens and room for at least 1 more do not fit a context of ${contextTokens}; ` +
+      `shorten it by ${promptTokens + 1 - contextTokens} or raise --context`,
+  );
+}
+
 /** How the tokens of a window are run, for `score` and `windowLogits`. */
 export interface WindowRequest {
   readonly ids: readonly number[];
@@ -131,15 +141,6 @@ export async function windowLogits(
     const result = await cluster.step(oneStep(phase, start, tokens, { kind: 'all' }));
     take(result.logits, start);
   }
-}
-
-function requireRoom(promptTokens: number, contextTokens: number): void {
-  if (promptTokens === 0) throw new ConfigError('prompt: it has no tokens; give a text');
-  if (promptTokens < contextTokens) return;
-  throw new ConfigError(
-    `prompt: ${promptTokens} tokens and room for at least 1 more do not fit a context of ${contextTokens}; ` +
-      `shorten it by ${promptTokens + 1 - contextTokens} or raise --context`,
-  );
 }
 
 async function prefill(cluster: Cluster, ids: readonly number[], meter: UsageMeter): Promise<StepResult> {

@@ -32,17 +32,21 @@ export async function openModel(flags: SessionFlags, context: CommandContext): P
   return { config, checkpoint, [Symbol.asyncDispose]: () => checkpoint[Symbol.asyncDispose]() };
 }
 
+export function startCluster({ checkpoint, config }: OpenModel, context: CommandContext): Promise<Cluster> {
+  return Cluster.start({ checkpoint, config, log: context.log, signal: context.signal });
+}
+
+/** Both at once, for commands that have nothing to check in between. */
 export async function openSession(flags: SessionFlags, context: CommandContext): Promise<Session> {
   const model = await openModel(flags, context);
   try {
-    const { checkpoint, config } = model;
-    const cluster = await Cluster.start({ checkpoint, config, log: context.log, signal: context.signal });
+    const cluster = await startCluster(model, context);
     return {
       ...model,
       cluster,
       async [Symbol.asyncDispose]() {
         await cluster[Symbol.asyncDispose]();
-        await checkpoint[Symbol.asyncDispose]();
+        await model[Symbol.asyncDispose]();
       },
     };
   } catch (error) {

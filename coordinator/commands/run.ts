@@ -2,11 +2,12 @@
 import { randomInt } from 'node:crypto';
 import type { Argv } from 'yargs';
 import { ConfigError } from '../../config/errors.ts';
+import { layOut } from '../cluster-layout.ts';
 import type { Cluster } from '../cluster.ts';
 import { decodeUtf8, type CommandContext } from '../command-context.ts';
-import { generate, type Generation, type Usage } from '../engine.ts';
+import { generate, requireRoom, type Generation, type Usage } from '../engine.ts';
 import { clusterFlags, jsonFlag, samplingFlags, type FlagsOf } from '../flags.ts';
-import { openSession } from '../session.ts';
+import { openModel, startCluster } from '../session.ts';
 import { formatBytes, formatMs, formatTable } from '../table.ts';
 import { openText, type ModelText } from '../text.ts';
 
@@ -33,10 +34,12 @@ export function addRunCommand(program: Argv, context: CommandContext): Argv {
 
 async function run(flags: RunFlags, context: CommandContext): Promise<void> {
   const prompt = await promptOf(flags.prompt, context);
-  await using session = await openSession(flags, context);
-  const { checkpoint, cluster } = session;
-  const text = await openText(checkpoint.path);
+  await using model = await openModel(flags, context);
+  const text = await openText(model.checkpoint.path);
   const promptIds = flags.raw ? text.encodeRaw(prompt) : text.encodeChat(prompt, flags.system);
+  // Before any process is started: a prompt that is too long need not wait for the weights.
+  requireRoom(promptIds.length, layOut(model.checkpoint, model.config).options.contextTokens);
+  await using cluster = await startCluster(model, context);
   const seed = flags.seed ?? randomInt(2 ** 32);
   const answer = { text: '', tokenIds: [] as number[] };
   for await (const event of generate(cluster, generationOf(flags, promptIds, seed, text))) {
