@@ -13,7 +13,8 @@ export async function directAllReduce(
 ): Promise<void> {
   if (buffer.length === 0) return;
   await transport.sendToAll(0, buffer);
-  const parts = scratch.map((part, rank) => (rank === transport.rank ? buffer : part.subarray(0, buffer.length)));
+  const parts = scratch.map((part) => part.subarray(0, buffer.length));
+  parts[transport.rank]?.set(buffer);
   await receiveFromAll(transport, parts);
   sumInChunkOrder(parts, buffer, 0, buffer.length);
 }

@@ -6,13 +6,14 @@
  * Read next: zeromq-group.ts.
  */
 import { InvariantError, PeerError } from '../config/errors.ts';
+import { Deadline } from './deadline.ts';
 import { decodeCollective, encodeCollective, FrameError, headerBytes } from './frame.ts';
 import type { CollectiveFrame, CollectiveHeader } from './frame.ts';
 import type { GroupStats } from './group.ts';
 import { describeCall } from './operation.ts';
 import type { OperationCall } from './operation.ts';
 import type { Transport } from './ring.ts';
-import { connectPush, Deadline, receiveWithin, sendWithin } from './zmq.ts';
+import { connectPush, receiveWithin, sendWithin } from './zmq.ts';
 import type { Pull, Push } from './zmq.ts';
 
 /** A receive looks this often whether the group was closed meanwhile. */

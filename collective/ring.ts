@@ -66,8 +66,8 @@ export async function ringAllGather(
 /**
  * Adds one window of all ranks' buffers in the order defined above.
  * @param parts [worldSize] of at least `out.length` elements: each rank's values of the window
- * @param out the window [windowStart, windowStart + out.length) of a buffer of `total` elements; overwritten. May be
- *   one of `parts`.
+ * @param out the window [windowStart, windowStart + out.length) of a buffer of `total` elements; overwritten. Its
+ *   memory is none of the parts'.
  */
 export function sumInChunkOrder(
   parts: readonly Float32Array[],
@@ -76,22 +76,19 @@ export function sumInChunkOrder(
   total: number,
 ): void {
   const worldSize = parts.length;
-  if (worldSize === 2) return sumOfTwo(parts[0]!, parts[1]!, out);
   for (let chunk = 0; chunk < worldSize; chunk++) {
     const start = Math.max(chunkStart(total, worldSize, chunk) - windowStart, 0);
     const end = Math.min(chunkStart(total, worldSize, chunk + 1) - windowStart, out.length);
-    for (let i = start; i < end; i++) {
-      let sum = parts[chunk]![i]!;
-      for (let k = chunk + 1; k < worldSize; k++) sum = Math.fround(sum + parts[k]![i]!);
-      for (let k = 0; k < chunk; k++) sum = Math.fround(sum + parts[k]![i]!);
-      out[i] = sum;
-    }
+    if (end <= start) continue;
+    if (worldSize === 1) out.set(parts[0]!.subarray(start, end), start);
+    else addTwo(parts[chunk]!, parts[(chunk + 1) % worldSize]!, out, start, end);
+    for (let k = 2; k < worldSize; k++) addTwo(out, parts[(chunk + k) % worldSize]!, out, start, end);
   }
 }
 
-/** Two ranks: a + b and b + a are the same bits, so the order does not matter. */
-function sumOfTwo(a: Float32Array, b: Float32Array, out: Float32Array): void {
-  for (let i = 0; i < out.length; i++) out[i] = a[i]! + b[i]!;
+/** A pass per rank is faster than a loop over ranks per element: the compiler sees three plain arrays. */
+function addTwo(a: Float32Array, b: Float32Array, out: Float32Array, start: number, end: number): void {
+  for (let i = start; i < end; i++) out[i] = a[i]! + b[i]!;
 }
 
 /** One step. Empty transfers are left out; both ends know the length. */

@@ -15,17 +15,22 @@ import { operations } from './frame.ts';
 import type { GroupStats, ProcessGroup } from './group.ts';
 import { checkGather, checkRoot, describeCall, OperationRunner } from './operation.ts';
 import type { OperationCall } from './operation.ts';
-import { sumInChunkOrder } from './ring.ts';
+import { chunkStart, sumInChunkOrder } from './ring.ts';
 
 /** Elements per slot, 128 KiB: worldSize 8 takes 2 MiB in all, well below the 64 MiB that containers offer. */
 const slotFloats = 32 * 1024;
+/** From this many values on (all ranks' together), summing a share each and one more meeting are faster. */
+const sharedSumFloats = 16 * 1024;
 /** Ranks must not share a cache line (two on some CPUs) of what they write. */
 const lineBytes = 128;
 const slotBytes = lineBytes + 4 * slotFloats;
 
-/** About 20 us: the usual difference between ranks that do equal work. */
-const spins = 2000;
-/** About 200 us of offering the core to others. */
+/**
+ * About 1 us. Longer pays only on a quiet machine and costs where two ranks meet on one core: with two ranks beside
+ * other load, p50 of 576 floats was 33 us at 2000, 13 at 400, 7.7 at 100, 6.8 at 20.
+ */
+const spins = 100;
+/** About 150 us of offering the core to others; on a quiet machine a look every 0.3 us. */
 const yields = 500;
 /** Then the event loop turns at every look; after this long, looks are a millisecond apart. */
 const restlessMs = 20;
@@ -78,10 +83,12 @@ export class SharedMemoryGroup implements ProcessGroup {
     return this.#runner.run('all-reduce', buffer.length, label, (call) => {
       if (this.worldSize === 1) return undefined;
       this.#count(buffer.length, buffer.length * (this.worldSize - 1));
-      return this.#rounds(call, Math.ceil(buffer.length / slotFloats), {
-        give: (start, slot) => slot.set(buffer.subarray(start, start + slotFloats)),
-        take: (start, slots) =>
-          sumInChunkOrder(slots, buffer.subarray(start, start + slotFloats), start, buffer.length),
+      const windows = Math.ceil(buffer.length / slotFloats);
+      if (buffer.length * this.worldSize > sharedSumFloats)
+        return this.#rounds(call, 2 * windows, this.#sumShared(buffer));
+      return this.#rounds(call, windows, {
+        give: (k, slot) => slot.set(windowOf(buffer, k)),
+        take: (k, slots) => sumInChunkOrder(slots, windowOf(buffer, k), k * slotFloats, buffer.length),
       });
     });
   }
@@ -94,10 +101,10 @@ export class SharedMemoryGroup implements ProcessGroup {
       parts[this.rank]?.set(part);
       this.#count(part.length, out.length - part.length);
       return this.#rounds(call, Math.ceil(Math.max(...lengths) / slotFloats), {
-        give: (start, slot) => slot.set(part.subarray(start, start + slotFloats)),
-        take: (start, slots) => {
+        give: (k, slot) => slot.set(windowOf(part, k)),
+        take: (k, slots) => {
           for (const [rank, each] of parts.entries()) {
-            if (rank !== this.rank) copyPiece(slots[rank], each, start);
+            if (rank !== this.rank) copyTo(slots[rank], windowOf(each, k));
           }
         },
       });
@@ -110,11 +117,11 @@ export class SharedMemoryGroup implements ProcessGroup {
       const isRoot = this.rank === root;
       this.#count(isRoot ? buffer.length : 0, isRoot ? 0 : buffer.length);
       return this.#rounds(call, Math.ceil(buffer.length / slotFloats), {
-        give: (start, slot) => {
-          if (isRoot) slot.set(buffer.subarray(start, start + slotFloats));
+        give: (k, slot) => {
+          if (isRoot) slot.set(windowOf(buffer, k));
         },
-        take: (start, slots) => {
-          if (!isRoot) copyPiece(slots[root], buffer, start);
+        take: (k, slots) => {
+          if (!isRoot) copyTo(slots[root], windowOf(buffer, k));
         },
       });
     });
@@ -132,6 +139,31 @@ export class SharedMemoryGroup implements ProcessGroup {
     this.#segment.unmap();
   }
 
+  /** Two rounds per window: each rank sums one share of it, then all copy everyone's. Less work, one more meeting. */
+  #sumShared(buffer: Float32Array): Round {
+    const { worldSize } = this;
+    const shareOf = (window: Float32Array, rank: number): [number, number] => [
+      chunkStart(window.length, worldSize, rank),
+      chunkStart(window.length, worldSize, rank + 1),
+    ];
+    return {
+      give: (k, slot) => {
+        const window = windowOf(buffer, k >> 1);
+        slot.set(k % 2 === 0 ? window : window.subarray(...shareOf(window, this.rank)));
+      },
+      take: (k, slots) => {
+        const window = windowOf(buffer, k >> 1);
+        if (k % 2 === 0) {
+          const [start, end] = shareOf(window, this.rank);
+          const parts = slots.map((slot) => slot.subarray(start, end));
+          sumInChunkOrder(parts, window.subarray(start, end), (k >> 1) * slotFloats + start, buffer.length);
+        } else {
+          for (const [rank, slot] of slots.entries()) copyTo(slot, window.subarray(...shareOf(window, rank)));
+        }
+      },
+    };
+  }
+
   /** Synchronous as long as the others are not late; returns a promise from the first long wait on. */
   #rounds(call: OperationCall, count: number, work: Round, done = 0): Promise<void> | undefined {
     for (let k = done; k < count; k++) {
@@ -139,20 +171,20 @@ export class SharedMemoryGroup implements ProcessGroup {
       this.#round++;
       half.headers[this.rank]?.set([operations.indexOf(call.operation), call.sequence, call.total]);
       const slot = half.slots[this.rank];
-      if (slot) work.give(k * slotFloats, slot);
+      if (slot) work.give(k, slot);
       // Publishes the plain writes above: whoever loads this value sees them.
       Atomics.store(this.#arrived, (this.rank * lineBytes) / 4, this.#round | 0);
       const late = this.#waitShortly();
       if (late !== null) return this.#waitLong(call, late).then(() => this.#finishRound(call, count, work, half, k));
       this.#checkHeaders(call, half);
-      work.take(k * slotFloats, half.slots);
+      work.take(k, half.slots);
     }
     return undefined;
   }
 
   #finishRound(call: OperationCall, count: number, work: Round, half: Half, k: number): Promise<void> | undefined {
     this.#checkHeaders(call, half);
-    work.take(k * slotFloats, half.slots);
+    work.take(k, half.slots);
     return this.#rounds(call, count, work, k + 1);
   }
 
@@ -215,17 +247,21 @@ export class SharedMemoryGroup implements ProcessGroup {
   }
 }
 
-/** What one operation writes and reads in each round; `start` counts elements from the beginning of the operation. */
+/** What one operation writes and reads in its k-th round. */
 interface Round {
-  readonly give: (start: number, slot: Float32Array) => void;
-  readonly take: (start: number, slots: readonly Float32Array[]) => void; // [worldSize]
+  readonly give: (k: number, slot: Float32Array) => void;
+  readonly take: (k: number, slots: readonly Float32Array[]) => void; // [worldSize]
 }
 
 function nothing(): void {}
 
-function copyPiece(slot: Float32Array | undefined, target: Float32Array, start: number): void {
-  const piece = target.subarray(start, start + slotFloats);
-  if (slot) piece.set(slot.subarray(0, piece.length));
+/** The k-th stretch of slotFloats elements; the last may be shorter, and beyond the end it is empty. */
+function windowOf(buffer: Float32Array, k: number): Float32Array {
+  return buffer.subarray(k * slotFloats, (k + 1) * slotFloats);
+}
+
+function copyTo(slot: Float32Array | undefined, window: Float32Array): void {
+  if (slot) window.set(slot.subarray(0, window.length));
 }
 
 /** What all ranks write in the even, or in the odd, rounds. */

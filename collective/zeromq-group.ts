@@ -166,9 +166,11 @@ export class ZeroMqGroup implements ProcessGroup {
   }
 }
 
-/** Largest number of elements that goes directly. */
+/**
+ * Largest number of elements that goes directly. Measured with 2 and 4 ranks on 2 cores over ipc, p50: direct is ahead
+ * at 4096 floats (116 against 149 us; 606 against 848), the ring at 16384 (290 against 243; 1326 against 1158).
+ */
 function directLimit(algorithm: ZeroMqAlgorithm): number {
   if (algorithm === 'direct') return Infinity;
-  if (algorithm === 'ring') return 0;
-  return 16384;
+  return algorithm === 'ring' ? 0 : 8192;
 }

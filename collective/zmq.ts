@@ -8,6 +8,7 @@
 import { Dealer, Pull, Push, Router } from 'zeromq';
 import { z } from 'zod';
 import { ConfigError, InvariantError, messageOf, PeerError } from '../config/errors.ts';
+import { Deadline } from './deadline.ts';
 import { freshEndpoint, removeSocketFile } from './endpoint.ts';
 import { decodeMessage, encodeMessage, FrameError, maxPayloadBytes } from './frame.ts';
 import { toCoordinatorSchema, toRankSchema } from './messages.ts';
@@ -292,19 +293,6 @@ function busy(action: string, cause: unknown): InvariantError {
 
 function isCode(error: unknown, code: string): boolean {
   return error instanceof Error && 'code' in error && error.code === code;
-}
-
-/** Time left until a moment fixed at construction; without a limit -1, which is ZeroMQ's "for ever". */
-export class Deadline {
-  readonly #at: number | null;
-
-  constructor(timeoutMs: number | undefined) {
-    this.#at = timeoutMs === undefined ? null : performance.now() + timeoutMs;
-  }
-
-  remainingMs(): number {
-    return this.#at === null ? -1 : Math.max(0, Math.ceil(this.#at - performance.now()));
-  }
 }
 
 /** @throws FrameError */

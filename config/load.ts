@@ -9,6 +9,7 @@ import { LineCounter, parseDocument, type Document } from 'yaml';
 import type { z } from 'zod';
 import { clusterSchema, type ClusterConfig } from './cluster.ts';
 import { ConfigError, messageOf } from './errors.ts';
+import { maxWorldSize } from './shard-plan.ts';
 import { lineOfKey } from './yaml-lines.ts';
 import { describeIssue } from './issues.ts';
 
@@ -54,6 +55,9 @@ const flagPaths: Readonly<Record<Exclude<keyof ClusterFlags, 'ranks' | 'device'>
   cacheType: ['cache', 'type'],
 };
 
+/** Without a file or a flag: sharding is what this program is for. */
+const defaultRanks = [{}, {}];
+
 type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
 
 /**
@@ -63,7 +67,7 @@ type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
 export async function loadClusterConfig(request: LoadRequest): Promise<ClusterConfig> {
   const source = await readSource(request.file);
   const flagOf = new Map<string, string>();
-  const raw = withFlags(source.raw, request.flags, flagOf);
+  const raw = withFlags(source, request.flags, flagOf);
   const result = clusterSchema.safeParse(raw, { reportInput: true });
   if (!result.success) throw new ConfigError(describeIssues(result.error, source, flagOf));
   const config = result.data;
@@ -109,12 +113,8 @@ async function readSource(file: string | undefined): Promise<Source> {
 }
 
 /** The raw configuration with flags put over it; `flagOf` receives which flag set which path. */
-function withFlags(
-  raw: { [key: string]: Json },
-  flags: ClusterFlags,
-  flagOf: Map<string, string>,
-): { [key: string]: Json } {
-  const merged = structuredClone(raw);
+function withFlags(source: Source, flags: ClusterFlags, flagOf: Map<string, string>): { [key: string]: Json } {
+  const merged = structuredClone(source.raw);
   for (const [flag, path] of Object.entries(flagPaths)) {
     const value = Object.entries(flags).find(([name]) => name === flag)?.[1];
     if (value === undefined) continue;
@@ -125,7 +125,7 @@ function withFlags(
     flagOf.set('ranks', '--ranks');
     merged['ranks'] = resized(merged['ranks'], flags.ranks);
   }
-  merged['ranks'] ??= [{}];
+  if (source.name === undefined) merged['ranks'] ??= defaultRanks;
   if (flags.device !== undefined && Array.isArray(merged['ranks'])) {
     const { device } = flags;
     merged['ranks'] = merged['ranks'].map((rank) => (isObject(rank) ? { ...rank, device } : rank));
@@ -135,8 +135,8 @@ function withFlags(
 
 /** The first `count` ranks of the file, filled up with local ones. */
 function resized(ranks: Json | undefined, count: number): Json {
-  if (!Number.isInteger(count) || count < 1 || count > 1024)
-    throw new ConfigError(`--ranks: expected a whole number from 1 to 64, got ${count}`);
+  if (!Number.isInteger(count) || count < 1 || count > maxWorldSize)
+    throw new ConfigError(`--ranks: expected a whole number from 1 to ${maxWorldSize}, got ${count}`);
   const given = Array.isArray(ranks) ? ranks.slice(0, count) : [];
   return [...given, ...Array.from({ length: count - given.length }, () => ({}))];
 }

@@ -7,7 +7,8 @@ import { ConfigError, InvariantError } from '../config/errors.ts';
 import type { ModelConfig } from '../config/model-config.ts';
 import { chooseScheme, planShards, schemes, type Scheme, type ShardPlan } from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/messages.ts';
-import type { Checkpoint, WeightType } from '../model/checkpoint.ts';
+import type { Checkpoint } from '../model/checkpoint.ts';
+import { weightLayout } from '../model/tensor-types.ts';
 
 export interface Layout {
   readonly plan: ShardPlan;
@@ -50,29 +51,6 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
   };
 }
 
-/** Values along one row that a type stores together: columns can be cut only between blocks. */
-export function blockOf(type: WeightType): number {
-  switch (type) {
-    case 'f32':
-    case 'f16':
-    case 'bf16':
-      return 1;
-    case 'q4_0':
-    case 'q4_1':
-    case 'q5_0':
-    case 'q5_1':
-    case 'q8_0':
-    case 'iq4_nl':
-      return 32;
-    case 'q2_K':
-    case 'q3_K':
-    case 'q4_K':
-    case 'q5_K':
-    case 'q6_K':
-      return 256;
-  }
-}
-
 function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; reason: string } {
   const asked = config.attention.scheme;
   if (asked === 'auto') return chooseScheme(model, config.ranks.length);
@@ -86,10 +64,10 @@ function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; 
  * counts too, because a rank reads whole blocks.
  */
 function columnBlock(checkpoint: Checkpoint, weights: ClusterConfig['compute']['weights']): number {
-  let block = weights === 'keep' ? 1 : blockOf(weights);
+  let block = weights === 'keep' ? 1 : weightLayout(weights).blockSize;
   for (let layer = 0; layer < checkpoint.config.numLayers; layer++) {
     const shape = checkpoint.shapeOf('down', layer);
-    if (shape !== undefined) block = Math.max(block, blockOf(shape.type));
+    if (shape !== undefined) block = Math.max(block, weightLayout(shape.type).blockSize);
   }
   return block;
 }

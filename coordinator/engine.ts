@@ -1,13 +1,14 @@
 /**
  * Generates: prompt as prefill in pieces, then one token per step, sampled here and nowhere else. Also scores given
  * tokens, and returns their logits, by the same steps. Knows no chat template and prints nothing.
- * Read next: sampler.ts, cluster.ts (the steps), text-stream.ts.
+ * Read next: sampler.ts, cluster.ts (the steps), stop-strings.ts.
  */
 import { ConfigError } from '../config/errors.ts';
+import type { TokenStream } from '../model/tokenizer.ts';
 import type { Reply, Step, Want } from '../collective/messages.ts';
 import type { Cluster, StepResult } from './cluster.ts';
 import { sampleToken, seededRandom, type Sampling } from './sampler.ts';
-import { StopStrings, TokenText, type Decode } from './text-stream.ts';
+import { StopStrings } from './stop-strings.ts';
 
 export interface Generation {
   /** Not empty. */
@@ -18,7 +19,8 @@ export interface Generation {
   readonly stop: readonly string[];
   /** Tokens that end the answer; they give no text. */
   readonly endIds: readonly number[];
-  readonly decode: Decode;
+  /** Fresh: turns the tokens of this answer into whole characters. */
+  readonly text: TokenStream;
 }
 
 export type FinishReason = 'stop' | 'length';
@@ -59,7 +61,6 @@ export async function* generate(cluster: Cluster, request: Generation): AsyncGen
   const { contextTokens } = cluster.options;
   requireRoom(promptIds.length, contextTokens);
   const random = seededRandom(request.seed);
-  const text = new TokenText(request.decode);
   const stops = new StopStrings(request.stop);
   const meter = new UsageMeter(cluster);
   const history = [...promptIds];
@@ -74,7 +75,7 @@ export async function* generate(cluster: Cluster, request: Generation): AsyncGen
       break;
     }
     history.push(tokenId);
-    const shown = stops.push(text.push(tokenId));
+    const shown = stops.push(request.text.push(tokenId));
     yield { kind: 'token', tokenId, text: shown.text };
     if (shown.stopped) {
       yield { kind: 'end', text: '', finishReason: 'stop', usage: meter.usage(promptIds.length, generated + 1) };
@@ -84,13 +85,23 @@ export async function* generate(cluster: Cluster, request: Generation): AsyncGen
     result = await cluster.step(oneStep('decode', history.length - 1, [tokenId], { kind: 'last' }));
     meter.step(result);
   }
-  const rest = stops.push(text.flush());
+  const rest = stops.push(request.text.end());
   yield {
     kind: 'end',
     text: rest.stopped ? rest.text : rest.text + stops.flush(),
     finishReason,
     usage: meter.usage(promptIds.length, history.length - promptIds.length),
   };
+}
+
+/** @throws ConfigError when the prompt is empty or leaves no room for a token of the answer */
+export function requireRoom(promptTokens: number, contextTokens: number): void {
+  if (promptTokens === 0) throw new ConfigError('prompt: it has no tokens; give a text');
+  if (promptTokens < contextTokens) return;
+  throw new ConfigError(
+    `prompt: ${promptTokens} tokens and room for at least 1 more do not fit a context of ${contextTokens}; ` +
+      `shorten it by ${promptTokens + 1 - contextTokens} or raise --context`,
+  );
 }
 
 /** How the tokens of a window are run, for `score` and `windowLogits`. */
@@ -130,15 +141,6 @@ export async function windowLogits(
     const result = await cluster.step(oneStep(phase, start, tokens, { kind: 'all' }));
     take(result.logits, start);
   }
-}
-
-function requireRoom(promptTokens: number, contextTokens: number): void {
-  if (promptTokens === 0) throw new ConfigError('prompt: it has no tokens; give a text');
-  if (promptTokens < contextTokens) return;
-  throw new ConfigError(
-    `prompt: ${promptTokens} tokens and room for at least 1 more do not fit a context of ${contextTokens}; ` +
-      `shorten it by ${promptTokens + 1 - contextTokens} or raise --context`,
-  );
 }
 
 async function prefill(cluster: Cluster, ids: readonly number[], meter: UsageMeter): Promise<StepResult> {

@@ -67,23 +67,34 @@ export async function resolveModel(model: string, context: FetchContext): Promis
 
 /** @returns the path of the named model, downloaded when it is not in the cache yet */
 export async function fetchModel(name: string, context: FetchContext): Promise<string> {
-  const model = namedModels[name];
-  if (model === undefined) {
-    const meant = nearMiss(name, Object.keys(namedModels));
-    const known = `known names: ${Object.keys(namedModels).join(', ')}`;
-    throw new ConfigError(
-      `model ${name}: cannot be fetched by this name; ${meant === undefined ? known : `did you mean ${meant}?`}`,
-    );
-  }
-  const named = context.env['TPLA_MODEL'];
+  const model = modelNamed(name);
+  const found = await findModel(name, context);
+  if (found !== undefined) return found;
+  const path = join(cacheFolder(context.env), model.fileName);
+  await download(model, path, context);
+  return path;
+}
+
+/** The path of the named model when it is here already. @throws ConfigError when TPLA_MODEL names what is not there */
+export async function findModel(name: string, { env }: FetchContext): Promise<string | undefined> {
+  const model = modelNamed(name);
+  const named = env['TPLA_MODEL'];
   if (named !== undefined && named !== '') {
     if ((await sizeOf(named)) !== undefined) return resolve(named);
     throw new ConfigError(`TPLA_MODEL=${named}: no such file or folder; correct or unset it`);
   }
-  const path = join(cacheFolder(context.env), model.fileName);
-  if ((await sizeOf(path)) === model.bytes) return path;
-  await download(model, path, context);
-  return path;
+  const path = join(cacheFolder(env), model.fileName);
+  return (await sizeOf(path)) === model.bytes ? path : undefined;
+}
+
+function modelNamed(name: string): NamedModel {
+  const model = namedModels[name];
+  if (model !== undefined) return model;
+  const meant = nearMiss(name, Object.keys(namedModels));
+  const known = `known names: ${Object.keys(namedModels).join(', ')}`;
+  throw new ConfigError(
+    `model ${name}: cannot be fetched by this name; ${meant === undefined ? known : `did you mean ${meant}?`}`,
+  );
 }
 
 /** @throws ConfigError when the file differs from what the model's entry says. */

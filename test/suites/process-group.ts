@@ -15,7 +15,7 @@ export type MakeGroups = (worldSize: number, timeoutMs: number) => Promise<MadeG
 
 const worldSizes = [1, 2, 3, 4, 5, 8];
 /** None, one, fewer than ranks, no multiple of anything, one layer of SmolLM2, longer than a slot or a direct message. */
-const lengths = [0, 1, 3, 7, 576, 1000, 10_000, 70_001];
+const lengths = [0, 1, 3, 7, 576, 1000, 10_000, 40_001];
 const patientMs = 20_000;
 
 export function describeProcessGroup(name: string, make: MakeGroups): void {
@@ -60,7 +60,7 @@ export function describeProcessGroup(name: string, make: MakeGroups): void {
         await using made = await make(worldSize, patientMs);
         await onAll(made.groups, async (group) => {
           for (let root = 0; root < worldSize; root++) {
-            for (const length of [0, 5, 35_000]) {
+            for (const length of root === 1 ? [5, 35_000] : [0, 5]) {
               const buffer = valuesOf(length, group.rank, root);
               await group.broadcast(buffer, root, 'weights');
               expectSameBits(buffer, valuesOf(length, root, root));
@@ -167,29 +167,32 @@ export async function onAll<T>(
   return results.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));
 }
 
-/** Distinct per rank and element, of magnitudes 2^-12 to 2^12. */
+/** Distinct per rank and element, of magnitudes 2^-12 to 2^9. */
 export function valuesOf(length: number, rank: number, seed: number): Float32Array {
-  let state = (seed * 7919 + rank * 104_729 + 1) >>> 0;
-  const next = () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-  return Float32Array.from({ length }, () => (next() - 0.5) * 2 ** (24 * next() - 12));
+  const values = new Float32Array(length);
+  let state = seed * 7919 + rank * 104_729 + 1;
+  for (let i = 0; i < length; i++) {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    values[i] = ((state >>> 8) - 2 ** 23) * powers[state >>> 27]!;
+  }
+  return values;
 }
+
+const powers = Float64Array.from({ length: 32 }, (_, k) => 2 ** ((k * 3) % 24) * 2 ** -35);
 
 /** The definition in group.ts: element by element, starting with the rank that owns the chunk. */
 export function sumOf(parts: readonly Float32Array[]): Float32Array {
   const worldSize = parts.length;
   const length = parts[0]!.length;
-  return Float32Array.from({ length }, (_, i) => {
-    let chunk = 0;
+  const sums = new Float32Array(length);
+  let chunk = 0;
+  for (let i = 0; i < length; i++) {
     while (i >= Math.floor(((chunk + 1) * length) / worldSize)) chunk++;
     let sum = parts[chunk]![i]!;
     for (let k = 1; k < worldSize; k++) sum = Math.fround(sum + parts[(chunk + k) % worldSize]![i]!);
-    return sum;
-  });
+    sums[i] = sum;
+  }
+  return sums;
 }
 
 export function expectSameBits(actual: Float32Array, expected: Float32Array): void {

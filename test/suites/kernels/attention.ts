@@ -153,6 +153,6 @@ function garbageBeyond(rows: Values & { data: Float32Array }, used: number): Val
 
 /** [rows, heads * dim] -> [heads, rows, dim] */
 function splitHeads(rows: Values, heads: number): Values {
-  const [count, columns] = rows.shape as [number, number];
+  const [count = 0, columns = 0] = rows.shape;
   return expectedPermute({ shape: [count, heads, columns / heads], data: rows.data }, [1, 0, 2]);
 }

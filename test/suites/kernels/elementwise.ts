@@ -40,7 +40,7 @@ export function describeElementwise({ test, tolerances }: KernelSuite): void {
         expectClose(
           softcapped,
           Array.from(x.data, (value) => 30 * Math.tanh(value / 30)),
-          tolerances.elementwise,
+          tolerances.softcap,
         );
       }
     });

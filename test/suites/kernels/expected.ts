@@ -10,8 +10,8 @@ export interface Values {
 
 /** weight [bw, m, k], x [bx, t, k] -> [bx, t, m] */
 export function expectedMatmul(weight: Values, x: Values): number[] {
-  const [groups, rows, columns] = weight.shape as [number, number, number];
-  const [batches, tokens] = x.shape as [number, number];
+  const [groups = 0, rows = 0, columns = 0] = weight.shape;
+  const [batches = 0, tokens = 0] = x.shape;
   const out: number[] = [];
   for (let b = 0; b < batches; b++) {
     const group = Math.floor((b * groups) / batches);
@@ -47,7 +47,7 @@ export function expectedRope(
   interleaved: boolean,
   attentionFactor: number,
 ): number[] {
-  const [, heads, dim] = x.shape as [number, number, number];
+  const [, heads = 0, dim = 0] = x.shape;
   return Array.from(x.data, (value, index) => {
     const column = index % dim;
     const token = Math.floor(index / (dim * heads));
@@ -62,7 +62,7 @@ export function expectedRope(
 
 /** x [heads, tokens, length], mask [tokens, length] */
 export function expectedSoftmax(x: Values, mask: ArrayLike<number>, scale: number): number[] {
-  const [heads, tokens, length] = x.shape as [number, number, number];
+  const [heads = 0, tokens = 0, length = 0] = x.shape;
   const out: number[] = [];
   for (let row = 0; row < heads * tokens; row++) {
     const scores: number[] = [];
@@ -85,8 +85,8 @@ export function expectedAttend(
   scale: number,
   softcap: number,
 ): number[] {
-  const [heads, tokens] = q.shape as [number, number];
-  const [groups, length, valueDim] = values.shape as [number, number, number];
+  const [heads = 0, tokens = 0] = q.shape;
+  const [groups = 0, length = 0, valueDim = 0] = values.shape;
   const scores = expectedMatmul(keys, q).map((score) =>
     softcap === 0 ? scale * score : softcap * Math.tanh((scale * score) / softcap),
   );

@@ -188,7 +188,6 @@ export class GraphRecorder {
     for (const output of packed) {
       if (output.pointer === NO_POINTER) continue;
       functions.setOutput(output.pointer);
-      functions.setOutput(output.root.pointer);
     }
     const size = this.#nodes.length + this.#inputs.size;
     const context = openContext(functions, functions.graphOverhead(size, false));

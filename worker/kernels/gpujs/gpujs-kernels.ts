@@ -31,27 +31,26 @@ import type { Recorder } from './recorder.ts';
 const WEIGHT_TYPES: readonly TensorType[] = ['f32', 'f16', 'bf16'];
 
 const MODE_NAMES: Readonly<Record<GpuJsMode, string>> = {
-  headlessgl: 'WebGL without a display',
-  webgl2: 'WebGL 2',
-  webgl: 'WebGL',
+  headlessgl: 'WebGL outside a browser',
   webasm: 'WebAssembly, 1 thread',
   cpu: 'plain JavaScript, 1 thread',
 };
 
 /**
- * @param options.device '' for the best that works here, or gpu, webgl, wasm, cpu
+ * @param options.device '' for the fastest that works here, or gpu, webgl, wasm, cpu
  * @throws ConfigError if the named device does not exist here or computes wrong numbers
  */
 export function createGpuJsKernels(options: { readonly device: string }): Kernels {
-  return kernelsInMode(chooseMode(options.device, kernelsInMode));
+  const { mode, remark } = chooseMode(options.device, (candidate) => kernelsInMode(candidate, ''));
+  return kernelsInMode(mode, remark);
 }
 
-export function kernelsInMode(mode: GpuJsMode): Kernels {
+function kernelsInMode(mode: GpuJsMode, remark: string): Kernels {
   const cache = new KernelCache(mode);
   const written = new WeakSet<Storage>();
   return {
     name: 'gpujs',
-    device: `gpu.js in mode ${mode}: ${MODE_NAMES[mode]}`,
+    device: `gpu.js in mode ${mode}: ${MODE_NAMES[mode]}${remark === '' ? '' : ` (${remark})`}`,
     supportsWeights: (type) => WEIGHT_TYPES.includes(type),
     allocate(type, shape) {
       if (type !== 'i32' && !WEIGHT_TYPES.includes(type)) {

@@ -3,13 +3,13 @@
  * Kernels live until the backend is disposed, or, when a weight is built in, until that weight is released or changes.
  * Next: steps.ts (its user), mode.ts (which gpu.js mode).
  */
-import { GPU, Input } from 'gpu.js';
+import { GPU, HeadlessGLKernel, Input } from 'gpu.js';
 import type { IKernelRunShortcut } from 'gpu.js';
 import { InvariantError, invariant } from '../../../config/errors.ts';
 import type { Storage } from '../reference/strided-tensor.ts';
 
-/** Modes of gpu.js that answer synchronously. */
-export type GpuJsMode = 'headlessgl' | 'webgl2' | 'webgl' | 'webasm' | 'cpu';
+/** Modes of gpu.js that answer synchronously and exist outside a browser. */
+export type GpuJsMode = 'headlessgl' | 'webasm' | 'cpu';
 
 export interface KernelSpec {
   readonly source: string;
@@ -34,6 +34,7 @@ type Cells = readonly (readonly ArrayLike<number | ArrayLike<number>>[])[];
 export class KernelCache implements Disposable {
   readonly mode: GpuJsMode;
   readonly #gpu: GPU;
+  readonly #keys = new WeakMap<KernelSpec, string>();
   readonly #shared = new Map<string, IKernelRunShortcut>();
   readonly #resident = new Map<Storage, { version: number; kernels: Map<string, IKernelRunShortcut> }>();
 
@@ -42,10 +43,14 @@ export class KernelCache implements Disposable {
     this.#gpu = new GPU({ mode });
   }
 
-  /** Runs the kernel and writes its numbers, row after row, to `out` [z, y, width]. */
+  /** Runs the kernel and writes its numbers, row after row, to `out` [z, y, width]. A spec always comes with inputs of the same sizes. */
   run(spec: KernelSpec, inputs: readonly Input[], resident: Resident | null, out: Float32Array): void {
     const kernels = resident === null ? this.#shared : this.#kernelsWith(resident.storage);
-    const key = keyOf(spec, resident === null ? inputs : [...inputs, resident.input]);
+    let key = this.#keys.get(spec);
+    if (key === undefined) {
+      key = keyOf(spec, resident === null ? inputs : [...inputs, resident.input]);
+      this.#keys.set(spec, key);
+    }
     let kernel = kernels.get(key);
     if (kernel === undefined) {
       kernel = this.#create(spec, resident);
@@ -68,6 +73,8 @@ export class KernelCache implements Disposable {
     for (const storage of this.#resident.keys()) this.release(storage);
     for (const kernel of this.#shared.values()) kernel.destroy(false);
     this.#shared.clear();
+    const context: unknown = this.#gpu.context;
+    if (this.mode === 'headlessgl' && context !== null) HeadlessGLKernel.destroyContext(context);
   }
 
   #kernelsWith(storage: Storage): Map<string, IKernelRunShortcut> {

@@ -15,7 +15,7 @@ export function matmulStep(weight: StridedTensor, x: StridedTensor, out: Strided
   const w = withAxes(weight, 3); // [bw, m, k]
   const a = withAxes(x, 3); // [bx, t, k]
   const y = withAxes(out, 3); // [bx, t, m]
-  const [batches, tokens, rows] = y.shape as [number, number, number];
+  const [batches = 0, tokens = 0, rows = 0] = y.shape;
   const columns = a.shape[2]!;
   return () => {
     for (let b = 0; b < batches; b++) {
@@ -40,7 +40,7 @@ export function elementwiseStep(
   const left = withAxes(a, 4);
   const right = withAxes(broadcastView(b, a.shape), 4);
   const y = withAxes(out, 4);
-  const [n0, n1, n2, n3] = y.shape as [number, number, number, number];
+  const [n0 = 0, n1 = 0, n2 = 0, n3 = 0] = y.shape;
   const at = (x: StridedTensor, i: number, j: number, k: number, l: number) =>
     x.offset + i * x.strides[0]! + j * x.strides[1]! + k * x.strides[2]! + l * x.strides[3]!;
   return () => {
@@ -79,7 +79,7 @@ export function ropeStep(
   options: RopeOptions,
   out: StridedTensor, // [tokens, heads, dim]
 ): Step {
-  const [tokens, heads, dim] = x.shape as [number, number, number];
+  const [tokens = 0, heads = 0, dim = 0] = x.shape;
   const half = dim / 2;
   return () => {
     const input = x.storage.data;
@@ -113,8 +113,8 @@ export function attendStep(
   options: AttendOptions,
   out: StridedTensor, // [heads, tokens, valueDim]
 ): Step {
-  const [heads, tokens, valueDim] = out.shape as [number, number, number];
-  const [groups, length, keyDim] = keys.shape as [number, number, number];
+  const [heads = 0, tokens = 0, valueDim = 0] = out.shape;
+  const [groups = 0, length = 0, keyDim = 0] = keys.shape;
   const weights = new Float64Array(length); // [length]
   return () => {
     for (let h = 0; h < heads; h++) {
@@ -154,7 +154,7 @@ export function softmaxStep(x: StridedTensor, mask: StridedTensor, scale: number
 
 export function scatterRowsStep(target: StridedTensor, rows: StridedTensor, indices: StridedTensor): Step {
   const convert = target.type === 'f16' ? roundToHalf : (value: number) => value;
-  const [tokens, columns] = rows.shape as [number, number];
+  const [tokens = 0, columns = 0] = rows.shape;
   return () => {
     for (let t = 0; t < tokens; t++) {
       const row = checkedIndex('scatterRows', indices, t, target.shape[0]!);
@@ -167,7 +167,7 @@ export function scatterRowsStep(target: StridedTensor, rows: StridedTensor, indi
 }
 
 export function gatherRowsStep(table: StridedTensor, indices: StridedTensor, out: StridedTensor): Step {
-  const [tokens, columns] = out.shape as [number, number];
+  const [tokens = 0, columns = 0] = out.shape;
   return () => {
     for (let t = 0; t < tokens; t++) {
       const row = checkedIndex('gatherRows', indices, t, table.shape[0]!);
@@ -220,7 +220,7 @@ function dot(a: StridedTensor, aOffset: number, b: StridedTensor, bOffset: numbe
 /** Calls `visit` with the offset of each row (last axis) of tensors of one shape. */
 function forEachRow(tensors: readonly StridedTensor[], visit: (offsets: readonly number[]) => void): Step {
   const views = tensors.map((tensor) => withAxes(tensor, 4));
-  const [n0, n1, n2] = views[0]!.shape as [number, number, number, number];
+  const [n0 = 0, n1 = 0, n2 = 0] = views[0]!.shape;
   return () => {
     for (let i = 0; i < n0; i++)
       for (let j = 0; j < n1; j++)

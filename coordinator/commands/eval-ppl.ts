@@ -1,0 +1,124 @@
+/**
+ * `tpla eval ppl`: perplexity of a text. Protocol: tokenise the whole file once, cut it into non-overlapping windows,
+ * run each alone from position 0, do not score its first token; natural logarithms, summed in float64. Tokens behind
+ * the last whole window are left out.
+ */
+import type { Argv } from 'yargs';
+import { ConfigError } from '../../config/errors.ts';
+import type { Cluster } from '../cluster.ts';
+import type { CommandContext } from '../command-context.ts';
+import { score, type WindowRequest } from '../engine.ts';
+import { clusterFlagsWithoutWindow, decodeFromFlag, jsonFlag, number, type FlagsOf } from '../flags.ts';
+import { startProgress } from '../progress.ts';
+import { openSession } from '../session.ts';
+import { openText, readTextFile } from '../text.ts';
+
+const pplFlags = <T>(command: Argv<T>) =>
+  jsonFlag(clusterFlagsWithoutWindow(command))
+    .option('text', { type: 'string', demandOption: true, describe: 'UTF-8 text file' })
+    .option('window', number('window', 2, 1_048_576, true, 1024, 'tokens of a window'))
+    .option('max-windows', number('max-windows', 0, 1_000_000, true, 0, 'windows to score; 0: all'))
+    .option('skip-windows', number('skip-windows', 0, 1_000_000, true, 0, 'windows to leave out at the beginning'))
+    .option('bos', {
+      choices: ['none', 'each'] as const,
+      default: 'none' as const,
+      describe: "each: every window gets the model's start token before its tokens; its first token stays unscored",
+    })
+    .option('decode-from', decodeFromFlag);
+
+type PplFlags = FlagsOf<ReturnType<typeof pplFlags>>;
+
+export function addEvalPplCommand<T>(program: Argv<T>, context: CommandContext): Argv<T> {
+  return program.command(
+    'ppl',
+    'perplexity of a text over non-overlapping windows',
+    (command) => pplFlags(command),
+    (flags) => evalPpl(flags, context),
+  );
+}
+
+async function evalPpl(flags: PplFlags, context: CommandContext): Promise<void> {
+  const source = await readTextFile(flags.text);
+  const sequenceTokens = flags.window + (flags.bos === 'each' ? 1 : 0);
+  if (flags.decodeFrom !== undefined && flags.decodeFrom >= flags.window)
+    throw new ConfigError(`--decode-from: ${flags.decodeFrom} leaves nothing of a window of ${flags.window}; use less`);
+  await using session = await openSession(
+    { ...flags, window: undefined, context: flags.context ?? sequenceTokens },
+    context,
+  );
+  const { cluster, checkpoint } = session;
+  if (cluster.options.contextTokens < sequenceTokens)
+    throw new ConfigError(
+      `--window: ${sequenceTokens} tokens do not fit a context of ${cluster.options.contextTokens}; raise --context`,
+    );
+  const text = await openText(checkpoint.path);
+  const windows = windowsOf(text.encode(source), flags);
+  const prefix = flags.bos === 'each' ? [text.requireBos()] : [];
+  const result = await scoreWindows(cluster, windows, prefix, flags.decodeFrom);
+  const report = {
+    ppl: Math.exp(result.nllSum / result.tokens),
+    nll: result.nllSum / result.tokens,
+    tokens: result.tokens,
+    windows: windows.length,
+    protocol: protocolOf(flags),
+    nllPerWindow: result.nllPerWindow,
+    scheme: cluster.plan.scheme,
+    ranks: cluster.plan.worldSize,
+    weights: cluster.options.weights,
+    cacheType: cluster.options.cacheType,
+  };
+  if (flags.json) context.write(`${JSON.stringify(report)}\n`);
+  else
+    context.write(
+      `perplexity ${report.ppl.toFixed(5)} (nll ${report.nll.toFixed(6)} over ${report.tokens} tokens of ${report.windows} windows; ${report.protocol})\n`,
+    );
+}
+
+function protocolOf({ window, bos, skipWindows, decodeFrom }: PplFlags): string {
+  const decoded = decodeFrom === undefined ? '' : `, scored in decode from token ${decodeFrom} on`;
+  const skipped = skipWindows === 0 ? '' : `, first ${skipWindows} left out`;
+  return `non-overlapping windows of ${window} tokens${skipped}, first token unscored, bos ${bos}${decoded}`;
+}
+
+function windowsOf(ids: readonly number[], flags: PplFlags): number[][] {
+  const whole = Math.floor(ids.length / flags.window);
+  const end = flags.maxWindows === 0 ? whole : Math.min(whole, flags.skipWindows + flags.maxWindows);
+  const windows: number[][] = [];
+  for (let w = flags.skipWindows; w < end; w++) windows.push(ids.slice(w * flags.window, (w + 1) * flags.window));
+  if (windows.length > 0) return windows;
+  throw new ConfigError(
+    `--text ${flags.text}: ${ids.length} tokens are ${whole} whole windows of ${flags.window}, of which --skip-windows ` +
+      `leaves out ${flags.skipWindows}; use a longer text or a smaller --window`,
+  );
+}
+
+interface WindowScores {
+  readonly nllSum: number;
+  readonly tokens: number;
+  readonly nllPerWindow: readonly number[];
+}
+
+async function scoreWindows(
+  cluster: Cluster,
+  windows: readonly number[][],
+  prefix: readonly number[],
+  decodeFrom: number | undefined,
+): Promise<WindowScores> {
+  const nllPerWindow: number[] = [];
+  let tokens = 0;
+  using progress = startProgress('scoring', windows.length, { name: 'windows', size: 1 });
+  for (const window of windows) {
+    const ids = [...prefix, ...window];
+    const request: WindowRequest = {
+      ids,
+      decodeFrom: decodeFrom === undefined ? ids.length : prefix.length + decodeFrom,
+    };
+    const nll = await score(cluster, request);
+    // The first token of the text stays unscored also when a start token could predict it.
+    const firstScored = prefix.length + 1 + (decodeFrom ?? 0);
+    nllPerWindow.push(nll.subarray(firstScored).reduce((sum, value) => sum + value, 0));
+    tokens += ids.length - firstScored;
+    progress.update(nllPerWindow.length);
+  }
+  return { nllSum: nllPerWindow.reduce((sum, value) => sum + value, 0), tokens, nllPerWindow };
+}

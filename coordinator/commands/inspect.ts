@@ -1,0 +1,118 @@
+/** `tpla inspect SRC`: sizes of a model, its matrices and their storage, and what a token costs in the cache. */
+import type { Argv } from 'yargs';
+import { clusterSchema } from '../../config/cluster.ts';
+import type { Checkpoint, LayerRole, ModelRole, WeightShape } from '../../model/checkpoint.ts';
+import { openCheckpoint } from '../../model/open.ts';
+import { rowBytes } from '../../model/tensor-types.ts';
+import type { CommandContext } from '../command-context.ts';
+import { resolveModel } from '../fetch.ts';
+import { jsonFlag, number, type FlagsOf } from '../flags.ts';
+import { cacheBytesByScheme } from '../plan-report.ts';
+import { formatBytes, formatTable } from '../table.ts';
+
+const modelRoles: readonly ModelRole[] = ['embedding', 'head', 'finalNorm'];
+const layerRoles: readonly LayerRole[] = [
+  'attentionNorm',
+  'query',
+  'queryBias',
+  'key',
+  'keyBias',
+  'value',
+  'valueBias',
+  'output',
+  'outputBias',
+  'queryDown',
+  'queryDownNorm',
+  'queryUp',
+  'latentDown',
+  'latentDownBias',
+  'latentNorm',
+  'latentUp',
+  'ropeFrequencies',
+  'feedForwardNorm',
+  'gate',
+  'up',
+  'down',
+];
+
+const inspectFlags = <T>(command: Argv<T>) =>
+  jsonFlag(command)
+    .positional('source', {
+      type: 'string',
+      demandOption: true,
+      describe: 'Hugging Face folder, GGUF file, or `default`',
+    })
+    .option('ranks', number('ranks', 1, 64, true, 2, 'ranks for which cache sizes are shown'));
+
+type InspectFlags = FlagsOf<ReturnType<typeof inspectFlags>>;
+
+export function addInspectCommand(program: Argv, context: CommandContext): Argv {
+  return program.command(
+    'inspect <source>',
+    'show architecture, weights, quantisation and cache bytes per token of a model',
+    (command) => inspectFlags(command),
+    (flags) => inspect(flags, context),
+  );
+}
+
+async function inspect(flags: InspectFlags, context: CommandContext): Promise<void> {
+  await using checkpoint = await openCheckpoint(await resolveModel(flags.source, context));
+  const { path, format, config, weightFileBytes, identity } = checkpoint;
+  const weights = weightRows(checkpoint);
+  const cacheType = clusterSchema.shape.cache.parse({}).type;
+  const cacheBytesPerToken = cacheBytesByScheme(config, cacheType, flags.ranks);
+  if (flags.json) {
+    const document = { path, format, identity, weightFileBytes, config, weights, cacheType, cacheBytesPerToken };
+    context.write(`${JSON.stringify(document)}\n`);
+    return;
+  }
+  const { architecture, numLayers, hiddenDim, numHeads, vocabSize, contextLength, attention, feedForward } = config;
+  const heads =
+    attention.kind === 'gqa'
+      ? `${numHeads} heads of ${attention.headDim}, ${attention.numKvHeads} KV heads`
+      : `${numHeads} heads, latent ${attention.latentDim} + rope ${attention.ropeDim}, nope ${attention.nopeDim}, value ${attention.valueDim}`;
+  context.write(
+    [
+      `${path}: ${format}, ${formatBytes(weightFileBytes)}, identity ${identity.slice(0, 16)}`,
+      `${architecture} (${attention.kind}): ${numLayers} layers, hidden ${hiddenDim}, ${heads}, feed-forward ${feedForward.dim}, ` +
+        `vocabulary ${vocabSize}${config.tiedEmbeddings ? ' (head tied to the embedding)' : ''}, context ${contextLength}`,
+      formatTable(
+        ['weight', 'count', 'rows', 'columns', 'type', 'bytes'],
+        weights.map((row) => [
+          row.role,
+          `${row.count}`,
+          `${row.rows}`,
+          `${row.cols}`,
+          row.type,
+          formatBytes(row.bytes),
+        ]),
+      ),
+      `cache of one token, all layers, ${cacheType}: ${Object.entries(cacheBytesPerToken)
+        .map(([scheme, bytes]) => `${scheme} ${Math.round(bytes)} B`)
+        .join(', ')}`,
+      '',
+    ].join('\n'),
+  );
+}
+
+interface WeightRow extends WeightShape {
+  readonly role: string;
+  /** Weights of this role, shape and type: layers may be quantised differently. */
+  readonly count: number;
+  readonly bytes: number;
+}
+
+function weightRows(checkpoint: Checkpoint): WeightRow[] {
+  const rows = new Map<string, WeightRow>();
+  const add = (role: string, shape: WeightShape | undefined): void => {
+    if (shape === undefined) return;
+    const key = `${role} ${shape.rows} ${shape.cols} ${shape.type}`;
+    const before = rows.get(key);
+    const bytes = shape.rows * rowBytes(shape.type, shape.cols);
+    rows.set(key, { role, ...shape, count: (before?.count ?? 0) + 1, bytes: (before?.bytes ?? 0) + bytes });
+  };
+  for (const role of modelRoles) add(role, checkpoint.shapeOf(role));
+  for (const role of layerRoles)
+    for (let layer = 0; layer < checkpoint.config.numLayers; layer++) add(role, checkpoint.shapeOf(role, layer));
+  return [...rows.values()];
+}

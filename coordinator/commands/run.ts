@@ -1,0 +1,141 @@
+/** `tpla run [prompt]`: a local cluster, one answer streamed to the terminal, then a table of what each rank did. */
+import { randomInt } from 'node:crypto';
+import type { Argv } from 'yargs';
+import { ConfigError } from '../../config/errors.ts';
+import { layOut } from '../cluster-layout.ts';
+import type { Cluster } from '../cluster.ts';
+import { decodeUtf8, type CommandContext } from '../command-context.ts';
+import { generate, requireRoom, type Generation, type Usage } from '../engine.ts';
+import { clusterFlags, jsonFlag, samplingFlags, type FlagsOf } from '../flags.ts';
+import { openModel, startCluster } from '../session.ts';
+import { formatBytes, formatMs, formatTable } from '../table.ts';
+import { openText, type ModelText } from '../text.ts';
+
+const runFlags = <T>(command: Argv<T>) =>
+  jsonFlag(samplingFlags(clusterFlags(command)))
+    .positional('prompt', { type: 'string', describe: 'text to answer; without it standard input is read' })
+    .option('raw', {
+      type: 'boolean',
+      default: false,
+      describe: 'continue the text as it is instead of answering it through the chat template',
+    })
+    .option('system', { type: 'string', describe: 'system message of the chat' });
+
+type RunFlags = FlagsOf<ReturnType<typeof runFlags>>;
+
+export function addRunCommand(program: Argv, context: CommandContext): Argv {
+  return program.command(
+    'run [prompt]',
+    'answer one prompt on a local cluster, streamed, then a table for each rank',
+    (command) => runFlags(command),
+    (flags) => run(flags, context),
+  );
+}
+
+async function run(flags: RunFlags, context: CommandContext): Promise<void> {
+  const prompt = await promptOf(flags.prompt, context);
+  await using model = await openModel(flags, context);
+  const text = await openText(model.checkpoint.path);
+  const promptIds = flags.raw ? text.encodeRaw(prompt) : text.encodeChat(prompt, flags.system);
+  // Before any process is started: a prompt that is too long need not wait for the weights.
+  requireRoom(promptIds.length, layOut(model.checkpoint, model.config).options.contextTokens);
+  await using cluster = await startCluster(model, context);
+  const seed = flags.seed ?? randomInt(2 ** 32);
+  const answer = { text: '', tokenIds: [] as number[] };
+  for await (const event of generate(cluster, generationOf(flags, promptIds, seed, text))) {
+    answer.text += event.text;
+    if (!flags.json) context.write(event.text);
+    if (event.kind === 'token') {
+      answer.tokenIds.push(event.tokenId);
+      continue;
+    }
+    const report = reportOf(cluster, event.usage);
+    if (flags.json)
+      context.write(`${JSON.stringify({ ...answer, finishReason: event.finishReason, seed, ...report })}\n`);
+    else {
+      context.write('\n');
+      context.log(`\n${rankTable(report)}`);
+    }
+  }
+}
+
+/** @throws ConfigError when there is none, it is empty, or standard input is not UTF-8 */
+async function promptOf(argument: string | undefined, context: CommandContext): Promise<string> {
+  if (argument === undefined && context.inputIsTerminal)
+    throw new ConfigError('prompt: none given; write `tpla run "text"` or pipe a text into it');
+  const prompt = argument ?? decodeUtf8(await context.readInput(), 'prompt on standard input').replace(/\r?\n$/, '');
+  if (prompt === '') throw new ConfigError('prompt: it is empty; give a text');
+  return prompt;
+}
+
+interface RunReport {
+  readonly scheme: string;
+  readonly ranks: number;
+  readonly promptTokens: number;
+  readonly generatedTokens: number;
+  readonly timings: {
+    readonly loadMs: number;
+    readonly ttftMs: number;
+    readonly prefillTokensPerSecond: number;
+    readonly decodeTokensPerSecond: number;
+  };
+  readonly perRank: readonly RankReport[];
+}
+
+type RankReport = Usage['perRank'][number] & {
+  readonly pid: number;
+  readonly device: string;
+  readonly transport: string;
+  readonly weightBytes: number;
+  readonly cacheBytesPerToken: number;
+};
+
+function reportOf(cluster: Cluster, usage: Usage): RunReport {
+  const { promptTokens, generatedTokens, ttftMs, prefillTokensPerSecond, decodeTokensPerSecond } = usage;
+  return {
+    scheme: cluster.plan.scheme,
+    ranks: cluster.plan.worldSize,
+    promptTokens,
+    generatedTokens,
+    timings: { loadMs: cluster.loadMs, ttftMs, prefillTokensPerSecond, decodeTokensPerSecond },
+    perRank: cluster.ranks.flatMap(({ rank, pid, device, transport, weightBytes, cacheBytesPerToken }) => {
+      const sums = usage.perRank[rank];
+      return sums === undefined ? [] : [{ ...sums, pid, device, transport, weightBytes, cacheBytesPerToken }];
+    }),
+  };
+}
+
+function rankTable({ scheme, ranks, promptTokens, generatedTokens, timings, perRank }: RunReport): string {
+  const header = ['rank', 'pid', 'compute', 'wait', 'sent', 'received', 'weights', 'cache/token', 'peak memory'];
+  const rows = perRank.map((rank) => [
+    String(rank.rank),
+    String(rank.pid),
+    formatMs(rank.computeMs),
+    formatMs(rank.waitMs),
+    formatBytes(rank.bytesSent),
+    formatBytes(rank.bytesReceived),
+    formatBytes(rank.weightBytes),
+    formatBytes(rank.cacheBytesPerToken),
+    formatBytes(rank.peakRssBytes),
+  ]);
+  const { loadMs, ttftMs, prefillTokensPerSecond, decodeTokensPerSecond } = timings;
+  return (
+    `${formatTable(header, rows)}\n` +
+    `${scheme} on ${ranks} ranks (${perRank[0]?.transport ?? 'none'}): loaded in ${formatMs(loadMs)}, ` +
+    `${promptTokens} prompt tokens at ${prefillTokensPerSecond.toFixed(1)}/s, first token after ${formatMs(ttftMs)}, ` +
+    `${generatedTokens} generated at ${decodeTokensPerSecond.toFixed(1)}/s`
+  );
+}
+
+function generationOf(flags: RunFlags, promptIds: readonly number[], seed: number, text: ModelText): Generation {
+  const { temperature, topK, topP, minP, repeatPenalty } = flags;
+  return {
+    promptIds,
+    sampling: { temperature, topK, topP, minP, repeatPenalty },
+    seed,
+    maxTokens: flags.maxTokens,
+    stop: flags.stop ?? [],
+    endIds: text.endIds,
+    text: text.newStream(),
+  };
+}

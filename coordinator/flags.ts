@@ -1,0 +1,153 @@
+/**
+ * Flags that several commands share, each with meaning, range and default, and the checks of numbers that no cluster
+ * file holds. What a flag means for the cluster is decided in ../config/load.ts.
+ */
+import type { ArgumentsCamelCase, Argv } from 'yargs';
+import {
+  backendNames,
+  cacheTypeNames,
+  defaultContextCeiling,
+  prefillNames,
+  reparameterizationNames,
+  schemeNames,
+  transportNames,
+  weightNames,
+} from '../config/cluster.ts';
+import { ConfigError } from '../config/errors.ts';
+import { maxWorldSize } from '../config/shard-plan.ts';
+
+/** What a command's handler receives. */
+export type FlagsOf<Built> = Built extends Argv<infer Flags> ? ArgumentsCamelCase<Flags> : never;
+
+/** Model, ranks and everything that decides how they compute. */
+export function clusterFlags<T>(program: Argv<T>) {
+  return clusterFlagsWithoutWindow(program).option('window', {
+    type: 'number',
+    describe: 'last tokens with exact attention; only 0 so far (default: 0)',
+  });
+}
+
+/** For commands where --window is the piece of text that they run. */
+export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
+  return program
+    .option('config', { type: 'string', describe: 'cluster file (YAML or JSON); flags override it' })
+    .option('model', {
+      type: 'string',
+      describe:
+        'Hugging Face folder, GGUF file, or `default` (fetched once); default: that of the cluster file, else `default`',
+    })
+    .option('ranks', {
+      type: 'number',
+      describe: `worker processes, 1 to ${maxWorldSize}; default: those of the cluster file, else 2`,
+    })
+    .option('scheme', {
+      choices: schemeNames,
+      describe:
+        'attention over the ranks; auto: gqa for a model with a cache per head, tpla for a latent one (default: auto)',
+    })
+    .option('latent-groups', {
+      type: 'number',
+      describe: 'latent shards of scheme tpla, a divisor of the ranks; 0: as many as ranks (default: 0)',
+    })
+    .option('reparam', {
+      choices: reparameterizationNames,
+      describe: 'rotation of the latent before it is cut (default: weighted)',
+    })
+    .option('prefill', {
+      choices: prefillNames,
+      describe: 'exact: the prompt is read with whole latents; sliced: with the arithmetic of decode (default: exact)',
+    })
+    .option('sinks', { type: 'number', describe: 'first tokens with exact attention; only 0 so far (default: 0)' })
+    .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
+    .option('device', { type: 'string', describe: "device name of the backend for all ranks (default: the backend's)" })
+    .option('transport', { choices: transportNames, describe: 'what carries the sums between ranks (default: auto)' })
+    .option('threads', { type: 'number', describe: 'threads of each rank, 1 to 256 (default: 1)' })
+    .option('context', {
+      type: 'number',
+      describe: `tokens that a sequence may hold; 0: the model's own length, at most ${defaultContextCeiling} (default: 0)`,
+    })
+    .option('cache-type', { choices: cacheTypeNames, describe: 'storage of the KV cache (default: f16)' })
+    .option('weights', {
+      choices: weightNames,
+      describe: 'storage of matrices; keep: as in the file (default: keep)',
+    });
+}
+
+export function samplingFlags<T>(program: Argv<T>) {
+  return program
+    .option('max-tokens', number('max-tokens', 1, 1_048_576, true, 256, 'most tokens to generate'))
+    .option(
+      'temperature',
+      number('temperature', 0, 100, false, 0, '0: always the most likely token; higher: more varied'),
+    )
+    .option('top-k', number('top-k', 0, 1_048_576, true, 40, 'draw from this many most likely tokens; 0: all'))
+    .option(
+      'top-p',
+      number('top-p', 0, 1, false, 0.95, 'draw from the most likely tokens of this total probability; 1: all'),
+    )
+    .option(
+      'min-p',
+      number('min-p', 0, 1, false, 0.05, 'draw from tokens at least this likely relative to the best; 0: all'),
+    )
+    .option(
+      'repeat-penalty',
+      number('repeat-penalty', 0.01, 100, false, 1, 'over 1: the last 64 tokens become less likely'),
+    )
+    .option('seed', {
+      ...optionalNumber('seed', 0, 0xffffffff, true, 'of the random numbers; the same seed gives the same text'),
+      defaultDescription: 'random',
+    })
+    .option('stop', {
+      type: 'string',
+      array: true,
+      describe: 'text that ends the answer and is not shown; may be given several times',
+    });
+}
+
+export function jsonFlag<T>(program: Argv<T>) {
+  return program.option('json', {
+    type: 'boolean',
+    default: false,
+    describe: 'print one JSON document on stdout and nothing else there',
+  });
+}
+
+/** Of the commands that run given tokens. */
+export const decodeFromFlag = {
+  ...optionalNumber(
+    'decode-from',
+    0,
+    1_048_576,
+    true,
+    'prefill this many tokens exactly, the rest with the attention of decode',
+  ),
+  defaultDescription: 'all are prefilled',
+};
+
+/** A number flag with its range in the help and in the refusal. */
+export function number(name: string, min: number, max: number, whole: boolean, value: number, meaning: string) {
+  return {
+    ...optionalNumber(name, min, max, whole, meaning),
+    default: value,
+    coerce: (given: number): number => inRange(name, min, max, whole, given),
+  } as const;
+}
+
+/** The same without a default. */
+export function optionalNumber(name: string, min: number, max: number, whole: boolean, meaning: string) {
+  return {
+    type: 'number',
+    describe: `${meaning} (${rangeText(min, max, whole)})`,
+    coerce: (given: number | undefined): number | undefined =>
+      given === undefined ? undefined : inRange(name, min, max, whole, given),
+  } as const;
+}
+
+function inRange(name: string, min: number, max: number, whole: boolean, given: number): number {
+  if (given >= min && given <= max && (!whole || Number.isInteger(given))) return given;
+  throw new ConfigError(`--${name}: expected ${rangeText(min, max, whole)}, got ${given}`);
+}
+
+function rangeText(min: number, max: number, whole: boolean): string {
+  return `${whole ? 'whole number ' : ''}${min} to ${max}`;
+}

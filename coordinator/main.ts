@@ -1,0 +1,72 @@
+#!/usr/bin/env node
+/**
+ * The program: parses the command line, runs one command, turns its error into a line and an exit code (0 done, 2 the
+ * user can fix it, 3 a peer process failed, 70 our bug). Read next: commands/run.ts, ../config/load.ts, cluster.ts.
+ */
+import yargs, { type Argv } from 'yargs';
+import { hideBin } from 'yargs/helpers';
+import { ConfigError, PeerError } from '../config/errors.ts';
+import { packageVersion } from '../config/version.ts';
+import { Interruption, processContext, type CommandContext } from './command-context.ts';
+import { addDoctorCommand } from './commands/doctor.ts';
+import { addEvalCommand } from './commands/eval.ts';
+import { addFetchCommand } from './commands/fetch.ts';
+import { addInspectCommand } from './commands/inspect.ts';
+import { addPlanCommand } from './commands/plan.ts';
+import { addRunCommand } from './commands/run.ts';
+
+/** One file in commands/ each. */
+const commands = [addRunCommand, addPlanCommand, addInspectCommand, addFetchCommand, addEvalCommand, addDoctorCommand];
+
+/** Of InvariantError, and of any error that is none of ours. */
+const bugExitCode = 70;
+
+process.exitCode = await main(hideBin(process.argv), processContext());
+
+/** @returns the exit code */
+async function main(args: readonly string[], context: CommandContext): Promise<number> {
+  const program = programFor(args, context);
+  try {
+    await program.parseAsync();
+    return 0;
+  } catch (error) {
+    return explain(error, context);
+  }
+}
+
+function programFor(args: readonly string[], context: CommandContext): Argv {
+  const program = yargs([...args])
+    .scriptName('tpla')
+    .usage('$0 <command>: language models over several processes, the latent KV cache sharded across them')
+    .parserConfiguration({ 'duplicate-arguments-array': false, 'greedy-arrays': false, 'boolean-negation': false })
+    .strict()
+    .demandCommand(1, 'name a command')
+    .recommendCommands()
+    .version(packageVersion)
+    .help()
+    .wrap(120)
+    .fail((message, error) => {
+      // Without an error, or with one of its own, yargs refuses the command line; any other comes from a command.
+      if (error === undefined || error === null || error.name === 'YError') throw usageMistake(message, args);
+      throw error;
+    })
+    .exitProcess(false);
+  return commands.reduce((built, add) => add(built, context), program);
+}
+
+function explain(error: unknown, context: CommandContext): number {
+  if (error instanceof Interruption) return error.exitCode;
+  if (error instanceof ConfigError || error instanceof PeerError) {
+    context.log(`tpla: ${error.message}`);
+    return error.exitCode;
+  }
+  context.log(`tpla: this is a bug: ${error instanceof Error ? error.stack : String(error)}`);
+  return bugExitCode;
+}
+
+/** yargs' message in one line, with where help is. */
+function usageMistake(message: string, args: readonly string[]): ConfigError {
+  const command = args.find((arg) => !arg.startsWith('-'));
+  const help = command === undefined ? 'tpla --help' : `tpla ${command} --help`;
+  return new ConfigError(`${message.replaceAll('\n', ' ').trim()}; see ${help}`);
+}

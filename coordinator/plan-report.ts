@@ -1,0 +1,115 @@
+/**
+ * What each rank of a plan holds and sends, computed from sizes alone: no weight is read, no process started. Weights
+ * are counted as ../worker/weights.ts cuts them; norms and biases, far below a percent, are left out.
+ */
+import { cacheNumbersPerToken, type ModelConfig } from '../config/model-config.ts';
+import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import type { WorkerOptions } from '../collective/messages.ts';
+import type { Checkpoint, LayerRole, ModelRole, WeightType } from '../model/checkpoint.ts';
+import { weightLayout } from '../model/tensor-types.ts';
+
+export interface RankForecast extends RankPlan {
+  readonly weightBytes: number;
+  readonly cacheBytesPerToken: number;
+  /** Of all slots at full context. */
+  readonly cacheBytes: number;
+  /** Float32 sent by this rank for each decoded token: the sums over ranks, as a ring sends them. */
+  readonly bytesSentPerToken: number;
+}
+
+export function forecast(checkpoint: Checkpoint, plan: ShardPlan, options: WorkerOptions): RankForecast[] {
+  const model = checkpoint.config;
+  return plan.ranks.map((rank) => {
+    const cacheBytesPerToken = model.numLayers * cacheNumbersOf(model, rank) * cacheNumberBytes(options.cacheType);
+    return {
+      ...rank,
+      weightBytes: Math.round(weightBytesOf(checkpoint, plan, rank, options.weights)),
+      cacheBytesPerToken,
+      cacheBytes: cacheBytesPerToken * options.contextTokens * options.slots,
+      bytesSentPerToken: Math.round(bytesSentPerToken(model, plan.worldSize)),
+    };
+  });
+}
+
+/** Numbers that one token leaves in this rank's cache of one layer. */
+function cacheNumbersOf(model: ModelConfig, rank: RankPlan): number {
+  switch (model.attention.kind) {
+    case 'gqa':
+      return 2 * size(rank.kvHeads) * model.attention.headDim;
+    case 'mla':
+      return size(rank.latent) + model.attention.ropeDim;
+  }
+}
+
+export function cacheNumberBytes(type: WorkerOptions['cacheType']): number {
+  const { blockBytes, blockSize } = weightLayout(type);
+  return blockBytes / blockSize;
+}
+
+/** Cache bytes of one token, all layers, on each rank under each scheme that fits the model. */
+export function cacheBytesByScheme(
+  model: ModelConfig,
+  type: WorkerOptions['cacheType'],
+  worldSize: number,
+): Readonly<Record<string, number>> {
+  const whole = model.numLayers * cacheNumbersPerToken(model) * cacheNumberBytes(type);
+  if (model.attention.kind === 'gqa') return { gqa: whole };
+  const { latentDim, ropeDim } = model.attention;
+  const sliced = model.numLayers * (Math.ceil(latentDim / worldSize) + ropeDim) * cacheNumberBytes(type);
+  return { mla: whole, [`tpla on ${worldSize} ranks, each`]: sliced };
+}
+
+/**
+ * Two sums per layer and one for the embedding, hiddenDim float32 each. In a ring of N ranks each sends 2 (N - 1) / N of
+ * the buffer.
+ */
+function bytesSentPerToken(model: ModelConfig, worldSize: number): number {
+  const sums = 2 * model.numLayers + 1;
+  return (sums * model.hiddenDim * 4 * 2 * (worldSize - 1)) / worldSize;
+}
+
+function weightBytesOf(
+  checkpoint: Checkpoint,
+  plan: ShardPlan,
+  rank: RankPlan,
+  weights: WorkerOptions['weights'],
+): number {
+  const { numHeads, vocabSize, feedForward, numLayers, attention, tiedEmbeddings } = checkpoint.config;
+  const part = (share: number, role: LayerRole | ModelRole, layer?: number): number =>
+    share * matrixBytes(checkpoint, weights, role, layer);
+  const heads = size(rank.heads) / numHeads;
+  const columns = size(rank.feedForward) / feedForward.dim;
+  const rows = size(rank.vocab) / vocabSize;
+  let bytes = part(rows, 'embedding') + (tiedEmbeddings ? 0 : part(rows, 'head'));
+  for (let layer = 0; layer < numLayers; layer++) {
+    for (const role of ['gate', 'up', 'down'] as const) bytes += part(columns, role, layer);
+    if (heads === 0) continue;
+    for (const role of ['query', 'queryUp', 'output'] as const) bytes += part(heads, role, layer);
+    if (attention.kind === 'gqa') {
+      const kvHeads = size(rank.kvHeads) / attention.numKvHeads;
+      bytes += part(kvHeads, 'key', layer) + part(kvHeads, 'value', layer);
+      continue;
+    }
+    const latent = size(rank.latent) / attention.latentDim;
+    bytes += part(1, 'queryDown', layer) + part(1, 'latentDown', layer) + part(heads * latent, 'latentUp', layer);
+    // Exact prefill keeps the whole latent's projection for its own heads beside the shard's.
+    if (plan.latentGroups > 1) bytes += part(size(rank.prefillHeads) / numHeads, 'latentUp', layer);
+  }
+  return bytes;
+}
+
+/** 0 for a weight that this model does not have. */
+function matrixBytes(
+  checkpoint: Checkpoint,
+  weights: WorkerOptions['weights'],
+  role: LayerRole | ModelRole,
+  layer: number | undefined,
+): number {
+  const shape = checkpoint.shapeOf(role, layer);
+  if (shape === undefined) return 0;
+  // Absorbed projections are recomputed while loading and stay floats.
+  const float = shape.type === 'f32' || weights === 'f32' ? 'f32' : 'f16';
+  const kept: WeightType = weights === 'keep' ? shape.type : weights;
+  const { blockBytes, blockSize } = weightLayout(role === 'latentUp' ? float : kept);
+  return (shape.rows * shape.cols * blockBytes) / blockSize;
+}

@@ -1,0 +1,56 @@
+/**
+ * From flags to a running cluster, the part that every command with ranks shares: configuration, model file, checkpoint,
+ * processes. Disposal undoes all of it in reverse order.
+ */
+import type { ClusterConfig } from '../config/cluster.ts';
+import { loadClusterConfig, type ClusterFlags } from '../config/load.ts';
+import type { Checkpoint } from '../model/checkpoint.ts';
+import { openCheckpoint } from '../model/open.ts';
+import { Cluster } from './cluster.ts';
+import type { CommandContext } from './command-context.ts';
+import { resolveModel } from './fetch.ts';
+
+/** What clusterFlags of flags.ts gives. */
+export interface SessionFlags extends ClusterFlags {
+  readonly config?: string | undefined;
+}
+
+export interface OpenModel extends AsyncDisposable {
+  readonly config: ClusterConfig;
+  readonly checkpoint: Checkpoint;
+}
+
+export interface Session extends OpenModel {
+  readonly cluster: Cluster;
+}
+
+/** Configuration and checkpoint, without any process. */
+export async function openModel(flags: SessionFlags, context: CommandContext): Promise<OpenModel> {
+  const model = flags.model ?? (flags.config === undefined ? 'default' : undefined);
+  const config = await loadClusterConfig({ file: flags.config, flags: { ...flags, model } });
+  const checkpoint = await openCheckpoint(await resolveModel(config.model, context));
+  return { config, checkpoint, [Symbol.asyncDispose]: () => checkpoint[Symbol.asyncDispose]() };
+}
+
+export function startCluster({ checkpoint, config }: OpenModel, context: CommandContext): Promise<Cluster> {
+  return Cluster.start({ checkpoint, config, log: context.log, signal: context.signal });
+}
+
+/** Both at once, for commands that have nothing to check in between. */
+export async function openSession(flags: SessionFlags, context: CommandContext): Promise<Session> {
+  const model = await openModel(flags, context);
+  try {
+    const cluster = await startCluster(model, context);
+    return {
+      ...model,
+      cluster,
+      async [Symbol.asyncDispose]() {
+        await cluster[Symbol.asyncDispose]();
+        await model[Symbol.asyncDispose]();
+      },
+    };
+  } catch (error) {
+    await model[Symbol.asyncDispose]();
+    throw error;
+  }
+}

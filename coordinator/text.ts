@@ -1,0 +1,63 @@
+/**
+ * The text side of a model in one place: a prompt to tokens, through the chat template or as it is, and tokens to text.
+ * Read next: ../model/tokenizer.ts, ../model/chat-template.ts.
+ */
+import { readFile } from 'node:fs/promises';
+import { ConfigError, messageOf } from '../config/errors.ts';
+import { makeChatTemplate } from '../model/chat-template.ts';
+import { loadTokenizerFiles } from '../model/tokenizer-files.ts';
+import { makeTokenizer, type TokenStream } from '../model/tokenizer.ts';
+import { decodeUtf8 } from './command-context.ts';
+
+export interface ModelText {
+  /** The text itself, nothing added. */
+  readonly encode: (text: string) => number[];
+  /** The text, behind the model's start token where the model expects one. */
+  readonly encodeRaw: (text: string) => number[];
+  /** The text as the user's message of a new chat; as encodeRaw where the model has no chat template. */
+  readonly encodeChat: (text: string, system: string | undefined) => number[];
+  /** Control tokens give no text. */
+  readonly newStream: () => TokenStream;
+  /** Tokens that end an answer. */
+  readonly endIds: readonly number[];
+  /** @throws ConfigError when the model has no start token */
+  readonly requireBos: () => number;
+}
+
+/** @param path a model folder or file  @throws ConfigError when it has no tokenizer */
+export async function openText(path: string): Promise<ModelText> {
+  const files = await loadTokenizerFiles(path);
+  const tokenizer = makeTokenizer(files);
+  const template = makeChatTemplate(files);
+  const encodeRaw = (text: string): number[] => {
+    const ids = tokenizer.encode(text);
+    return tokenizer.addsBos && tokenizer.bosId !== undefined ? [tokenizer.bosId, ...ids] : ids;
+  };
+  return {
+    encode: (text) => tokenizer.encode(text),
+    encodeRaw,
+    encodeChat(text, system) {
+      if (template === undefined) return encodeRaw(text);
+      const messages = system === undefined ? [] : [{ role: 'system', content: system }];
+      messages.push({ role: 'user', content: text });
+      return tokenizer.encode(template.render(messages, { addGenerationPrompt: true }));
+    },
+    newStream: () => tokenizer.newStream(),
+    endIds: tokenizer.eosIds,
+    requireBos() {
+      if (tokenizer.bosId !== undefined) return tokenizer.bosId;
+      throw new ConfigError('--bos each: this model has no start token; use --bos none');
+    },
+  };
+}
+
+/** @throws ConfigError when the file cannot be read or is not UTF-8 */
+export async function readTextFile(path: string): Promise<string> {
+  let bytes: Uint8Array;
+  try {
+    bytes = await readFile(path);
+  } catch (cause) {
+    throw new ConfigError(`--text ${path}: cannot be read (${messageOf(cause)}); name an existing file`, { cause });
+  }
+  return decodeUtf8(bytes, `--text ${path}`);
+}
