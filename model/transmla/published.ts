@@ -41,12 +41,12 @@ export interface SourceRope {
   readonly attentionFactor: number;
 }
 
-/** Where the energy went: for choosing sizes and for the report. */
-export interface LayerLoss {
+/** What the second moments decide: which pairs keep RoPE, and the latent's axes. Independent of the weights' hidden size. */
+export interface LayerPlan {
   readonly kept: readonly Slot[];
   readonly dropped: readonly Slot[];
-  /** Second moments of the balanced [nope keys; values] along the latent's axes and beyond, largest first. [2 G d - p] */
-  readonly spectrum: Float64Array;
+  readonly ropeRows: Dense; // [p, G d]
+  readonly joint: JointPca;
 }
 
 /**
@@ -59,38 +59,56 @@ export function convertPublished(
   layout: HeadLayout,
   rope: SourceRope,
   settings: PublishedSettings,
-): MlaMaps & { loss: LayerLoss } {
-  const keyValueMoment = congruence(stackRows([maps.key, maps.value]), moment);
+): MlaMaps {
+  return applyPlan(maps, layout, rope, planLayer(keyValueMoment(maps, moment), layout, settings));
+}
+
+/** Second moment of [key; value] before RoPE. [2 G d, 2 G d] */
+export function keyValueMoment(maps: GqaMaps, moment: Dense): Dense {
+  return congruence(stackRows([maps.key, maps.value]), moment);
+}
+
+/** Steps 2 to 4. @throws ConfigError for sizes that do not fit this layer */
+export function planLayer(keyValueMoment: Dense, layout: HeadLayout, settings: PublishedSettings): LayerPlan {
   const mergedDim = layout.numKvHeads * layout.headDim;
   const keyMoment = colsOf(rowsOf(keyValueMoment, 0, mergedDim), 0, mergedDim);
   const { kept, dropped } = chooseSlots(findSlots(keyMoment, layout, settings.freqfold), settings.ropeDim);
-  const ropeRows = slotRows(kept, layout, settings.freqfold); // [p, G d]
   const nopeRows = slotRows(dropped, layout, settings.freqfold); // [G d - p, G d]
-  const joint = joinNopeAndValues(nopeRows, keyValueMoment, settings);
-
-  const latentRows = multiply(joint.basis, stackRows([maps.key, maps.value])); // [r, D + 1]
-  // RoPE's attention factor multiplies query and key of rotated pairs; the pairs that lose RoPE still owe it.
-  const keyUp = scaled(joint.keyUp, rope.attentionFactor ** 2); // [G d, r]
-  const nopeDim = dropped.length > 0 ? layout.headDim : 0;
   return {
-    ropeDim: settings.ropeDim,
-    nopeDim,
-    latentDim: settings.latentDim,
-    query: queryRows(maps.query, ropeRows, nopeDim, layout),
-    latentDown: stackRows([latentRows, multiply(ropeRows, maps.key)]),
-    latentUp: latentUpRows(keyUp, joint.valueUp, nopeDim, layout),
-    frequencies: kept.map((slot) => rope.frequencies[slot.frequency] ?? 0),
-    loss: { kept, dropped, spectrum: joint.spectrum },
+    kept,
+    dropped,
+    ropeRows: slotRows(kept, layout, settings.freqfold),
+    joint: joinNopeAndValues(nopeRows, keyValueMoment, settings),
   };
 }
 
-interface JointPca {
+/** Steps 1, 3, 5 and 6: the maps of the converted layer. */
+export function applyPlan(maps: GqaMaps, layout: HeadLayout, rope: SourceRope, plan: LayerPlan): MlaMaps {
+  const { joint, ropeRows } = plan;
+  const latentRows = multiply(joint.basis, stackRows([maps.key, maps.value])); // [r, D + 1]
+  // The source multiplies query and key of every pair by the attention factor; the converted model has none of its own.
+  const factor = rope.attentionFactor ** 2;
+  const keyUp = scaled(joint.keyUp, factor); // [G d, r]
+  const nopeDim = plan.dropped.length > 0 ? layout.headDim : 0;
+  return {
+    ropeDim: ropeRows.rows,
+    nopeDim,
+    latentDim: latentRows.rows,
+    query: queryRows(maps.query, scaled(ropeRows, factor), nopeDim, layout),
+    latentDown: stackRows([latentRows, multiply(ropeRows, maps.key)]),
+    latentUp: latentUpRows(keyUp, joint.valueUp, nopeDim, layout),
+    frequencies: plan.kept.map((slot) => rope.frequencies[slot.frequency] ?? 0),
+  };
+}
+
+export interface JointPca {
   /** Latent from [key; value] before RoPE. [r, 2 G d] */
   readonly basis: Dense;
   /** Nope part of the merged key from the latent. [G d, r] */
   readonly keyUp: Dense;
   /** Merged value from the latent. [G d, r] */
   readonly valueUp: Dense;
+  /** Second moments of the balanced [nope keys; values] along the axes of the PCA, largest first. [2 G d - p] */
   readonly spectrum: Float64Array;
 }
 

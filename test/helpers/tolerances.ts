@@ -71,13 +71,8 @@ export const GPUJS_TOLERANCES: KernelTolerances = {
 
 export const GGML_TOLERANCES: KernelTolerances = {
   elementwise: FLOAT32_FEW,
-<<<<<<< HEAD
-  gelu: FLOAT32_FEW,
-  softcap: FLOAT32_FEW,
-=======
   softcap: FLOAT32_FEW,
   gelu: FLOAT32_FEW,
->>>>>>> refs/heads/ggml
   rmsNorm: FLOAT32_FEW,
   // The angle is a float32: at position 8192 it is off by up to 5e-4 rad.
   rope: { absolute: 2e-3, relative: 0 },

@@ -13,7 +13,7 @@ import {
   isContiguous,
   type GgmlTensor,
 } from './tensor.ts';
-import { capped, softMax, type Constants } from './compound.ts';
+import { capped, softMax, widen, type Constants } from './compound.ts';
 import type { AttendOptions } from '../kernels.ts';
 import type { GraphRecorder } from './graph.ts';
 
@@ -68,8 +68,8 @@ function attendInSteps(recorder: GraphRecorder, { q, keys, values, mask, options
   const [G, S, dv] = sizes(values);
   const rows = (H / G) * T;
   // A product with f16 keys would round q to f16; widening a cache costs less than the products with it.
-  const wideKeys = widen(recorder, keys);
-  const wideValues = isPrefix(values, keys) ? recorder.slice(wideKeys, 2, 0, dv) : widen(recorder, values);
+  const wideKeys = widen(recorder, constants, keys);
+  const wideValues = isPrefix(values, keys) ? recorder.slice(wideKeys, 2, 0, dv) : widen(recorder, constants, values);
   const grouped = recorder.reshape(q, [G, rows, dk]);
   const raw = recorder.emit('f32', [G, rows, S], (c, f) => f.mulMat(c, wideKeys.pointer, grouped.pointer));
   const scores = recorder.reshape(raw, [H, T, S]);
@@ -129,11 +129,6 @@ function attendFused(recorder: GraphRecorder, { q, keys, values, mask, options }
   if (!recorder.supports(node)) return undefined;
   const result = recorder.emit('f32', [rows, batches, dv], () => node);
   return recorder.reshape(recorder.packed(recorder.permute(result, [1, 0, 2])), [H, T, dv]);
-}
-
-function widen(recorder: GraphRecorder, x: GgmlTensor): GgmlTensor {
-  if (x.type === 'f32') return x;
-  return recorder.emit('f32', x.shape, (c, f) => f.cast(c, x.pointer, STORAGE.f32.id));
 }
 
 /** Whether values are the first columns of keys, as in a latent cache. */

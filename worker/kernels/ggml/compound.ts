@@ -1,17 +1,21 @@
 /**
  * Operations that ggml has not, has only inexactly, or defines otherwise at the edges, put together from several nodes.
  */
-import { check, ggmlShape, type GgmlTensor } from './tensor.ts';
+import { STORAGE, check, elements, ggmlShape, isContiguous, type GgmlTensor } from './tensor.ts';
 import type { GraphRecorder } from './graph.ts';
 
 /** Length of the tables of constants: more than any model has heads, or rotated pairs per head. */
 export const CONSTANT_LENGTH = 4096;
 
-/** Allocated once per backend. Both [CONSTANT_LENGTH] f32. */
+/** Rows into which `widen` cuts its input, so that several threads have some. */
+export const WIDEN_ROWS = 64;
+
+/** Allocated once per backend. */
 export interface Constants {
-  readonly ones: GgmlTensor;
+  readonly ones: GgmlTensor; // [CONSTANT_LENGTH] f32
   /** All -1e30: below every score, above the -Infinity of a mask. */
-  readonly veryLow: GgmlTensor;
+  readonly veryLow: GgmlTensor; // [CONSTANT_LENGTH] f32
+  readonly rowNumbers: GgmlTensor; // [WIDEN_ROWS] i32: 0, 1, 2 ...
 }
 
 /**
@@ -55,6 +59,24 @@ export function geluTanh(recorder: GraphRecorder, x: GgmlTensor): GgmlTensor {
 export function reciprocal(recorder: GraphRecorder, { ones }: Constants, x: GgmlTensor): GgmlTensor {
   const numerators = firstOf(recorder, ones, x.shape[0]!);
   return recorder.emit('f32', x.shape, (c, f) => f.div(c, numerators.pointer, x.pointer));
+}
+
+/**
+ * x as f32. ggml decodes gathered rows 2 to 3 times as fast as it converts a tensor, so memory without gaps is gathered
+ * as a few long rows; the same for the memory behind permuted axes.
+ */
+export function widen(recorder: GraphRecorder, constants: Constants, x: GgmlTensor): GgmlTensor {
+  if (x.type === 'f32') return x;
+  if (x.permuted !== undefined) {
+    return recorder.permute(widen(recorder, constants, x.permuted.source), x.permuted.order);
+  }
+  if (!isContiguous(x)) return recorder.emit('f32', x.shape, (c, f) => f.cast(c, x.pointer, STORAGE.f32.id));
+  const size = elements(x.shape);
+  const rows = size % WIDEN_ROWS === 0 ? WIDEN_ROWS : 1;
+  const table = recorder.reshape(x, [rows, size / rows]);
+  const indices = recorder.slice(recorder.own(constants.rowNumbers), 0, 0, rows);
+  const wide = recorder.emit('f32', table.shape, (c, f) => f.getRows(c, table.pointer, indices.pointer));
+  return recorder.reshape(wide, x.shape);
 }
 
 export function zeros(recorder: GraphRecorder, { ones }: Constants, shape: readonly number[]): GgmlTensor {

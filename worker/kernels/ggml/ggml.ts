@@ -4,7 +4,7 @@
  * Next: ops.ts (what a program consists of), library.ts (where ggml comes from).
  */
 import type { Kernels, ProgramBuilder, ProgramSet, Tensor, TensorType } from '../kernels.ts';
-import { CONSTANT_LENGTH, type Constants } from './compound.ts';
+import { CONSTANT_LENGTH, WIDEN_ROWS, type Constants } from './compound.ts';
 import { bindSetThreads, type GgmlFunctions, type Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
 import { BackendUnavailable, loadGgml, type GgmlLibrary } from './library.ts';
@@ -62,7 +62,14 @@ class GgmlKernels implements Kernels {
       ...(onCpu && library.cpuVariant !== '' ? [library.cpuVariant] : []),
       ...(onCpu ? [`${threads} ${threads === 1 ? 'thread' : 'threads'}`] : []),
     ].join(', ');
-    this.#constants = { ones: this.#allocateFilled(1), veryLow: this.#allocateFilled(-1e30) };
+    this.#constants = {
+      ones: this.#place('f32', new Float32Array(CONSTANT_LENGTH).fill(1)),
+      veryLow: this.#place('f32', new Float32Array(CONSTANT_LENGTH).fill(-1e30)),
+      rowNumbers: this.#place(
+        'i32',
+        Int32Array.from({ length: WIDEN_ROWS }, (_, row) => row),
+      ),
+    };
   }
 
   supportsWeights(type: TensorType): boolean {
@@ -123,9 +130,9 @@ class GgmlKernels implements Kernels {
     this.#functions.backendFree(this.#backend);
   }
 
-  #allocateFilled(value: number): GgmlTensor {
-    const tensor = this.allocate('f32', [CONSTANT_LENGTH]);
-    this.upload(tensor, new Uint8Array(new Float32Array(CONSTANT_LENGTH).fill(value).buffer));
+  #place(type: 'f32' | 'i32', values: Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer>): GgmlTensor {
+    const tensor = this.allocate(type, [values.length]);
+    this.upload(tensor, new Uint8Array(values.buffer));
     return tensor;
   }
 

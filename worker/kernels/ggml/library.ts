@@ -106,9 +106,9 @@ function loadFrom(folder: string): GgmlLibrary {
   }
 }
 
-/** 'libggml.v0.4.0.so', 'libggml.dylib' and 'ggml.dll' are all stem 'ggml'. */
-function libraryFile(files: readonly string[], stem: string): string {
-  const pattern = new RegExp(`^(?:lib)?${stem}(?:\\.v?[\\d.]+)?\\.(?:so|dylib|dll)$`);
+/** Stem 'ggml' is 'libggml.v0.4.0.so', 'libggml.metal.v0.4.0.dylib' or 'ggml.v0.4.0.dll'. @throws BackendUnavailable */
+export function libraryFile(files: readonly string[], stem: string): string {
+  const pattern = new RegExp(`^(?:lib)?${stem}(?:\\.[a-z]+)?(?:\\.v[\\d.]+)?\\.(?:so|dylib|dll)$`);
   const file = files.find((name) => pattern.test(name));
   if (file === undefined) throw new BackendUnavailable(`ggml: no ${stem} library among ${files.join(', ')}`);
   return file;

@@ -3,7 +3,12 @@ import { ConfigError } from '../../../../config/errors.ts';
 import { type HeadLayout, splitBias } from '../../../../model/transmla/attention-maps.ts';
 import { at, congruence, multiplyTransposed, rowsOf } from '../../../../model/transmla/dense.ts';
 import { latentRotation } from '../../../../model/transmla/latent-rotation.ts';
-import { convertPublished, type PublishedSettings } from '../../../../model/transmla/published.ts';
+import {
+  convertPublished,
+  keyValueMoment,
+  planLayer,
+  type PublishedSettings,
+} from '../../../../model/transmla/published.ts';
 import { randomInputs, randomLayer } from './random-layer.ts';
 import { type AttentionResult, gqaAttention, mlaAttention } from './reference-attention.ts';
 
@@ -53,7 +58,7 @@ describe.each(layouts)('H %i, G %i, d %i', (...sizes) => {
     expect(mla.nopeDim).toBe(0);
     expect(mla.query.rows).toBe(layout.numHeads * merged);
     expect(mla.latentUp.rows).toBe(layout.numHeads * layout.headDim);
-    expectSame(mlaAttention(mla, layout, 1.2, some), gqaAttention(maps, layout, rope, some), 1e-9);
+    expectSame(mlaAttention(mla, layout, some), gqaAttention(maps, layout, rope, some), 1e-9);
     expect(splitBias(mla.query).bias !== undefined).toBe(biased);
     expect(splitBias(mla.latentDown).bias !== undefined).toBe(biased);
   });
@@ -69,7 +74,7 @@ describe.each(layouts)('H %i, G %i, d %i', (...sizes) => {
       if (ropeDim < merged) expect(mla.nopeDim).toBe(layout.headDim);
       const still = { frequencies: rope.frequencies.map(() => 0), attentionFactor: 1.3 };
       const frozen = mla.frequencies.map(() => 0);
-      expectSame(mlaAttention(mla, layout, 1.3, some, frozen), gqaAttention(maps, layout, still, some), 1e-9);
+      expectSame(mlaAttention(mla, layout, some, frozen), gqaAttention(maps, layout, still, some), 1e-9);
     },
   );
 
@@ -86,7 +91,7 @@ describe.each(layouts)('H %i, G %i, d %i', (...sizes) => {
     const rope = { frequencies: [1, ...new Array<number>(layout.headDim / 2 - 1).fill(0)], attentionFactor: 1 };
     const settings = { ropeDim: 2 * slots, latentDim: 2 * merged - 2 * slots, freqfold: 1, balance: 1 };
     const mla = convertPublished(maps, moment, layout, rope, settings);
-    expectSame(mlaAttention(mla, layout, 1, some), gqaAttention(maps, layout, rope, some), 1e-7);
+    expectSame(mlaAttention(mla, layout, some), gqaAttention(maps, layout, rope, some), 1e-7);
     expect(mla.frequencies.filter((frequency) => frequency === 1)).toHaveLength(layout.numKvHeads);
   });
 
@@ -95,20 +100,21 @@ describe.each(layouts)('H %i, G %i, d %i', (...sizes) => {
     const frequencies = Array.from({ length: layout.headDim / 2 }, (_, i) => 0.7 ** Math.floor(i / 4));
     const rope = { frequencies, attentionFactor: 1 };
     const mla = convertPublished(maps, moment, layout, rope, { ...full(layout), freqfold: 4 });
-    expectSame(mlaAttention(mla, layout, 1, some), gqaAttention(maps, layout, rope, some), 1e-9);
+    expectSame(mlaAttention(mla, layout, some), gqaAttention(maps, layout, rope, some), 1e-9);
   });
 
   it('orders the latent by energy and reports the spectrum', () => {
     const maps = randomLayer(layout, hiddenDim, 23, true);
     const settings = { ropeDim: layout.headDim, latentDim: layout.headDim, freqfold: 2, balance: 1 };
     const mla = convertPublished(maps, moment, layout, standardRope(layout.headDim), settings);
+    const { spectrum } = planLayer(keyValueMoment(maps, moment), layout, settings).joint;
     const latent = congruence(rowsOf(mla.latentDown, 0, mla.latentDim), moment);
     for (let i = 0; i < mla.latentDim; i++) {
-      expect(at(latent, i, i)).toBeCloseTo(mla.loss.spectrum[i]!, 8);
+      expect(at(latent, i, i)).toBeCloseTo(spectrum[i]!, 8);
       if (i > 0) expect(at(latent, i, i)).toBeLessThanOrEqual(at(latent, i - 1, i - 1) + 1e-12);
     }
     const rotation = latentRotation(mla, moment);
-    rotation.energy.forEach((energy, i) => expect(energy).toBeCloseTo(mla.loss.spectrum[i]!, 8));
+    rotation.energy.forEach((energy, i) => expect(energy).toBeCloseTo(spectrum[i]!, 8));
     const gram = multiplyTransposed(rotation.vectors, rotation.vectors);
     for (let i = 0; i < mla.latentDim; i++) expect(at(gram, i, i)).toBeCloseTo(1, 10);
   });
@@ -140,12 +146,10 @@ describe('concentration', () => {
     const maps = randomLayer(layout, hiddenDim, 31);
     const { moment } = randomInputs(60, hiddenDim, 7);
     const keptEnergy = (freqfold: number) =>
-      convertPublished(maps, moment, layout, standardRope(16), {
-        ropeDim: 16,
-        latentDim: 48,
-        freqfold,
-        balance: 1,
-      }).loss.kept.reduce((sum, slot) => sum + slot.energy, 0);
+      planLayer(keyValueMoment(maps, moment), layout, { ropeDim: 16, latentDim: 48, freqfold, balance: 1 }).kept.reduce(
+        (sum, slot) => sum + slot.energy,
+        0,
+      );
     const keys = congruence(maps.key, moment);
     const ofHead = [0, 1, 2].map((g) =>
       Array.from({ length: 16 }, (_, i) => at(keys, g * 16 + i, g * 16 + i)).reduce((a, b) => a + b, 0),

@@ -35,13 +35,12 @@ export function gqaAttention(maps: GqaMaps, layout: HeadLayout, rope: Rope, x: D
 export function mlaAttention(
   maps: MlaMaps,
   layout: HeadLayout,
-  attentionFactor: number,
   x: Dense,
   frequencies: readonly number[] = maps.frequencies,
 ): AttentionResult {
   const { ropeDim: p, nopeDim: n, latentDim: r } = maps;
   const d = layout.headDim;
-  const rope = { frequencies, attentionFactor };
+  const rope = { frequencies, attentionFactor: 1 };
   const q = apply(maps.query, x); // [T, H (n + p)]
   const down = apply(maps.latentDown, x); // [T, r + p]
   const latent = zeros(x.rows, r);

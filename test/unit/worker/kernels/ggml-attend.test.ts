@@ -80,7 +80,7 @@ describe('attend of ggml', () => {
       values: keys,
       mask: own(mask),
       options: { scale: 0.3, softcap: 0 },
-      constants: { ones: low, veryLow: low },
+      constants: { ones: low, veryLow: low, rowNumbers: low },
     });
     const { graph, contexts, outputs } = recorder.finish([result]);
     if (graph === undefined) return expect.fail('nothing recorded');

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import {
   BackendUnavailable,
   checkVersion,
+  libraryFile,
   loadGgml,
   packageFolder,
   platformNames,
@@ -32,6 +33,16 @@ describe('the ggml library', () => {
           '--omit=optional?); run `npm install @node-llama-cpp/not-a-platform@3.21.1` or use --backend gpujs',
       ),
     );
+  });
+
+  it('finds the libraries under the names of every platform', () => {
+    const linux = ['libggml-base.so', 'libggml-cpu-x64.so', 'libllama.vulkan.v0.4.0.so', 'libggml.vulkan.v0.4.0.so'];
+    expect(libraryFile(linux, 'ggml')).toBe('libggml.vulkan.v0.4.0.so');
+    expect(libraryFile(linux, 'ggml-base')).toBe('libggml-base.so');
+    expect(libraryFile(['libggml-metal.so', 'libggml.metal.v0.4.0.dylib'], 'ggml')).toBe('libggml.metal.v0.4.0.dylib');
+    expect(libraryFile(['libggml-base.so', 'libggml.v0.4.0.so'], 'ggml')).toBe('libggml.v0.4.0.so');
+    expect(libraryFile(['ggml-base.dll', 'ggml.v0.4.0.dll'], 'ggml')).toBe('ggml.v0.4.0.dll');
+    expect(() => libraryFile(['libllama.so'], 'ggml')).toThrow('ggml: no ggml library among libllama.so');
   });
 
   it('refuses another version of ggml', () => {

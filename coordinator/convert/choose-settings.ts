@@ -1,0 +1,105 @@
+/**
+ * From what the user asked for (sizes, or a share of the cache) to the settings of the published conversion: the
+ * candidates, and the choice among them by predicted loss on a few layers. Pure: reads no file, starts nothing.
+ * Read next: convert-checkpoint.ts.
+ */
+import { ConfigError, invariant } from '../../config/errors.ts';
+import type { HeadLayout } from '../../model/transmla/attention-maps.ts';
+import type { Dense } from '../../model/transmla/dense.ts';
+import { predictedLoss } from '../../model/transmla/predicted-loss.ts';
+import { planLayer, type PublishedSettings, type SourceRope } from '../../model/transmla/published.ts';
+
+/** null: not given. */
+export interface SizeRequest {
+  readonly exact: boolean;
+  readonly ropeDim: number | null;
+  readonly kvRank: number | null;
+  /** Cache numbers per token of the result over those of the source. */
+  readonly cacheRatio: number | null;
+  readonly freqfold: number | 'auto';
+  readonly balance: number | 'auto';
+}
+
+/** Half the source's cache: where the loss is small and the gain is plain. */
+export const defaultCacheRatio = 0.5;
+
+/** @throws ConfigError for sizes that contradict each other or do not fit the model */
+export function candidateSettings(request: SizeRequest, layout: HeadLayout): PublishedSettings[] {
+  checkRequest(request);
+  const { headDim, numKvHeads } = layout;
+  const merged = numKvHeads * headDim;
+  const balance = request.balance === 'auto' ? 1 : request.balance;
+  if (request.exact) return [{ ropeDim: merged, latentDim: merged, freqfold: 1, balance }];
+  const total = cacheNumbers(request, merged);
+  const ropeDims = request.ropeDim === null ? ropeDimsToTry(headDim, merged, total, request.kvRank) : [request.ropeDim];
+  const freqfolds = request.freqfold === 'auto' ? freqfoldsToTry(headDim) : [request.freqfold];
+  const settings = ropeDims.flatMap((ropeDim) => {
+    // More than 2 G d - p numbers would carry nothing.
+    const latentDim = request.kvRank ?? Math.min(total - ropeDim, 2 * merged - ropeDim);
+    return freqfolds.map((freqfold) => ({ ropeDim, latentDim, freqfold, balance }));
+  });
+  if (settings.some((candidate) => candidate.latentDim < 1))
+    throw new ConfigError(
+      `cache-ratio: ${total} numbers per token leave nothing for the latent beside rope-dim ${ropeDims.join(', ')}; raise --cache-ratio or lower --rope-dim`,
+    );
+  return settings;
+}
+
+/**
+ * The candidate of smallest predicted loss, summed over the given layers; of equals the first.
+ * @param keyValueMoments second moments of [key; value] of some layers, each [2 G d, 2 G d]
+ */
+export function chooseSettings(
+  candidates: readonly PublishedSettings[],
+  keyValueMoments: readonly Dense[],
+  layout: HeadLayout,
+  rope: SourceRope,
+  longestDistance: number,
+): PublishedSettings {
+  const [first] = candidates;
+  invariant(first !== undefined, 'no candidate settings');
+  if (candidates.length === 1) return first;
+  let best = first;
+  let bestLoss = Infinity;
+  for (const candidate of candidates) {
+    let loss = 0;
+    for (const moment of keyValueMoments) {
+      loss += predictedLoss(planLayer(moment, layout, candidate), rope, longestDistance);
+    }
+    if (loss < bestLoss) [best, bestLoss] = [candidate, loss];
+  }
+  return best;
+}
+
+function checkRequest({ exact, ropeDim, kvRank, cacheRatio, freqfold, balance }: SizeRequest): void {
+  const mistakes: string[] = [];
+  if (exact && (ropeDim !== null || kvRank !== null || cacheRatio !== null))
+    mistakes.push('exact: keeps every number of the cache; leave out --rope-dim, --kv-rank and --cache-ratio');
+  if (exact && freqfold !== 'auto' && freqfold !== 1)
+    mistakes.push(`exact: --freqfold ${freqfold} is an approximation; leave it out`);
+  if (cacheRatio !== null && kvRank !== null && ropeDim !== null)
+    mistakes.push('cache-ratio: --rope-dim and --kv-rank fix the cache already; leave one of the three out');
+  if (cacheRatio !== null && !(cacheRatio > 0 && cacheRatio <= 1))
+    mistakes.push(`cache-ratio: expected a number above 0 and at most 1, got ${cacheRatio}`);
+  if (balance !== 'auto' && !(balance > 0 && Number.isFinite(balance)))
+    mistakes.push(`balance: expected auto or a number above 0, got ${balance}`);
+  if (mistakes.length > 0) throw new ConfigError(mistakes.join('\n'));
+}
+
+/** p + r in all. */
+function cacheNumbers(request: SizeRequest, merged: number): number {
+  if (request.kvRank !== null && request.ropeDim !== null) return request.kvRank + request.ropeDim;
+  return 2 * Math.round(merged * (request.cacheRatio ?? defaultCacheRatio));
+}
+
+/** Halves to wholes of a head, as in published conversions; what fits beside a latent. */
+function ropeDimsToTry(headDim: number, merged: number, total: number, kvRank: number | null): number[] {
+  if (kvRank !== null) return [Math.max(2, 2 * Math.floor((total - kvRank) / 2))];
+  const sizes = [1 / 4, 1 / 2, 3 / 4, 1].map((share) => Math.max(2, 2 * Math.round((headDim * share) / 2)));
+  const fitting = [...new Set(sizes)].filter((size) => size <= merged && size < total);
+  return fitting.length > 0 ? fitting : [2];
+}
+
+function freqfoldsToTry(headDim: number): number[] {
+  return [1, 2, 4, 8].filter((freqfold) => (headDim / 2) % freqfold === 0);
+}

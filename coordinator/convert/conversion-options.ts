@@ -1,0 +1,67 @@
+/**
+ * What a conversion is asked for and what it reports. commands/convert.ts fills the options from flags, the demo from
+ * constants. Read next: convert-checkpoint.ts.
+ */
+import type { ClusterConfig } from '../../config/cluster.ts';
+import type { FloatType } from '../../model/transmla/encode-floats.ts';
+import type { SizeRequest } from './choose-settings.ts';
+
+/** Text tools of the source model. */
+export interface ConversionText {
+  /** Token ids of plain text, nothing added. */
+  encode(text: string): number[];
+  /** Writes tokenizer and chat template files into a folder. */
+  exportFiles(folder: string): Promise<void>;
+}
+
+export interface ConversionOptions {
+  /** Path of the source checkpoint. */
+  readonly model: string;
+  /** Folder to be made. */
+  readonly out: string;
+  /** Replace a converted checkpoint that is there. */
+  readonly force: boolean;
+  readonly sizes: SizeRequest;
+  /** A text file, or 'self': text that the model writes. */
+  readonly calibration: string;
+  readonly calibrationTokens: number;
+  readonly seed: number;
+  readonly dtype: FloatType;
+  /** null: the model has none; calibration on its own text then begins with random tokens. */
+  readonly text: ConversionText | null;
+  /** How the ranks that calibrate and measure compute; model, scheme and cache are set by the conversion. */
+  readonly cluster: Pick<ClusterConfig, 'compute' | 'collective' | 'ranks'>;
+  readonly log: (line: string) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** Written to conversion_report.json and printed by `tpla convert --json`. */
+export interface ConversionReport {
+  readonly method: 'published';
+  readonly exact: boolean;
+  /** Perplexity of the source on held-out windows of the calibration text. */
+  readonly originalPpl: number;
+  /** The same after dropping RoPE, with a latent of full rank. */
+  readonly afterRopePpl: number;
+  /** The same of the written checkpoint. */
+  readonly afterRankPpl: number;
+  /** Numbers that one token leaves in the cache of one layer. */
+  readonly cacheFloatsBefore: number;
+  readonly cacheFloatsAfter: number;
+  readonly ropeDim: number;
+  readonly kvRank: number;
+  readonly freqfold: number;
+  readonly balance: number;
+  readonly seed: number;
+  readonly dtype: FloatType;
+  /** 'self', or the name of the text file. */
+  readonly calibration: string;
+  readonly calibrationTokens: number;
+  readonly heldOutTokens: number;
+  /** sha256 of the calibration tokens, held-out ones after them, as little-endian int32. */
+  readonly calibrationHash: string;
+  readonly sourceIdentity: string;
+  readonly seconds: number;
+  /** Where the time went. */
+  readonly stageSeconds: Readonly<Record<string, number>>;
+}

@@ -1,0 +1,232 @@
+/**
+ * Writes a converted model into a folder, as Hugging Face lays one out: config.json (model_type tpla_mla),
+ * model.safetensors with DeepSeek's tensor names, and tpla_rotation.safetensors with the latents' principal axes. The
+ * same layers give the same bytes. Tokenizer files and the report are the caller's. The reader of config and weights is
+ * model/families/converted.ts.
+ */
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { invariant } from '../../config/errors.ts';
+import type { ModelConfig } from '../../config/model-config.ts';
+import type { Checkpoint, LayerRole, ModelRole } from '../checkpoint.ts';
+import { toFloat32 } from '../dequantize.ts';
+import { type TensorSource, writeSafetensors } from '../safetensors.ts';
+import { type MlaMaps, splitBias } from './attention-maps.ts';
+import type { Dense } from './dense.ts';
+import { bytesPerFloat, encodeFloats, type FloatType } from './encode-floats.ts';
+import type { LatentRotation } from './latent-rotation.ts';
+import { convertibleAttention } from './read-layer.ts';
+
+/** One converted attention layer in the bytes it will have on disk. */
+export interface EncodedLayer {
+  readonly ropeDim: number;
+  readonly nopeDim: number;
+  readonly latentDim: number;
+  readonly frequencies: readonly number[]; // [p / 2]
+  readonly hasBias: boolean;
+  readonly replacesOutput: boolean;
+  readonly tensors: readonly TensorSource[];
+  readonly rotation: readonly TensorSource[];
+}
+
+/**
+ * @param rotation undefined: the checkpoint is only measured, not served
+ * @param output replaces the source's o_proj: [D, H d + 1], last column the bias
+ * @throws ConfigError when a value does not fit `dtype`
+ */
+export function encodeLayer(
+  layer: number,
+  maps: MlaMaps,
+  rotation: LatentRotation | undefined,
+  dtype: FloatType,
+  output?: Dense,
+): EncodedLayer {
+  const tensors: TensorSource[] = [];
+  const add = (role: 'query' | 'latentDown' | 'output', map: Dense): boolean => {
+    const { weight, bias } = splitBias(map);
+    tensors.push(tensor(tensorName(role, layer), [weight.rows, weight.cols], weight.data, dtype));
+    if (bias !== undefined) tensors.push(tensor(tensorName(biasOf[role], layer), [weight.rows], bias, 'f32'));
+    return bias !== undefined;
+  };
+  const biased = [add('query', maps.query), add('latentDown', maps.latentDown)];
+  if (output !== undefined) biased.push(add('output', output));
+  const { latentUp, latentDim } = maps;
+  tensors.push(tensor(tensorName('latentUp', layer), [latentUp.rows, latentUp.cols], latentUp.data, dtype));
+  return {
+    ropeDim: maps.ropeDim,
+    nopeDim: maps.nopeDim,
+    latentDim,
+    frequencies: maps.frequencies,
+    hasBias: biased.includes(true),
+    replacesOutput: output !== undefined,
+    tensors,
+    rotation:
+      rotation === undefined
+        ? []
+        : [
+            tensor(`layers.${layer}.pca`, [latentDim, latentDim], rotation.vectors.data, 'f32'),
+            tensor(`layers.${layer}.energy`, [latentDim], rotation.energy, 'f32'),
+          ],
+  };
+}
+
+/**
+ * @param folder an existing, empty folder
+ * @param conversion what the config records about the conversion, under `tpla_conversion`
+ */
+export async function writeConverted(
+  source: Checkpoint,
+  layers: readonly EncodedLayer[],
+  folder: string,
+  dtype: FloatType,
+  conversion: Readonly<Record<string, unknown>>,
+): Promise<void> {
+  const [first] = layers;
+  invariant(first !== undefined && layers.length === source.config.numLayers, `converted ${layers.length} layers`);
+  const tensors = layers.flatMap((layer) => layer.tensors);
+  // A table of its own goes beside every layer as soon as one differs; the config holds the first layer's.
+  if (layers.some((layer) => layer.frequencies.some((frequency, i) => frequency !== first.frequencies[i]))) {
+    layers.forEach(({ frequencies }, layer) =>
+      tensors.push(
+        tensor(tensorName('ropeFrequencies', layer), [frequencies.length], Float64Array.from(frequencies), 'f32'),
+      ),
+    );
+  }
+  const untouched = untouchedTensors(source, layers, dtype);
+  const hasBias = layers.some((layer) => layer.hasBias) || untouched.some(({ name }) => name.endsWith('.bias'));
+  const config = {
+    ...configOf(source.config, first, hasBias),
+    torch_dtype: dtypeNames[dtype],
+    tpla_conversion: conversion,
+  };
+  const metadata = { format: 'pt' };
+  await writeSafetensors(join(folder, 'model.safetensors'), [...tensors, ...untouched], metadata);
+  await writeSafetensors(
+    join(folder, 'tpla_rotation.safetensors'),
+    layers.flatMap((layer) => layer.rotation),
+    metadata,
+  );
+  await writeFile(join(folder, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
+}
+
+const dtypeNames: Record<FloatType, string> = { f16: 'float16', bf16: 'bfloat16', f32: 'float32' };
+
+/** Keys as DeepSeek's config has them where it has one. */
+function configOf(model: ModelConfig, layer: EncodedLayer, hasBias: boolean): Record<string, unknown> {
+  const { headDim, scoreScale } = convertibleAttention(model);
+  return {
+    architectures: ['TplaForCausalLM'],
+    model_type: 'tpla_mla',
+    hidden_size: model.hiddenDim,
+    intermediate_size: model.feedForward.dim,
+    num_hidden_layers: model.numLayers,
+    num_attention_heads: model.numHeads,
+    vocab_size: model.vocabSize,
+    max_position_embeddings: model.contextLength,
+    rms_norm_eps: model.normEps,
+    hidden_act: model.feedForward.activation === 'silu' ? 'silu' : 'gelu_pytorch_tanh',
+    kv_lora_rank: layer.latentDim,
+    qk_rope_head_dim: layer.ropeDim,
+    qk_nope_head_dim: layer.nopeDim,
+    v_head_dim: headDim,
+    q_lora_rank: null,
+    latent_norm: false,
+    softmax_scale: scoreScale,
+    rope_interleave: false,
+    rope_frequencies: layer.frequencies,
+    tie_word_embeddings: model.tiedEmbeddings,
+    attention_bias: hasBias,
+  };
+}
+
+const layerNames: Partial<Record<LayerRole, string>> = {
+  attentionNorm: 'input_layernorm.weight',
+  query: 'self_attn.q_proj.weight',
+  queryBias: 'self_attn.q_proj.bias',
+  latentDown: 'self_attn.kv_a_proj_with_mqa.weight',
+  latentDownBias: 'self_attn.kv_a_proj_with_mqa.bias',
+  latentUp: 'self_attn.kv_b_proj.weight',
+  output: 'self_attn.o_proj.weight',
+  outputBias: 'self_attn.o_proj.bias',
+  ropeFrequencies: 'self_attn.rope_frequencies',
+  feedForwardNorm: 'post_attention_layernorm.weight',
+  gate: 'mlp.gate_proj.weight',
+  up: 'mlp.up_proj.weight',
+  down: 'mlp.down_proj.weight',
+};
+
+const biasOf = { query: 'queryBias', latentDown: 'latentDownBias', output: 'outputBias' } as const;
+
+const modelNames: Record<ModelRole, string> = {
+  embedding: 'model.embed_tokens.weight',
+  head: 'lm_head.weight',
+  finalNorm: 'model.norm.weight',
+};
+
+function tensorName(role: LayerRole, layer: number): string {
+  const name = layerNames[role];
+  invariant(name !== undefined, `converted checkpoints have no tensor for ${role}`);
+  return `model.layers.${layer}.${name}`;
+}
+
+const vectors: ReadonlySet<ModelRole | LayerRole> = new Set([
+  'finalNorm',
+  'attentionNorm',
+  'feedForwardNorm',
+  'outputBias',
+]);
+
+const copiedLayerRoles = ['attentionNorm', 'feedForwardNorm', 'gate', 'up', 'down', 'output', 'outputBias'] as const;
+
+/** What the conversion leaves as it is, in the target's type: read when it is written. Vectors stay f32. */
+function untouchedTensors(source: Checkpoint, layers: readonly EncodedLayer[], dtype: FloatType): TensorSource[] {
+  const tensors: TensorSource[] = [];
+  const copy = (name: string, role: ModelRole | LayerRole, layer?: number): void => {
+    const shape = source.shapeOf(role, layer);
+    if (shape === undefined) return;
+    const isVector = vectors.has(role);
+    const type = isVector ? 'f32' : dtype;
+    tensors.push({
+      name,
+      type,
+      shape: isVector ? [shape.cols] : [shape.rows, shape.cols],
+      read: () => readEncoded(source, role, layer, type, name),
+    });
+  };
+  for (const role of ['embedding', 'finalNorm'] as const) copy(modelNames[role], role);
+  if (!source.config.tiedEmbeddings) copy(modelNames.head, 'head');
+  layers.forEach(({ replacesOutput }, layer) => {
+    for (const role of copiedLayerRoles) {
+      if (replacesOutput && (role === 'output' || role === 'outputBias')) continue;
+      copy(tensorName(role, layer), role, layer);
+    }
+  });
+  return tensors;
+}
+
+/** Values widened at a time: bounds the float32 copy of a large vocabulary. */
+const valuesAtOnce = 1 << 24;
+
+async function readEncoded(
+  source: Checkpoint,
+  role: ModelRole | LayerRole,
+  layer: number | undefined,
+  type: FloatType,
+  name: string,
+): Promise<Uint8Array> {
+  const shape = source.shapeOf(role, layer);
+  invariant(shape !== undefined, `${name}: no ${role} in the source`);
+  const rowBytes = shape.cols * bytesPerFloat(type);
+  const out = new Uint8Array(shape.rows * rowBytes);
+  const step = Math.max(1, Math.floor(valuesAtOnce / shape.cols));
+  for (let start = 0; start < shape.rows; start += step) {
+    const part = await source.read(role, layer, { start, end: Math.min(shape.rows, start + step) });
+    out.set(encodeFloats(toFloat32(part), type, name), start * rowBytes);
+  }
+  return out;
+}
+
+function tensor(name: string, shape: number[], values: Float64Array, type: FloatType): TensorSource {
+  const bytes = encodeFloats(values, type, name);
+  return { name, type, shape, read: () => bytes };
+}
