@@ -3,6 +3,7 @@
  * a port chosen by the system. Removes what it made; libzmq leaves the files of bound ipc sockets behind.
  * Read next: zmq.ts.
  */
+import { rmSync } from 'node:fs';
 import { mkdtemp, rm, rmdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
@@ -42,6 +43,17 @@ export async function removeSocketFile(endpoint: string): Promise<void> {
   } catch (error) {
     if (!isExpected(error)) throw error;
   }
+}
+
+/**
+ * Removes a run's temporary folder with every socket file in it, at once: for exit hooks, when the owners of the files
+ * may have been killed. Does nothing for other addresses.
+ */
+export function removeRunFolder(endpoint: string): void {
+  const path = socketPath(endpoint);
+  if (path === null) return;
+  const folder = dirname(path);
+  if (basename(folder).startsWith(folderPrefix)) rmSync(folder, { recursive: true, force: true });
 }
 
 function socketPath(endpoint: string): string | null {

@@ -4,7 +4,6 @@
  * Read next: control-loop.ts (waiting and failing), rank-processes.ts, engine.ts (the caller).
  */
 import { randomBytes } from 'node:crypto';
-import { dirname } from 'node:path';
 import type { ClusterConfig } from '../config/cluster.ts';
 import { ConfigError } from '../config/errors.ts';
 import { cut, type ShardPlan } from '../config/shard-plan.ts';
@@ -99,7 +98,6 @@ export class Cluster implements AsyncDisposable {
       worldSize,
       endpoint: server.endpoint,
       token: this.#token,
-      folder: server.endpoint.startsWith('ipc://') ? dirname(server.endpoint.slice('ipc://'.length)) : '',
       onExit: (rank, exit) => this.#loop.exited(rank, exit),
     });
   }

@@ -4,18 +4,17 @@
  * rank exits when its IPC channel closes, and an exit hook kills what is left. Read next: control-loop.ts.
  */
 import { fork, type ChildProcess } from 'node:child_process';
-import { existsSync, rmSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { ConfigError } from '../config/errors.ts';
+import { removeRunFolder } from '../collective/endpoint.ts';
 import type { ProcessExit } from './failures.ts';
 
 export interface LaunchOptions {
   readonly worldSize: number;
-  /** Control endpoint that the ranks connect to. */
+  /** Control endpoint that the ranks connect to; the folder of its socket file is removed when everything has ended. */
   readonly endpoint: string;
   readonly token: string;
-  /** Folder of this run's socket files; removed when everything has ended. Empty: there is none. */
-  readonly folder: string;
   readonly onExit: (rank: number, exit: ProcessExit) => void;
 }
 
@@ -31,11 +30,11 @@ interface RankProcess {
 
 export class RankProcesses {
   readonly #ranks: RankProcess[] = [];
-  readonly #folder: string;
+  readonly #endpoint: string;
   readonly #killAll = (): void => this.#kill();
 
   constructor(options: LaunchOptions) {
-    this.#folder = options.folder;
+    this.#endpoint = options.endpoint;
     process.on('exit', this.#killAll);
     const script = workerScript();
     for (let rank = 0; rank < options.worldSize; rank++) this.#ranks.push(start(script, rank, options));
@@ -57,7 +56,7 @@ export class RankProcesses {
     }
     await all;
     process.off('exit', this.#killAll);
-    this.#removeFolder();
+    removeRunFolder(this.#endpoint);
   }
 
   #signal(signal: NodeJS.Signals): void {
@@ -67,11 +66,7 @@ export class RankProcesses {
   /** Runs while the process exits: nothing here may wait. */
   #kill(): void {
     this.#signal('SIGKILL');
-    this.#removeFolder();
-  }
-
-  #removeFolder(): void {
-    if (this.#folder !== '') rmSync(this.#folder, { recursive: true, force: true });
+    removeRunFolder(this.#endpoint);
   }
 }
 

@@ -9,7 +9,7 @@ import { ConfigError, InvariantError, PeerError, messageOf } from '../config/err
 import { packageVersion } from '../config/version.ts';
 import { protocolVersion, type Failed } from '../collective/messages.ts';
 import { createGroup } from '../collective/create-group.ts';
-import { ringEndpointBeside } from '../collective/endpoint.ts';
+import { removeRunFolder, ringEndpointBeside } from '../collective/endpoint.ts';
 import { bindRing, type RingBinding } from '../collective/zeromq-group.ts';
 import { ControlClient } from '../collective/zmq.ts';
 import { RankWorker } from './rank-worker.ts';
@@ -21,7 +21,7 @@ await main();
 
 async function main(): Promise<void> {
   const { connect, rank, token } = argumentsOf();
-  exitWithParent();
+  exitWithParent(connect);
   await using control = await ControlClient.connect(connect, rank);
   let request: number | null = null;
   try {
@@ -96,9 +96,16 @@ function argumentsOf(): { connect: string; rank: number; token: string } {
   return { connect: values.connect, rank, token: values.token };
 }
 
-/** The IPC channel that fork opened closes when the coordinator dies, however it dies. */
-function exitWithParent(): void {
-  process.on('disconnect', () => process.exit(3));
+/**
+ * The IPC channel that fork opened closes when the coordinator dies, however it dies. Every rank then removes the run's
+ * socket files, which their owners may not have been able to. While it is open the channel does not keep a rank alive.
+ */
+function exitWithParent(endpoint: string): void {
+  process.on('disconnect', () => {
+    removeRunFolder(endpoint);
+    process.exit(3);
+  });
+  process.channel?.unref();
   // Ctrl-C reaches the whole process group; the coordinator decides when ranks stop.
   process.on('SIGINT', () => undefined);
 }

@@ -33,7 +33,7 @@ export function addRunCommand(program: Argv, context: CommandContext): Argv {
 }
 
 async function run(flags: RunFlags, context: CommandContext): Promise<void> {
-  const prompt = await promptOf(flags.prompt, context);
+  const prompt = await promptOf(flags, context);
   await using model = await openModel(flags, context);
   const text = await openText(model.checkpoint.path);
   const promptIds = flags.raw ? text.encodeRaw(prompt) : text.encodeChat(prompt, flags.system);
@@ -59,12 +59,15 @@ async function run(flags: RunFlags, context: CommandContext): Promise<void> {
   }
 }
 
-/** @throws ConfigError when there is none, it is empty, or standard input is not UTF-8 */
-async function promptOf(argument: string | undefined, context: CommandContext): Promise<string> {
+/**
+ * An empty prompt is refused in a chat; raw it means the start token alone, where the model has one.
+ * @throws ConfigError when there is none, or standard input is not UTF-8
+ */
+async function promptOf({ prompt: argument, raw }: RunFlags, context: CommandContext): Promise<string> {
   if (argument === undefined && context.inputIsTerminal)
     throw new ConfigError('prompt: none given; write `tpla run "text"` or pipe a text into it');
   const prompt = argument ?? decodeUtf8(await context.readInput(), 'prompt on standard input').replace(/\r?\n$/, '');
-  if (prompt === '') throw new ConfigError('prompt: it is empty; give a text');
+  if (prompt === '' && !raw) throw new ConfigError('prompt: it is empty; give a text');
   return prompt;
 }
 
