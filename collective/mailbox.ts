@@ -139,10 +139,11 @@ export class Mailbox implements Transport {
       if (frame) return frame;
       const remainingMs = deadline.remainingMs();
       const frames = await receiveWithin(this.#inbox, Math.min(remainingMs, closeCheckMs));
-      if (this.#closed || this.#inbox.closed) throw new PeerError(this.#closedWhile());
-      // A stranger may send many parts; the first is judged as any other frame.
+      // A stranger may send many parts; the first is judged as any other frame. Also when this group was closed
+      // meanwhile: it may be a handshake for the next.
       if (frames) this.#sort(frames[0] ?? Buffer.alloc(0));
-      else if (remainingMs <= closeCheckMs) throw this.#late(from);
+      if (this.#closed || this.#inbox.closed) throw new PeerError(this.#closedWhile());
+      if (!frames && remainingMs <= closeCheckMs) throw this.#late(from);
     }
   }
 

@@ -197,8 +197,8 @@ export class ControlClient implements AsyncDisposable {
   }
 
   #ended(): PeerError {
-    if (this.#lost) return new PeerError(`rank ${this.#rank}: the coordinator at ${this.#endpoint} is gone`);
-    return new PeerError(`rank ${this.#rank}: control channel is closed`);
+    const why = this.#lost ? `the coordinator at ${this.#endpoint} is gone` : 'control channel is closed';
+    return new PeerError(`rank ${this.#rank}: ${why}`);
   }
 }
 
@@ -270,8 +270,8 @@ export async function sendWithin(
     await socket.send(frames);
   } catch (cause) {
     if (isCode(cause, 'EBUSY')) throw busy('send', cause);
-    const reason = isCode(cause, 'EAGAIN') ? `not taken in ${socket.sendTimeout} ms` : messageOf(cause);
-    throw new PeerError(`${what()}: ${reason}`, { cause });
+    const isLate = isCode(cause, 'EAGAIN') && !socket.closed;
+    throw new PeerError(`${what()}: ${isLate ? `not taken in ${socket.sendTimeout} ms` : messageOf(cause)}`, { cause });
   }
 }
 
