@@ -81,7 +81,10 @@ export class Mailbox implements Transport {
 
   async sendToAll(step: number, data: Float32Array): Promise<void> {
     for (const frame of this.#cut(step, data)) {
-      for (let to = 0; to < this.worldSize; to++) if (to !== this.rank) await this.#push(to, frame);
+      // All at once: a dead peer must not keep the frame from the living, who would then blame this rank.
+      const sends: Promise<void>[] = [];
+      for (let to = 0; to < this.worldSize; to++) if (to !== this.rank) sends.push(this.#push(to, frame));
+      await Promise.all(sends);
     }
     this.#stats.bytesSent += data.byteLength * (this.worldSize - 1);
   }
