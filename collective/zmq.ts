@@ -8,7 +8,7 @@
 import { Dealer, Pull, Push, Router } from 'zeromq';
 import { ConfigError, InvariantError, messageOf, PeerError } from '../config/errors.ts';
 import { Deadline } from './deadline.ts';
-import { freshEndpoint, removeSocketFile } from './endpoint.ts';
+import { freshEndpoint, removeSocketFolder } from './endpoint.ts';
 import { encodeMessage, FrameError, maxPayloadBytes, parseMessage } from './frame.ts';
 import { toCoordinatorSchema, toRankSchema } from './messages.ts';
 import type { ToCoordinator, ToRank } from './messages.ts';
@@ -86,7 +86,7 @@ export class ControlServer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#socket.closed) return;
     this.#socket.close();
-    await removeSocketFile(this.endpoint);
+    await removeSocketFolder(this.endpoint);
   }
 
   #noMessage(timeoutMs: number | undefined): PeerError {
@@ -183,8 +183,8 @@ export class ControlClient implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#socket.close();
-    // A coordinator that was killed leaves its socket file; the ranks that notice remove it.
-    if (this.#lost) await removeSocketFile(this.#endpoint);
+    // A coordinator that was killed leaves its socket files; the ranks that notice remove them.
+    if (this.#lost) await removeSocketFolder(this.#endpoint);
   }
 
   #loseConnection(): void {

@@ -44,15 +44,19 @@ describe.each(transports)('a rank that is killed, %s', (transport) => {
   });
 });
 
-it.runIf(process.platform === 'linux')('leaves no shared memory and no socket behind', async () => {
-  const processes = new RankProcesses('shm');
-  const made = await processes.make(2, 10_000);
-  const hash = createHash('sha256').update(made.runId).digest('hex').slice(0, 12);
-  expect(readdirSync('/dev/shm').filter((name) => name.includes(hash))).toEqual([]);
-  const endpoint = await made.groups[0]!.call<string>('bind', {});
-  const folder = dirname(endpoint.slice('ipc://'.length));
-  expect(existsSync(folder)).toBe(true);
-  await made[Symbol.asyncDispose]();
-  await processes[Symbol.asyncDispose]();
-  expect(existsSync(folder)).toBe(false);
-});
+it.runIf(process.platform === 'linux')(
+  'leaves no shared memory and no socket behind, although a rank was killed',
+  async () => {
+    const processes = new RankProcesses('shm');
+    const made = await processes.make(2, 10_000);
+    const hash = createHash('sha256').update(made.runId).digest('hex').slice(0, 12);
+    expect(readdirSync('/dev/shm').filter((name) => name.includes(hash))).toEqual([]);
+    const folder = dirname(made.controlEndpoint.slice('ipc://'.length));
+    const files = ['control', ...made.groups.map((group) => `rank-${group.rank}-${group.pid}`)];
+    expect(readdirSync(folder).sort()).toEqual(files.map((name) => `${name}.sock`).sort());
+    await processes.kill(1);
+    await made.groups[0]![Symbol.asyncDispose]();
+    await processes[Symbol.asyncDispose]();
+    expect(existsSync(folder)).toBe(false);
+  },
+);

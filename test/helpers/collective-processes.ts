@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { InvariantError, PeerError } from '../../config/errors.ts';
 import { newGroupStats } from '../../collective/group.ts';
 import type { GroupStats, ProcessGroup } from '../../collective/group.ts';
+import { ControlServer } from '../../collective/zmq.ts';
 import type { MadeGroups } from '../suites/process-group.ts';
 
 export type Transport = 'shm' | 'ring' | 'direct' | 'auto';
@@ -17,20 +18,32 @@ interface Answer {
   stats?: GroupStats;
 }
 
+export interface MadeProcesses extends MadeGroups {
+  readonly groups: readonly RankProcess[];
+  readonly runId: string;
+  readonly controlEndpoint: string;
+}
+
 /** Processes are kept and used for one group after another: starting one takes longer than any test. */
 export class RankProcesses implements AsyncDisposable {
   readonly #transport: Transport;
   readonly #ranks: RankProcess[] = [];
+  #control: ControlServer | null = null;
   #epoch = 0;
 
   constructor(transport: Transport) {
     this.#transport = transport;
   }
 
-  async make(worldSize: number, timeoutMs: number): Promise<MadeGroups & { groups: RankProcess[]; runId: string }> {
+  async make(worldSize: number, timeoutMs: number): Promise<MadeProcesses> {
     while (this.#ranks.length < worldSize) this.#ranks.push(new RankProcess(this.#ranks.length));
     const groups = this.#ranks.slice(0, worldSize);
-    const endpoints = await Promise.all(groups.map((rank) => rank.call<string>('bind', {})));
+    // Only for its folder: ranks bind beside the coordinator's socket.
+    this.#control ??= await ControlServer.bind('ipc');
+    const controlEndpoint = this.#control.endpoint;
+    const endpoints = await Promise.all(
+      groups.map((group, rank) => group.call<string>('bind', { controlEndpoint, rank })),
+    );
     const epoch = ++this.#epoch;
     const runId = `processes-${process.pid}`;
     await Promise.all(
@@ -41,7 +54,7 @@ export class RankProcesses implements AsyncDisposable {
       }),
     );
     const dispose = () => Promise.all(groups.map((group) => group[Symbol.asyncDispose]())).then(() => undefined);
-    return { groups, runId, [Symbol.asyncDispose]: dispose };
+    return { groups, runId, controlEndpoint, [Symbol.asyncDispose]: dispose };
   }
 
   /** SIGKILL; the next make() starts another process for this rank. */
@@ -53,6 +66,7 @@ export class RankProcesses implements AsyncDisposable {
   /** Waits until every process has ended by itself: nothing of a group may keep one alive. */
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all(this.#ranks.map((rank) => rank.end()));
+    await this.#control?.[Symbol.asyncDispose]();
   }
 }
 
@@ -108,6 +122,10 @@ export class RankProcess implements ProcessGroup {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.call('dispose', {});
+  }
+
+  get pid(): number | undefined {
+    return this.#child.pid;
   }
 
   async kill(): Promise<void> {

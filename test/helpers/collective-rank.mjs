@@ -1,5 +1,6 @@
 // One rank in its own process, driven by collective-processes.ts: answers each {id, action, ...arguments} with
 // {id, value | error, stats}. Imports the build, because Node 20 does not run TypeScript.
+import { ringEndpointBeside } from '../../dist/collective/endpoint.js';
 import { createSharedMemoryGroup } from '../../dist/collective/shared-memory.js';
 import { bindRing } from '../../dist/collective/zeromq-group.js';
 
@@ -8,8 +9,8 @@ let bootstrap = null;
 let group = null;
 
 const actions = {
-  async bind() {
-    ring ??= await bindRing('ipc');
+  async bind({ controlEndpoint, rank }) {
+    ring ??= await bindRing(ringEndpointBeside(controlEndpoint, rank));
     return ring.endpoint;
   },
   async join({ transport, settings, runId }) {
