@@ -12,6 +12,7 @@ import {
   formatHeader,
   layoutTensors,
   parseHeader,
+  type PlannedTensor,
   type TensorHeader,
   type TensorSource,
 } from './safetensors-header.ts';
@@ -76,24 +77,28 @@ export async function writeSafetensors(
   const { ordered, header } = layoutTensors(tensors, metadata);
   const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.part`);
   try {
-    await using handle = await open(temporary, 'w');
-    await handle.writeFile(formatHeader(header));
-    for (const tensor of ordered) {
-      const bytes = await tensor.read();
-      invariant(
-        bytes.byteLength === tensor.bytes,
-        `writeSafetensors: ${tensor.name} gave ${bytes.byteLength} bytes, its shape needs ${tensor.bytes}`,
-      );
-      await handle.writeFile(bytes);
-    }
-    await handle.sync();
+    await writeTensors(temporary, formatHeader(header), ordered);
+    await rename(temporary, path);
   } catch (error) {
     await rm(temporary, { force: true });
     if (error instanceof Error && 'code' in error)
       throw new ConfigError(`cannot write ${path}: ${messageOf(error)}`, { cause: error });
     throw error;
   }
-  await rename(temporary, path);
+}
+
+async function writeTensors(path: string, header: Uint8Array, tensors: readonly PlannedTensor[]): Promise<void> {
+  await using handle = await open(path, 'w');
+  await handle.writeFile(header);
+  for (const tensor of tensors) {
+    const bytes = await tensor.read();
+    invariant(
+      bytes.byteLength === tensor.bytes,
+      `writeSafetensors: ${tensor.name} gave ${bytes.byteLength} bytes, its shape needs ${tensor.bytes}`,
+    );
+    await handle.writeFile(bytes);
+  }
+  await handle.sync();
 }
 
 async function readHeader(file: RangedFile): Promise<TensorHeader> {
@@ -125,7 +130,12 @@ async function checkRest(file: RangedFile, dataEnd: number): Promise<void> {
 const indexSchema = z.object({ weight_map: z.record(z.string(), z.string()) });
 
 async function filesOf(path: string): Promise<string[]> {
-  if (!(await stat(path)).isDirectory()) return [path];
+  // A path that is not there is reported when it is opened.
+  const isFolder = await stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
+  if (!isFolder) return [path];
   const indexName = 'model.safetensors.index.json';
   let text: string;
   try {

@@ -132,6 +132,7 @@ export function describeGgufLlama({ metadata, tensors, ropeDivisors }: GgufSourc
   const keys = parseKeys(ggufSchema, Object.fromEntries(own), 'metadata llama');
   const numHeads = keys['attention.head_count'];
   const headDim = keys['attention.key_length'] ?? keys.embedding_length / numHeads;
+  const attention = gqa(numHeads, keys['attention.head_count_kv'] ?? numHeads, headDim, 'metadata llama');
   if ((keys['rope.dimension_count'] ?? headDim) !== headDim)
     throw new ConfigError(
       `metadata llama.rope.dimension_count: ${keys['rope.dimension_count']} of ${headDim} head dimensions rotate; only whole heads are supported`,
@@ -152,7 +153,7 @@ export function describeGgufLlama({ metadata, tensors, ropeDivisors }: GgufSourc
       vocabSize: keys.vocab_size ?? tensors.get('token_embd.weight')?.shape[0] ?? 1,
       contextLength: keys.context_length,
       normEps: keys['attention.layer_norm_rms_epsilon'],
-      attention: gqa(numHeads, keys['attention.head_count_kv'] ?? numHeads, headDim, 'metadata llama'),
+      attention,
       rope: { ...ropeTable(keys['rope.freq_base'], headDim, scaling), interleaved: false },
       feedForward: { kind: 'gated', dim: keys.feed_forward_length, activation: 'silu' },
       tiedEmbeddings: tied,

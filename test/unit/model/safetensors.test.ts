@@ -129,6 +129,19 @@ describe('writeSafetensors', () => {
     expect(await readdir(target)).toEqual([]);
   });
 
+  it('leaves nothing behind when the name is taken by a folder', async () => {
+    const target = join(folder(), 'taken');
+    await mkdir(join(target, 'model.safetensors'), { recursive: true });
+    await expect(writeSafetensors(join(target, 'model.safetensors'), [source('a', 'f32', [3], b)])).rejects.toThrow(
+      /^cannot write .*model\.safetensors: /,
+    );
+    expect(await readdir(target)).toEqual(['model.safetensors']);
+  });
+
+  it('names a file that is not there', async () => {
+    await expect(openSafetensors(join(folder(), 'gone'))).rejects.toThrow(/^model: cannot open .*gone: /);
+  });
+
   it('names the folder that is not there', async () => {
     await expect(writeSafetensors(join(folder(), 'nowhere', 'x.safetensors'), [])).rejects.toThrow(
       /cannot write .*nowhere/,

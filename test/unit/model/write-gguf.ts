@@ -38,16 +38,20 @@ export async function writeGguf(
     u64(values.length);
     values.forEach(write);
   };
+  const typed = (type: number, write: () => void): void => {
+    u32(type);
+    write();
+  };
   u32(0x46554747);
   u32(3);
   u64(tensors.length);
   u64(Object.keys(metadata).length);
   for (const [key, value] of Object.entries(metadata)) {
     string(key);
-    if ('u32' in value) (u32(4), u32(value.u32));
-    else if ('f32' in value) (u32(6), f32(value.f32));
-    else if ('bool' in value) (u32(7), parts.push(Uint8Array.of(value.bool ? 1 : 0)));
-    else if ('string' in value) (u32(8), string(value.string));
+    if ('u32' in value) typed(4, () => u32(value.u32));
+    else if ('f32' in value) typed(6, () => f32(value.f32));
+    else if ('bool' in value) typed(7, () => void parts.push(Uint8Array.of(value.bool ? 1 : 0)));
+    else if ('string' in value) typed(8, () => string(value.string));
     else if ('strings' in value) list(8, value.strings, string);
     else if ('i32s' in value) list(5, value.i32s, u32);
     else list(6, value.f32s, f32);
