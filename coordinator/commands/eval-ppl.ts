@@ -5,12 +5,13 @@
  */
 import type { Argv } from 'yargs';
 import { ConfigError } from '../../config/errors.ts';
+import { layOut } from '../cluster-layout.ts';
 import type { Cluster } from '../cluster.ts';
 import type { CommandContext } from '../command-context.ts';
 import { score, type WindowRequest } from '../engine.ts';
 import { clusterFlagsWithoutWindow, decodeFromFlag, jsonFlag, number, type FlagsOf } from '../flags.ts';
 import { startProgress } from '../progress.ts';
-import { openSession } from '../session.ts';
+import { openModel, startCluster } from '../session.ts';
 import { openText, readTextFile } from '../text.ts';
 
 const pplFlags = <T>(command: Argv<T>) =>
@@ -42,18 +43,19 @@ async function evalPpl(flags: PplFlags, context: CommandContext): Promise<void> 
   const sequenceTokens = flags.window + (flags.bos === 'each' ? 1 : 0);
   if (flags.decodeFrom !== undefined && flags.decodeFrom >= flags.window)
     throw new ConfigError(`--decode-from: ${flags.decodeFrom} leaves nothing of a window of ${flags.window}; use less`);
-  await using session = await openSession(
+  await using model = await openModel(
     { ...flags, window: undefined, context: flags.context ?? sequenceTokens },
     context,
   );
-  const { cluster, checkpoint } = session;
-  if (cluster.options.contextTokens < sequenceTokens)
+  const { contextTokens } = layOut(model.checkpoint, model.config).options;
+  if (contextTokens < sequenceTokens)
     throw new ConfigError(
-      `--window: ${sequenceTokens} tokens do not fit a context of ${cluster.options.contextTokens}; raise --context`,
+      `--window: ${sequenceTokens} tokens do not fit a context of ${contextTokens}; raise --context`,
     );
-  const text = await openText(checkpoint.path);
+  const text = await openText(model.checkpoint.path);
   const windows = windowsOf(text.encode(source), flags);
   const prefix = flags.bos === 'each' ? [text.requireBos()] : [];
+  await using cluster = await startCluster(model, context);
   const result = await scoreWindows(cluster, windows, prefix, flags.decodeFrom);
   const report = {
     ppl: Math.exp(result.nllSum / result.tokens),
