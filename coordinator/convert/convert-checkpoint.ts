@@ -205,7 +205,7 @@ async function calibrationText(
         : calibrationPrompts.map((prompt) => text.encode(prompt));
     const total = (counts.calibration + counts.heldOut) * counts.length;
     using progress = startProgress('write calibration text', total, { name: 'tokens', size: 1 });
-    return writeOwnText(cluster, prompts, counts, seed, (done) => progress.update(done));
+    return await writeOwnText(cluster, prompts, counts, seed, (done) => progress.update(done));
   }
   if (text === null)
     throw new ConfigError(
