@@ -27,6 +27,8 @@ export const shardPlanSchema = z.strictObject({
         prefillHeads: range,
         kvHeads: range,
         latent: range,
+        ropeKey: range,
+        positions: z.strictObject({ part: count, parts: count, block: count }),
         feedForward: range,
         vocab: range,
       }),
