@@ -19,6 +19,9 @@ export interface Generation {
   readonly text: TokenStream;
   /** Added to the logit of a token before it is sampled. */
   readonly logitBias?: ReadonlyMap<number, number> | undefined;
+  /** Taken from the logit of a token for each time that it was generated, and once if it was (OpenAI's formula). */
+  readonly frequencyPenalty?: number | undefined;
+  readonly presencePenalty?: number | undefined;
   /** Most likely tokens to report beside each generated one; undefined: no probabilities at all. */
   readonly topLogprobs?: number | undefined;
   /** Fresh: what the answer must look like. */

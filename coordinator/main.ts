@@ -14,9 +14,18 @@ import { addFetchCommand } from './commands/fetch.ts';
 import { addInspectCommand } from './commands/inspect.ts';
 import { addPlanCommand } from './commands/plan.ts';
 import { addRunCommand } from './commands/run.ts';
+import { addServeCommand } from './commands/serve.ts';
 
 /** One file in commands/ each. */
-const commands = [addRunCommand, addPlanCommand, addInspectCommand, addFetchCommand, addEvalCommand, addDoctorCommand];
+const commands = [
+  addRunCommand,
+  addServeCommand,
+  addPlanCommand,
+  addInspectCommand,
+  addFetchCommand,
+  addEvalCommand,
+  addDoctorCommand,
+];
 
 /** Of InvariantError, and of any error that is none of ours. */
 const bugExitCode = 70;

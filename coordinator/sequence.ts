@@ -101,11 +101,8 @@ export class Sequence {
   }
 
   #choose(logits: Float32Array): number {
-    const { constraint, logitBias, sampling, endIds } = this.request;
-    if (constraint === undefined && logitBias === undefined)
-      return sampleToken(logits, this.ids, sampling, this.#random);
-    const scores = logits.slice();
-    for (const [token, bias] of logitBias ?? []) if (token < scores.length) scores[token] = (scores[token] ?? 0) + bias;
+    const { constraint, sampling, endIds } = this.request;
+    const scores = this.#adjusted(logits);
     if (constraint === undefined) return sampleToken(scores, this.ids, sampling, this.#random);
     // Most choices of a model that was told the form are allowed: the vocabulary is only searched when several are not.
     for (let refused = 0; refused < refusalsBeforeMask; refused++) {
@@ -123,6 +120,18 @@ export class Sequence {
     const [end] = endIds;
     invariant(end !== undefined, 'a constraint allows no token, and the model has none that ends an answer');
     return end;
+  }
+
+  /** A copy with bias and penalties. [vocabSize] */
+  #adjusted(logits: Float32Array): Float32Array {
+    const { logitBias, frequencyPenalty = 0, presencePenalty = 0 } = this.request;
+    const scores = logits.slice();
+    for (const [token, bias] of logitBias ?? []) if (token < scores.length) scores[token] = (scores[token] ?? 0) + bias;
+    if (frequencyPenalty === 0 && presencePenalty === 0) return scores;
+    const generated = this.ids.slice(this.request.promptIds.length);
+    for (const token of generated) scores[token] = (scores[token] ?? 0) - frequencyPenalty;
+    for (const token of new Set(generated)) scores[token] = (scores[token] ?? 0) - presencePenalty;
+    return scores;
   }
 
   /** No stop string was met: text that was held back is shown. */
