@@ -96,7 +96,11 @@ function runPip(python: string, requirement: string, context: SourceContext): Pr
   args.push('--no-cache-dir', '--retries', '1', '--timeout', '20', '--dest', context.temporary, requirement);
   const terminal = process.stderr.isTTY;
   return new Promise((resolve, reject) => {
-    const child = spawn(python, args, { stdio: ['ignore', terminal ? 2 : 'ignore', 'pipe'], signal: context.signal });
+    const child = spawn(python, args, {
+      env: context.env,
+      stdio: ['ignore', terminal ? 2 : 'ignore', 'pipe'],
+      signal: context.signal,
+    });
     let errors = '';
     child.stderr?.setEncoding('utf8').on('data', (text: string) => (errors = (errors + text).slice(-2000)));
     child.on('error', (error) => {

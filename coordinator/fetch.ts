@@ -70,9 +70,7 @@ export async function fetchModel(name: string, context: FetchContext): Promise<s
   const model = modelNamed(name);
   const found = await findModel(name, context);
   if (found !== undefined) return found;
-  const path = join(cacheFolder(context.env), model.fileName);
-  await download(model, path, context);
-  return path;
+  return await download(model, context);
 }
 
 /** The path of the named model when it is here already. @throws ConfigError when TPLA_MODEL names what is not there */
@@ -108,9 +106,13 @@ export async function verifyFile(path: string, model: NamedModel): Promise<void>
     throw new ConfigError(`${path}: expected sha256 ${model.sha256}, got ${got}; delete the file and fetch it again`);
 }
 
-/** Tries the sources in turn; a source that fails is named in the error when all of them do. */
-async function download(model: NamedModel, path: string, context: FetchContext): Promise<void> {
+/**
+ * Tries the sources in turn and returns the path in the cache folder.
+ * @throws ConfigError naming why each source failed, and what to do by hand
+ */
+export async function download(model: NamedModel, context: FetchContext): Promise<string> {
   const folder = cacheFolder(context.env);
+  const path = join(folder, model.fileName);
   try {
     await mkdir(folder, { recursive: true });
   } catch (error) {
@@ -133,10 +135,10 @@ async function download(model: NamedModel, path: string, context: FetchContext):
         throw error;
       });
       await rename(file, path);
-      return;
+      return path;
     } catch (error) {
       context.signal.throwIfAborted();
-      failures.push(`  ${source.name}: ${messageOf(error)}`);
+      failures.push(`  ${source.name}: ${reasonOf(error)}`);
     } finally {
       await rm(temporary, { recursive: true, force: true });
     }
@@ -146,6 +148,12 @@ async function download(model: NamedModel, path: string, context: FetchContext):
       `download the file (${model.bytes} bytes, sha256 ${model.sha256}) elsewhere and put it at ${path}, ` +
       `or name a local model by --model PATH or TPLA_MODEL=PATH`,
   );
+}
+
+/** fetch() says only that it failed; why stands in the cause. */
+function reasonOf(error: unknown): string {
+  const cause = error instanceof Error && error.cause !== undefined ? `: ${messageOf(error.cause)}` : '';
+  return messageOf(error) + cause;
 }
 
 /** Bytes of a file (of a folder: of its entry); undefined when there is none. */

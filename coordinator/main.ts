@@ -8,6 +8,7 @@ import { hideBin } from 'yargs/helpers';
 import { ConfigError, PeerError } from '../config/errors.ts';
 import { packageVersion } from '../config/version.ts';
 import { Interruption, processContext, type CommandContext } from './command-context.ts';
+import { addConvertCommand } from './commands/convert.ts';
 import { addDoctorCommand } from './commands/doctor.ts';
 import { addEvalCommand } from './commands/eval.ts';
 import { addFetchCommand } from './commands/fetch.ts';
@@ -25,6 +26,7 @@ const commands = [
   addFetchCommand,
   addEvalCommand,
   addDoctorCommand,
+  addConvertCommand,
 ];
 
 /** Of InvariantError, and of any error that is none of ours. */

@@ -5,10 +5,11 @@
 import type { Argv } from 'yargs';
 import { ConfigError } from '../../config/errors.ts';
 import { writeSafetensors } from '../../model/safetensors.ts';
+import { layOut } from '../cluster-layout.ts';
 import type { CommandContext } from '../command-context.ts';
 import { windowLogits } from '../engine.ts';
 import { clusterFlags, decodeFromFlag, jsonFlag, type FlagsOf } from '../flags.ts';
-import { openSession } from '../session.ts';
+import { openModel, startCluster } from '../session.ts';
 import { openText, readTextFile } from '../text.ts';
 
 const logitsFlags = <T>(command: Argv<T>) =>
@@ -39,13 +40,14 @@ async function evalLogits(flags: LogitsFlags, context: CommandContext): Promise<
   const given = await givenTokens(flags);
   const weights = flags.weights ?? 'f32';
   const cacheType = flags.cacheType ?? 'f32';
-  await using session = await openSession({ ...flags, weights, cacheType }, context);
-  const { cluster, checkpoint } = session;
+  await using model = await openModel({ ...flags, weights, cacheType }, context);
+  const { checkpoint, config } = model;
   const ids = typeof given === 'string' ? (await openText(checkpoint.path)).encode(given) : given;
-  requireValid(ids, cluster.vocabSize, cluster.options.contextTokens);
+  requireValid(ids, checkpoint.config.vocabSize, layOut(checkpoint, config).options.contextTokens);
   const decodeFrom = flags.decodeFrom ?? ids.length;
   if (flags.decodeFrom !== undefined && decodeFrom >= ids.length)
     throw new ConfigError(`--decode-from: ${decodeFrom} leaves nothing of ${ids.length} tokens; use less`);
+  await using cluster = await startCluster(model, context);
   const logits = new Float32Array(ids.length * cluster.vocabSize); // [tokens, vocabSize]
   await windowLogits(cluster, { ids, decodeFrom }, (rows, firstRow) => logits.set(rows, firstRow * cluster.vocabSize));
   await writeSafetensors(flags.out, [

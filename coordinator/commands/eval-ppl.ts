@@ -1,16 +1,17 @@
 /**
  * `tpla eval ppl`: perplexity of a text. Protocol: tokenise the whole file once, cut it into non-overlapping windows,
  * run each alone from position 0, do not score its first token; natural logarithms, summed in float64. Tokens behind
- * the last whole window are left out.
+ * the last whole window are left out. Computes in float32 unless told otherwise: it measures the model, not the storage.
  */
 import type { Argv } from 'yargs';
 import { ConfigError } from '../../config/errors.ts';
+import { layOut } from '../cluster-layout.ts';
 import type { Cluster } from '../cluster.ts';
 import type { CommandContext } from '../command-context.ts';
 import { score, type WindowRequest } from '../engine.ts';
 import { clusterFlagsWithoutWindow, decodeFromFlag, jsonFlag, number, type FlagsOf } from '../flags.ts';
 import { startProgress } from '../progress.ts';
-import { openSession } from '../session.ts';
+import { openModel, startCluster } from '../session.ts';
 import { openText, readTextFile } from '../text.ts';
 
 const pplFlags = <T>(command: Argv<T>) =>
@@ -24,7 +25,10 @@ const pplFlags = <T>(command: Argv<T>) =>
       default: 'none' as const,
       describe: "each: every window gets the model's start token before its tokens; its first token stays unscored",
     })
-    .option('decode-from', decodeFromFlag);
+    .option('decode-from', decodeFromFlag)
+    .epilogue(
+      'Here --weights and --cache-type default to f32: exact arithmetic. With --weights keep a quantised model is measured as it is served, 8-bit activations included.',
+    );
 
 type PplFlags = FlagsOf<ReturnType<typeof pplFlags>>;
 
@@ -42,18 +46,25 @@ async function evalPpl(flags: PplFlags, context: CommandContext): Promise<void> 
   const sequenceTokens = flags.window + (flags.bos === 'each' ? 1 : 0);
   if (flags.decodeFrom !== undefined && flags.decodeFrom >= flags.window)
     throw new ConfigError(`--decode-from: ${flags.decodeFrom} leaves nothing of a window of ${flags.window}; use less`);
-  await using session = await openSession(
-    { ...flags, window: undefined, context: flags.context ?? sequenceTokens },
+  await using model = await openModel(
+    {
+      ...flags,
+      weights: flags.weights ?? 'f32',
+      cacheType: flags.cacheType ?? 'f32',
+      window: undefined,
+      context: flags.context ?? sequenceTokens,
+    },
     context,
   );
-  const { cluster, checkpoint } = session;
-  if (cluster.options.contextTokens < sequenceTokens)
+  const { contextTokens } = layOut(model.checkpoint, model.config).options;
+  if (contextTokens < sequenceTokens)
     throw new ConfigError(
-      `--window: ${sequenceTokens} tokens do not fit a context of ${cluster.options.contextTokens}; raise --context`,
+      `--window: ${sequenceTokens} tokens do not fit a context of ${contextTokens}; raise --context`,
     );
-  const text = await openText(checkpoint.path);
+  const text = await openText(model.checkpoint.path);
   const windows = windowsOf(text.encode(source), flags);
   const prefix = flags.bos === 'each' ? [text.requireBos()] : [];
+  await using cluster = await startCluster(model, context);
   const result = await scoreWindows(cluster, windows, prefix, flags.decodeFrom);
   const report = {
     ppl: Math.exp(result.nllSum / result.tokens),
