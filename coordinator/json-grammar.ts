@@ -1,7 +1,7 @@
 /**
  * Grammars of JSON: of any object, and of what a JSON schema describes (objects whose properties come in the order of
  * the schema, arrays, strings, numbers, enum, const, anyOf, $ref into $defs). White space between tokens is one space or
- * one line end with up to 16 spaces, so that a model cannot fill its answer with it. Refuses schema keywords that would
+ * one line end with up to 15 spaces, and numbers have few digits, so that a model cannot fill its answer with either. Refuses schema keywords that would
  * be ignored. Read next: grammar.ts, which runs these.
  */
 import type { Alternatives, Grammar, GrammarSymbol } from './grammar.ts';
@@ -21,6 +21,8 @@ type Schema = Readonly<Record<string, unknown>>;
 
 const encoder = new TextEncoder();
 const maxIndent = 16;
+/** More would not be exact in a float64, and a model may not know when to stop. */
+const maxDigits = 15;
 const maxDepth = 64;
 
 export function jsonObjectGrammar(): Grammar {
@@ -35,7 +37,7 @@ export function schemaGrammar(schema: Schema): Grammar {
 }
 
 function baseRules(): Map<string, Alternatives> {
-  const digits = [rule('digit'), rule('digits')];
+  const digits = [rule('digit'), rule(`digits${maxDigits - 1}`)];
   return new Map<string, Alternatives>([
     ...whiteSpaceRules(),
     ['value', ['object', 'array', 'string', 'number', 'boolean', 'null'].map((name) => [rule(name)])],
@@ -52,14 +54,22 @@ function baseRules(): Map<string, Alternatives> {
     ['hex', [[anyOf('0-9', 'a-f', 'A-F')]]],
     ['number', [[rule('integer'), rule('fraction'), rule('exponent')]]],
     ['integer', [[rule('natural')], [...text('-'), rule('natural')]]],
-    ['natural', [text('0'), [anyOf('1-9'), rule('digits')]]],
-    ['digits', [[], digits]],
+    ['natural', [text('0'), [anyOf('1-9'), rule(`digits${maxDigits - 1}`)]]],
+    ...digitRules(),
     ['digit', [[anyOf('0-9')]]],
     ['fraction', [[], [...text('.'), ...digits]]],
     ['exponent', [[], [anyOf('e-e', 'E-E'), rule('sign'), ...digits]]],
     ['sign', [[], [anyOf('+-+', '---')]]],
     ['boolean', [text('true'), text('false')]],
     ['null', [text('null')]],
+  ]);
+}
+
+/** Up to so many more digits. */
+function digitRules(): [string, Alternatives][] {
+  return Array.from({ length: maxDigits }, (_, left): [string, Alternatives] => [
+    `digits${left}`,
+    left === 0 ? [[]] : [[], [rule('digit'), rule(`digits${left - 1}`)]],
   ]);
 }
 

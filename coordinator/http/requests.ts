@@ -62,9 +62,9 @@ export const chatRequestSchema = z.looseObject({
   logprobs: z.boolean().nullish(),
   top_logprobs: z.number().int().min(0).max(20).nullish(),
   response_format: responseFormatSchema.nullish(),
-  tools: notSupported('tools', (value) => Array.isArray(value) && value.length > 0),
-  functions: notSupported('functions', (value) => Array.isArray(value) && value.length > 0),
-  audio: notSupported('audio output', (value) => value !== undefined && value !== null),
+  tools: notSupported('tools are', (value) => Array.isArray(value) && value.length > 0),
+  functions: notSupported('functions are', (value) => Array.isArray(value) && value.length > 0),
+  audio: notSupported('audio output is', (value) => value !== undefined && value !== null),
 });
 export type ChatRequest = z.infer<typeof chatRequestSchema>;
 export type ChatRequestMessage = z.infer<typeof messageSchema>;
@@ -78,7 +78,7 @@ export const completionRequestSchema = z.looseObject({
   logprobs: z.number().int().min(0).max(20).nullish(),
   echo: z.boolean().nullish(),
   best_of: z.number().int().min(1).nullish(),
-  suffix: notSupported('suffix', (value) => typeof value === 'string' && value !== ''),
+  suffix: notSupported('a suffix is', (value) => typeof value === 'string' && value !== ''),
   response_format: responseFormatSchema.nullish(),
 });
 export type CompletionRequest = z.infer<typeof completionRequestSchema>;
@@ -116,7 +116,7 @@ function notSupported(name: string, isUsed: (value: unknown) => boolean) {
   return z
     .unknown()
     .superRefine((value, context) => {
-      if (isUsed(value)) context.addIssue(`${name}: not supported by this server; leave the field out`);
+      if (isUsed(value)) context.addIssue(`${name} not supported by this server; leave the field out`);
     })
     .optional();
 }

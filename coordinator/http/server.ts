@@ -3,6 +3,8 @@
  * error into OpenAI's shape, and stops gracefully. Read next: chat.ts (a request's way), ../scheduler.ts (its work).
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
+import { once } from 'node:events';
+import { setTimeout as after } from 'node:timers/promises';
 import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
 import { ApiError, StoppingError, toApiError } from './api-error.ts';
 import { addChatRoute } from './chat.ts';
@@ -15,6 +17,9 @@ import { addWebRoutes, publicPaths } from './web-routes.ts';
 
 /** Larger bodies are refused with 413: a context of a million tokens as text, and room. */
 export const maxBodyBytes = 8 * 1024 * 1024;
+
+const lingerMs = 500;
+const discardMs = 5000;
 
 export interface HttpServer {
   /** @returns the URL that it listens on  @throws ConfigError-like errors of the system, such as EADDRINUSE */
@@ -46,7 +51,10 @@ export function createServer(parts: ServerParts): HttpServer {
       await Promise.race([parts.scheduler.idle(), late]);
       clearTimeout(timer);
       await parts.scheduler[Symbol.asyncDispose]();
+      // What was answered may still be on its way; a connection that stays open after that has nothing to say.
+      const linger = setTimeout(() => server.server.closeAllConnections(), lingerMs);
       await server.close();
+      clearTimeout(linger);
     },
   };
 }
@@ -64,10 +72,29 @@ function addHooks(server: FastifyInstance, parts: ServerParts, isStopping: () =>
   server.addHook('onResponse', async (request, reply) => {
     parts.metrics.request(request.routeOptions.url ?? 'none', reply.statusCode);
   });
-  server.setErrorHandler((error, _request, reply) => sendError(reply, toApiError(error, retryAfterSeconds(parts))));
+  server.setErrorHandler(async (error, request, reply) => {
+    const apiError = toApiError(error, retryAfterSeconds(parts));
+    if (apiError.status === 413) await discardBody(request);
+    return sendError(reply, apiError);
+  });
   server.setNotFoundHandler((request, reply) =>
     sendError(reply, new ApiError(404, `${request.method} ${request.url}: no such route`, { code: 'unknown_url' })),
   );
+}
+
+/** A client that is still sending when the connection closes sees a broken pipe instead of the answer. */
+async function discardBody({ raw }: FastifyRequest): Promise<void> {
+  if (raw.complete || raw.destroyed) return;
+  raw.resume();
+  const stop = new AbortController();
+  const { signal } = stop;
+  const ignore = (): undefined => undefined;
+  await Promise.race([
+    once(raw, 'end', { signal }).catch(ignore),
+    once(raw, 'close', { signal }).catch(ignore),
+    after(discardMs, undefined, { signal }).catch(ignore),
+  ]);
+  stop.abort();
 }
 
 function sendError(reply: FastifyReply, error: ApiError): FastifyReply {
