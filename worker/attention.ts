@@ -113,8 +113,7 @@ export function attendMla(
     const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: 0 }); // [heads, length, latentColumns]
     return tokensFirst(ops, ops.matmul(projection.valueUp, o)); // [length, heads * v]
   });
-  const output = columnsOfHeads(ops, weights.output, projection, config.valueDim);
-  return biased(ops, ops.matmul(output, joined(ops, parts)), weights.outputBias);
+  return biased(ops, ops.matmul(projection.output, joined(ops, parts)), weights.outputBias);
 }
 
 /** The whole latent, normed where the model norms it, and the rotated shared key. [tokens, r], [tokens, p] */
@@ -149,8 +148,7 @@ function queryOfTokens(
   const tokens = dim(h, 0);
   const heads = projection.heads.end - projection.heads.start;
   const headDim = config.nopeDim + config.ropeDim;
-  const rows = ops.slice(weights.query, 0, projection.heads.start * headDim, heads * headDim);
-  const flat = ops.matmul(rows, queryInput(ops, config, weights, h));
+  const flat = ops.matmul(projection.query, queryInput(ops, config, weights, h));
   const bias =
     weights.queryBias === undefined
       ? undefined
@@ -212,13 +210,6 @@ function rotated(
     interleaved: model.rope.interleaved,
     attentionFactor: model.rope.attentionFactor,
   });
-}
-
-/** The columns of W_O that belong to the projection's heads. */
-function columnsOfHeads(ops: Ops, output: Tensor, projection: MlaProjection, valueDim: number): Tensor {
-  const { start, end } = projection.heads;
-  const columns = (end - start) * valueDim;
-  return columns === dim(output, 1) ? output : ops.slice(output, 1, start * valueDim, columns);
 }
 
 /** [heads, length, width] -> [length, heads * width] */

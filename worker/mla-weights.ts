@@ -14,15 +14,13 @@ export interface MlaWeights {
   readonly kind: 'mla';
   /** Low-rank query (W_DQ with its norm's gain), replicated. */
   readonly queryDown: { readonly matrix: Tensor; readonly gain: Tensor } | undefined; // [queryLoraDim, hidden], [queryLoraDim]
-  readonly query: Tensor; // [localHeads * (n + p), hidden or queryLoraDim]
-  readonly queryBias: Tensor | undefined;
+  readonly queryBias: Tensor | undefined; // [localHeads * (n + p)]
   readonly latentDown: Tensor; // W_DKV, W_KR: [r + p, hidden], replicated: every rank computes the whole latent
   readonly latentDownBias: Tensor | undefined; // [r + p]
   readonly latentShard: Range; // columns that the cache keeps
   readonly decode: MlaProjection;
   /** The same object as `decode` when the cache holds the whole latent; undefined: this rank has no heads in prefill. */
   readonly prefill: MlaProjection | undefined;
-  readonly output: Tensor; // [hidden, localHeads * v]: its product is partial
   readonly outputBias: Tensor | undefined; // [hidden], rank 0 only
   readonly frequencies: Tensor; // [p / 2]
 }
@@ -31,6 +29,9 @@ export interface MlaWeights {
 export interface MlaProjection {
   /** Counted from the first local head. */
   readonly heads: Range;
+  /** Tensors of its own for each phase: a part of a matrix cannot be multiplied once a backend has repacked it. */
+  readonly query: Tensor; // [heads * (n + p), hidden or queryLoraDim]
+  readonly output: Tensor; // [hidden, heads * v]: its product is partial
   /** W_UK, transposed per head; absent when the model has no nope part. [heads, latentColumns, n] */
   readonly keyUp: Tensor | undefined;
   readonly valueUp: Tensor; // W_UV: [heads, v, latentColumns]
@@ -49,7 +50,6 @@ export async function loadMla(
   const config = checkpoint.config.attention;
   invariant(config.kind === 'mla', 'loadMla called for a model without a latent');
   const queryRows = times(rank.heads, config.nopeDim + config.ropeDim);
-  const queryRole = config.queryLoraDim === null ? 'query' : 'queryUp';
   const whole: Range = { start: 0, end: config.latentDim };
   const allLocal: Range = { start: 0, end: size(rank.heads) };
   const decode = await loadProjection(config, uploader, layer, rank.heads, allLocal, rank.latent, rotation);
@@ -63,7 +63,6 @@ export async function loadMla(
       config.queryLoraDim === null
         ? undefined
         : { matrix: await uploader.matrix('queryDown', layer), gain: await uploader.vector('queryDownNorm', layer) },
-    query: await uploader.matrix(queryRole, layer, queryRows),
     queryBias: await uploader.optionalVector('queryBias', layer, queryRows),
     ...(await loadLatentDown(config, checkpoint.config.hiddenDim, uploader, layer, rotation)),
     latentShard: rank.latent,
@@ -74,14 +73,13 @@ export async function loadMla(
         : size(prefillHeads) === 0
           ? undefined
           : await loadProjection(config, uploader, layer, rank.heads, prefillHeads, whole, rotation),
-    output: await uploader.matrix('output', layer, undefined, times(rank.heads, config.valueDim)),
     outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
     frequencies,
   };
 }
 
 /**
- * Rows of W_UK and W_UV for some local heads, over some latent columns.
+ * Matrices of some local heads: W_Q, W_O, and W_UK and W_UV over some latent columns.
  * @param local the rank's heads, of all  @param heads counted from local.start
  */
 async function loadProjection(
@@ -95,7 +93,8 @@ async function loadProjection(
 ): Promise<MlaProjection> {
   const { nopeDim, valueDim, latentDim } = config;
   const count = size(heads);
-  const rows = times({ start: local.start + heads.start, end: local.start + heads.end }, nopeDim + valueDim);
+  const ofModel: Range = { start: local.start + heads.start, end: local.start + heads.end };
+  const rows = times(ofModel, nopeDim + valueDim);
   let up = await uploader.floats('latentUp', layer, rows); // [heads * (n + v), r]
   if (config.latentNormEps !== null) scaleColumns(up, await uploader.floats('latentNorm', layer));
   if (rotation !== undefined) up = timesTransposed(up, rotation, size(rows), latentDim, latentDim);
@@ -111,8 +110,11 @@ async function loadProjection(
     valueUp.set(shard.subarray((first + nopeDim) * width, (first + nopeDim + valueDim) * width), h * valueDim * width);
   }
   const type = uploader.floatTypeFor('latentUp', layer);
+  const queryRole = config.queryLoraDim === null ? 'query' : 'queryUp';
   return {
     heads,
+    query: await uploader.matrix(queryRole, layer, times(ofModel, nopeDim + config.ropeDim)),
+    output: await uploader.matrix('output', layer, undefined, times(ofModel, valueDim)),
     keyUp: nopeDim === 0 ? undefined : uploader.floatTensor(keyUp, [count, width, nopeDim], type),
     valueUp: uploader.floatTensor(valueUp, [count, valueDim, width], type),
   };
