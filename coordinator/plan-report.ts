@@ -2,8 +2,16 @@
  * What each rank of a plan holds and sends, computed from sizes alone: no weight is read, no process started. Weights
  * are counted as ../worker/weights.ts cuts them; norms and biases, far below a percent, are left out.
  */
-import { cacheNumbersPerToken, type ModelConfig } from '../config/model-config.ts';
-import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import type { ModelConfig } from '../config/model-config.ts';
+import {
+  planShards,
+  size,
+  validLatentGroups,
+  type PlanRequest,
+  type RankPlan,
+  type Scheme,
+  type ShardPlan,
+} from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/messages.ts';
 import type { Checkpoint, LayerRole, ModelRole, WeightType } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
@@ -46,17 +54,39 @@ export function cacheNumberBytes(type: WorkerOptions['cacheType']): number {
   return blockBytes / blockSize;
 }
 
-/** Cache bytes of one token, all layers, on each rank under each scheme that fits the model. */
+/** Cache numbers of one token in one layer, on each rank (the one that holds most) under each scheme that fits the model. */
+export function cacheNumbersByScheme(model: ModelConfig, worldSize: number): Readonly<Record<string, number>> {
+  const schemes: [string, PlanRequest][] =
+    model.attention.kind === 'gqa'
+      ? [[worldSize === 1 ? 'gqa' : `gqa on ${worldSize} ranks`, request('gqa', worldSize, 1)]]
+      : [
+          ['mla', request('mla', worldSize, 1)],
+          ...validLatentGroups(worldSize)
+            .filter((groups) => groups > 1)
+            .map((groups): [string, PlanRequest] => [`tpla in ${groups} groups`, request('tpla', worldSize, groups)]),
+        ];
+  return Object.fromEntries(
+    schemes.map(([name, planned]) => [
+      name,
+      Math.max(...planShards(model, planned).ranks.map((rank) => cacheNumbersOf(model, rank))),
+    ]),
+  );
+}
+
+/** Cache bytes of one token, all layers, likewise. */
 export function cacheBytesByScheme(
   model: ModelConfig,
   type: WorkerOptions['cacheType'],
   worldSize: number,
 ): Readonly<Record<string, number>> {
-  const whole = model.numLayers * cacheNumbersPerToken(model) * cacheNumberBytes(type);
-  if (model.attention.kind === 'gqa') return { gqa: whole };
-  const { latentDim, ropeDim } = model.attention;
-  const sliced = model.numLayers * (Math.ceil(latentDim / worldSize) + ropeDim) * cacheNumberBytes(type);
-  return { mla: whole, [`tpla on ${worldSize} ranks, each`]: sliced };
+  const bytes = model.numLayers * cacheNumberBytes(type);
+  return Object.fromEntries(
+    Object.entries(cacheNumbersByScheme(model, worldSize)).map(([scheme, numbers]) => [scheme, numbers * bytes]),
+  );
+}
+
+function request(scheme: Scheme, worldSize: number, latentGroups: number): PlanRequest {
+  return { scheme, worldSize, latentGroups, blockSize: 1 };
 }
 
 /**
@@ -74,15 +104,14 @@ function weightBytesOf(
   rank: RankPlan,
   weights: WorkerOptions['weights'],
 ): number {
-  const { numHeads, vocabSize, feedForward, numLayers, attention, tiedEmbeddings } = checkpoint.config;
+  const { numHeads, vocabSize, numLayers, attention, tiedEmbeddings } = checkpoint.config;
   const part = (share: number, role: LayerRole | ModelRole, layer?: number): number =>
     share * matrixBytes(checkpoint, weights, role, layer);
   const heads = size(rank.heads) / numHeads;
-  const columns = size(rank.feedForward) / feedForward.dim;
   const rows = size(rank.vocab) / vocabSize;
   let bytes = part(rows, 'embedding') + (tiedEmbeddings ? 0 : part(rows, 'head'));
   for (let layer = 0; layer < numLayers; layer++) {
-    for (const role of ['gate', 'up', 'down'] as const) bytes += part(columns, role, layer);
+    for (const [role, share] of feedForwardShares(checkpoint.config, rank)) bytes += part(share, role, layer);
     if (heads === 0) continue;
     for (const role of ['query', 'queryUp', 'output'] as const) bytes += part(heads, role, layer);
     if (attention.kind === 'gqa') {
@@ -96,6 +125,29 @@ function weightBytesOf(
     if (plan.latentGroups > 1) bytes += part(size(rank.prefillHeads) / numHeads, 'latentUp', layer);
   }
   return bytes;
+}
+
+/** This rank's share of each matrix of the feed-forward, dense or routed; routers are replicated. */
+function feedForwardShares({ feedForward, experts }: ModelConfig, rank: RankPlan): [LayerRole, number][] {
+  const dense = size(rank.feedForward) / feedForward.dim;
+  const shares: [LayerRole, number][] = [
+    ['gate', dense],
+    ['up', dense],
+    ['down', dense],
+  ];
+  if (experts === null) return shares;
+  const routed = (size(rank.experts) / experts.count) * (size(rank.expertColumns) / experts.dim);
+  const shared = experts.sharedDim === 0 ? 0 : size(rank.sharedColumns) / experts.sharedDim;
+  return [
+    ...shares,
+    ['router', 1],
+    ['expertGate', routed],
+    ['expertUp', routed],
+    ['expertDown', routed],
+    ['sharedGate', shared],
+    ['sharedUp', shared],
+    ['sharedDown', shared],
+  ];
 }
 
 /** 0 for a weight that this model does not have. */
