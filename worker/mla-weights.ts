@@ -25,10 +25,12 @@ export interface MlaWeights {
   readonly latentDown: Tensor; // W_DKV, W_KR: [r + p, hidden], replicated: every rank computes the whole latent
   readonly latentDownBias: Tensor | undefined; // [r + p]
   readonly latentShard: Range; // columns that the cache keeps
+  readonly ropeShard: Range; // columns of the rotary key that the cache keeps
   readonly decode: MlaProjection;
   /** The same object as `decode` when the cache holds the whole latent; undefined: this rank has no heads in prefill. */
   readonly prefill: MlaProjection | undefined;
-  readonly output: Tensor; // [hidden, localHeads * v]: its product is partial
+  /** Columns of the local heads; in `dcp`, of the heads that this rank merges. Its product is partial. */
+  readonly output: Tensor; // [hidden, heads * v]
   readonly outputBias: Tensor | undefined; // [hidden], rank 0 only
   readonly frequencies: Tensor; // [p / 2]
 }
@@ -77,6 +79,7 @@ export async function loadMla(
     queryBias: await uploader.optionalVector('queryBias', layer, queryRows),
     ...(await loadLatentDown(config, checkpoint.config.hiddenDim, uploader, layer, rotation)),
     latentShard: rank.latent,
+    ropeShard: rank.ropeKey,
     decode,
     prefill:
       plan.latentGroups === 1
@@ -84,10 +87,24 @@ export async function loadMla(
         : size(prefillHeads) === 0
           ? undefined
           : await loadProjection(config, uploader, layer, rank.heads, prefillHeads, whole, rotation),
-    output: await uploader.matrix('output', layer, undefined, times(rank.heads, config.valueDim)),
+    output: await loadOutput(checkpoint, plan, rank, uploader, layer, config.valueDim),
     outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
     frequencies,
   };
+}
+
+async function loadOutput(
+  checkpoint: Checkpoint,
+  plan: ShardPlan,
+  rank: RankPlan,
+  uploader: WeightUploader,
+  layer: number,
+  valueDim: number,
+): Promise<Tensor> {
+  const heads = plan.scheme === 'dcp' ? rank.prefillHeads : rank.heads;
+  // With more ranks than heads, some merge none.
+  if (size(heads) === 0) return uploader.floatTensor(new Float32Array(0), [checkpoint.config.hiddenDim, 0], 'f32');
+  return await uploader.matrix('output', layer, undefined, times(heads, valueDim));
 }
 
 /**

@@ -4,6 +4,7 @@
  */
 import {
   chooseScheme,
+  defaultLatentGroups,
   planShards,
   size,
   type ExpertSharding,
@@ -47,11 +48,11 @@ export async function startLocalRanks(
   const checkpoint = await openCheckpoint(modelPath);
   const { config: model, identity } = checkpoint;
   await checkpoint[Symbol.asyncDispose]();
-  const scheme = wanted ?? chooseScheme(model, worldSize).scheme;
+  const scheme = wanted ?? chooseScheme(model, worldSize, true).scheme;
   const plan = planShards(model, {
     worldSize,
     scheme,
-    latentGroups: latentGroups ?? (scheme === 'tpla' ? worldSize : 1),
+    latentGroups: latentGroups ?? defaultLatentGroups(scheme, worldSize),
     blockSize: 1,
     ...(expertSharding === undefined ? {} : { expertSharding }),
   });
