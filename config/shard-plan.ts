@@ -15,11 +15,16 @@ export interface Range {
 export const schemes = ['gqa', 'mla', 'tpla'] as const;
 export type Scheme = (typeof schemes)[number];
 
+/** columns: every rank computes its columns of every chosen expert; experts: each expert lies whole on one rank. */
+export const expertShardings = ['columns', 'experts'] as const;
+export type ExpertSharding = (typeof expertShardings)[number];
+
 export interface ShardPlan {
   readonly scheme: Scheme;
   readonly worldSize: number;
   /** Number of latent shards (paper: g); 1 where the latent is whole or there is none. */
   readonly latentGroups: number;
+  readonly expertSharding: ExpertSharding;
   readonly ranks: readonly RankPlan[];
 }
 
@@ -33,8 +38,13 @@ export interface RankPlan {
   readonly kvHeads: Range;
   /** Latent columns that the cache of this rank keeps and decode reads; empty for gqa. */
   readonly latent: Range;
-  /** Columns of gate and up, rows of the input of down. */
+  /** Columns of gate and up, rows of the input of down; of dense layers. */
   readonly feedForward: Range;
+  /** Experts that this rank holds, and which columns of each: all experts cut by columns, or whole experts dealt out. */
+  readonly experts: Range;
+  readonly expertColumns: Range;
+  /** Columns of the shared experts: always cut. */
+  readonly sharedColumns: Range;
   /** Rows of the embedding and of the output head. */
   readonly vocab: Range;
 }
@@ -45,6 +55,8 @@ export interface PlanRequest {
   readonly latentGroups: number;
   /** Quantised weights are cut along columns at multiples of this; 1 for float weights. */
   readonly blockSize: number;
+  /** How experts are cut; columns when absent. No meaning for a model without experts. */
+  readonly expertSharding?: ExpertSharding;
   /** Relative size of each rank's share; equal when absent. [worldSize] */
   readonly shares?: readonly number[];
 }
@@ -58,6 +70,8 @@ export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan 
   const shares = request.shares ?? new Array<number>(worldSize).fill(1);
   const feedForward = cut(model.feedForward.dim, shares, request.blockSize);
   const vocab = cut(model.vocabSize, shares, 1);
+  const expertSharding = request.expertSharding ?? 'columns';
+  const experts = cutExperts(model, expertSharding, shares, request.blockSize);
   const placesPerGroup = worldSize / latentGroups;
   const ranks: RankPlan[] = [];
   for (let rank = 0; rank < worldSize; rank++) {
@@ -71,10 +85,13 @@ export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan 
       kvHeads: kvHeadsOf(model, heads),
       latent: latentOf(model, latentGroups, group),
       feedForward: at(feedForward, rank),
+      experts: at(experts.experts, rank),
+      expertColumns: at(experts.expertColumns, rank),
+      sharedColumns: at(experts.sharedColumns, rank),
       vocab: at(vocab, rank),
     });
   }
-  return { scheme, worldSize, latentGroups, ranks };
+  return { scheme, worldSize, latentGroups, expertSharding, ranks };
 }
 
 export function size(range: Range): number {
@@ -141,6 +158,23 @@ function checkRequest(model: ModelConfig, { worldSize, scheme, latentGroups }: P
     throw new ConfigError(
       `latentGroups: ${latentGroups} does not divide worldSize ${worldSize}; use ${validLatentGroups(worldSize).join(', ')}`,
     );
+}
+
+/** By rank; empty for a model without experts. */
+function cutExperts(
+  model: ModelConfig,
+  sharding: ExpertSharding,
+  shares: readonly number[],
+  blockSize: number,
+): Readonly<Record<'experts' | 'expertColumns' | 'sharedColumns', readonly Range[]>> {
+  if (model.experts === null) return { experts: [], expertColumns: [], sharedColumns: [] };
+  const { count, dim, sharedDim } = model.experts;
+  const whole = (end: number): Range[] => shares.map(() => ({ start: 0, end }));
+  return {
+    experts: sharding === 'experts' ? cut(count, shares, 1) : whole(count),
+    expertColumns: sharding === 'experts' ? whole(dim) : cut(dim, shares, blockSize),
+    sharedColumns: cut(sharedDim, shares, blockSize),
+  };
 }
 
 function kvHeadsOf(model: ModelConfig, heads: Range): Range {

@@ -100,9 +100,15 @@ function readLength(length: number, newTokens: number): number {
   return Math.ceil(length / step) * step;
 }
 
-/** 0 where the token at row t of the segment may see cache row s, -Infinity elsewhere. [length, paddedRows] */
-export function causalMask({ length, start, paddedRows }: ChunkSegment): Float32Array {
+/**
+ * 0 where the token at row t of the segment may see cache row s, -Infinity elsewhere. [length, paddedRows]
+ * @param window positions that a token sees, its own included; 0: all before it
+ */
+export function causalMask({ length, start, paddedRows }: ChunkSegment, window: number): Float32Array {
   const mask = new Float32Array(length * paddedRows).fill(-Infinity);
-  for (let t = 0; t < length; t++) mask.fill(0, t * paddedRows, t * paddedRows + start + t + 1);
+  for (let t = 0; t < length; t++) {
+    const end = start + t + 1;
+    mask.fill(0, t * paddedRows + (window === 0 ? 0 : Math.max(0, end - window)), t * paddedRows + end);
+  }
   return mask;
 }

@@ -13,7 +13,13 @@ import { columnsOf, type WeightUploader } from './weight-uploader.ts';
 export interface MlaWeights {
   readonly kind: 'mla';
   /** Low-rank query (W_DQ with its norm's gain), replicated. */
-  readonly queryDown: { readonly matrix: Tensor; readonly gain: Tensor } | undefined; // [queryLoraDim, hidden], [queryLoraDim]
+  readonly queryDown:
+    | {
+        readonly matrix: Tensor; // [queryLoraDim, hidden]
+        readonly bias: Tensor | undefined; // [queryLoraDim]
+        readonly gain: Tensor; // [queryLoraDim]
+      }
+    | undefined;
   readonly queryBias: Tensor | undefined; // [localHeads * (n + p)]
   readonly latentDown: Tensor; // W_DKV, W_KR: [r + p, hidden], replicated: every rank computes the whole latent
   readonly latentDownBias: Tensor | undefined; // [r + p]
@@ -62,7 +68,11 @@ export async function loadMla(
     queryDown:
       config.queryLoraDim === null
         ? undefined
-        : { matrix: await uploader.matrix('queryDown', layer), gain: await uploader.vector('queryDownNorm', layer) },
+        : {
+            matrix: await uploader.matrix('queryDown', layer),
+            bias: await uploader.optionalVector('queryDownBias', layer),
+            gain: await uploader.vector('queryDownNorm', layer),
+          },
     queryBias: await uploader.optionalVector('queryBias', layer, queryRows),
     ...(await loadLatentDown(config, checkpoint.config.hiddenDim, uploader, layer, rotation)),
     latentShard: rank.latent,

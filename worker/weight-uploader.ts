@@ -49,6 +49,36 @@ export class WeightUploader {
     return this.kernels.repacks(table.type, table.shape) ? await this.matrix(role, undefined, rows) : table;
   }
 
+  /**
+   * The same rows and columns of several experts, whose matrices lie one below the other.
+   * @param experts which  @param rows of each  @returns [size(experts), size(rows), size(cols)]
+   */
+  async stack(
+    role: 'expertGate' | 'expertUp' | 'expertDown',
+    layer: number,
+    experts: Range,
+    rows: Range,
+    cols?: Range,
+  ): Promise<Tensor> {
+    const shape = this.checkpoint.shapeOf(role, layer);
+    const count = this.checkpoint.config.experts?.count;
+    invariant(shape !== undefined && count !== undefined, `${role} of layer ${layer}: the model has no experts`);
+    const rowsPerExpert = shape.rows / count;
+    let tensor: Tensor | undefined;
+    let offsetBytes = 0;
+    for (let expert = experts.start; expert < experts.end; expert++) {
+      const first = expert * rowsPerExpert;
+      const range = { start: first + rows.start, end: first + rows.end };
+      const weight = this.stored(await this.readSlice(role, layer, range, cols));
+      tensor ??= this.kernels.allocate(weight.type, [size(experts), weight.rows, weight.cols]);
+      this.kernels.upload(tensor, weight.bytes, offsetBytes);
+      offsetBytes += weight.bytes.byteLength;
+    }
+    invariant(tensor !== undefined, `${role} of layer ${layer}: no experts to load`);
+    this.uploadedBytes += offsetBytes;
+    return tensor;
+  }
+
   /** A vector, or a part of it, as f32. [length] */
   async vector(role: ModelRole | LayerRole, layer: number | undefined, part?: Range): Promise<Tensor> {
     return this.values(await this.floats(role, layer, undefined, part));

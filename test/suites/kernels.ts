@@ -6,6 +6,7 @@ import { describe, expect } from 'vitest';
 import type { Kernels } from '../../worker/kernels/kernels.ts';
 import { describeAttention } from './kernels/attention.ts';
 import { describeElementwise } from './kernels/elementwise.ts';
+import { describeExperts } from './kernels/experts.ts';
 import { openKernelSuite } from './kernels/harness.ts';
 import type { KernelSuiteOptions } from './kernels/harness.ts';
 import { describeMatmul } from './kernels/matmul.ts';
@@ -22,6 +23,7 @@ export function describeKernels(name: string, create: () => Kernels, options: Ke
       expect(kernels.supportsWeights('f32')).toBe(true);
     });
     describeMatmul(suite);
+    describeExperts(suite);
     describeElementwise(suite);
     describeRopeAndNorm(suite);
     describeViews(suite);

@@ -81,6 +81,15 @@ export interface Ops {
    * batches: batch b of x reads batch floor(b * Bw / Bx) of weight. Weight may be quantised and may be a view whose rows are contiguous.
    */
   matmul(weight: Tensor, x: Tensor): Tensor;
+  /**
+   * Products with the experts that each token chose: y[t, j, m] = sum_k weights[ids[t, j], m, k] * x[t, j, k]; where x has one
+   * row per token, every slot j reads it. Weights may be quantised. Ids outside 0 .. experts - 1 are the caller's mistake.
+   * @param weights [experts, m, k] allocated  @param x [tokens, slots or 1, k]  @param ids [tokens, slots] i32
+   * @returns [tokens, slots, m]
+   */
+  expertMatmul(weights: Tensor, x: Tensor, ids: Tensor): Tensor;
+  /** y[t, m] = sum_j shares[t, j] * x[t, j, m]. @param x [tokens, slots, m]  @param shares [tokens, slots] */
+  weightedSum(x: Tensor, shares: Tensor): Tensor;
   /** Element-wise; b has a's shape or its trailing axes (broadcast over leading ones). */
   add(a: Tensor, b: Tensor): Tensor;
   multiply(a: Tensor, b: Tensor): Tensor;

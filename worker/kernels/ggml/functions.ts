@@ -68,6 +68,7 @@ export interface GgmlFunctions {
   readonly getRows: Binary;
   readonly setRows: (context: Pointer, target: Pointer, rows: Pointer, indices: Pointer) => Pointer;
   readonly mulMat: Binary;
+  readonly mulMatId: (context: Pointer, weights: Pointer, x: Pointer, ids: Pointer) => Pointer;
   readonly outProd: Binary;
   readonly add: Binary;
   readonly mul: Binary;
@@ -252,6 +253,7 @@ function bindOperations(base: LibraryHandle): Omit<GgmlFunctions, DeviceNames | 
     getRows: binary('ggml_get_rows'),
     setRows: base.func('void *ggml_set_rows(void *, void *, void *, void *)'),
     mulMat: binary('ggml_mul_mat'),
+    mulMatId: base.func('void *ggml_mul_mat_id(void *, void *, void *, void *)'),
     outProd: binary('ggml_out_prod'),
     add: binary('ggml_add'),
     mul: binary('ggml_mul'),

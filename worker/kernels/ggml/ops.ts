@@ -5,6 +5,7 @@
  * Next: graph.ts (recording), attend.ts, compound.ts.
  */
 import { attend } from './attend.ts';
+import { expertMatmul, weightedSum } from './experts.ts';
 import { capped, geluTanh, reciprocal, softMax, zeros, type Constants } from './compound.ts';
 import {
   MAX_AXES,
@@ -51,6 +52,17 @@ export class GgmlOps implements Ops {
     const shape = [...x.shape.slice(0, -1), w.shape.at(-2)!];
     if (x.shape.at(-1) === 0) return zeros(this.#recorder, this.#constants, shape);
     return this.#recorder.emit('f32', shape, (c, f) => f.mulMat(c, w.pointer, input.pointer));
+  }
+
+  expertMatmul(weights: Tensor, x: Tensor, ids: Tensor): Tensor {
+    const recorder = this.#recorder;
+    const input = this.#packed('expertMatmul: x', x);
+    return expertMatmul(recorder, this.#constants, recorder.own(weights), input, recorder.packed(recorder.own(ids)));
+  }
+
+  weightedSum(x: Tensor, shares: Tensor): Tensor {
+    const input = this.#packed('weightedSum: x', x);
+    return weightedSum(this.#recorder, this.#constants, input, this.#packed('weightedSum: shares', shares));
   }
 
   add(a: Tensor, b: Tensor): Tensor {

@@ -21,6 +21,7 @@ import {
   StridedTensor,
   writeBytes,
 } from '../reference/strided-tensor.ts';
+import * as expertSteps from './expert-steps.ts';
 import { KernelCache } from './kernel-cache.ts';
 import type { GpuJsMode } from './kernel-cache.ts';
 import { chooseMode } from './mode.ts';
@@ -126,6 +127,12 @@ function recordOps(recorder: Recorder): Ops {
   const s = asStrided;
   return {
     matmul: (weight, x) => record(shapes.matmulShape(weight, x), (out) => steps.matmul(recorder, s(weight), s(x), out)),
+    expertMatmul: (weights, x, ids) =>
+      record(shapes.expertMatmulShape(weights, x, ids), (out) =>
+        expertSteps.expertMatmul(recorder, s(weights), s(x), s(ids), out),
+      ),
+    weightedSum: (x, shares) =>
+      record(shapes.weightedSumShape(x, shares), (out) => expertSteps.weightedSum(recorder, s(x), s(shares), out)),
     add: (a, b) => record(shapes.broadcastShape('add', a, b), (out) => steps.binary(recorder, '+', s(a), s(b), out)),
     multiply: (a, b) =>
       record(shapes.broadcastShape('multiply', a, b), (out) => steps.binary(recorder, '*', s(a), s(b), out)),
