@@ -28,6 +28,8 @@ export const shardPlanSchema = z.strictObject({
         prefillHeads: range,
         kvHeads: range,
         latent: range,
+        ropeKey: range,
+        positions: z.strictObject({ part: count, parts: count, block: count }),
         feedForward: range,
         experts: range,
         expertColumns: range,

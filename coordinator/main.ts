@@ -16,11 +16,13 @@ import { addFetchCommand } from './commands/fetch.ts';
 import { addInspectCommand } from './commands/inspect.ts';
 import { addPlanCommand } from './commands/plan.ts';
 import { addRunCommand } from './commands/run.ts';
+import { addServeCommand } from './commands/serve.ts';
 
 /** One file in commands/ each. */
 const commands = [
   addDemoCommand,
   addRunCommand,
+  addServeCommand,
   addPlanCommand,
   addInspectCommand,
   addFetchCommand,

@@ -10,10 +10,12 @@ import type { ProcessGroup } from '../collective/group.ts';
 import type { Step } from '../collective/messages.ts';
 import { chunksOf, type Chunk } from './chunks.ts';
 import type { MomentAccumulator } from './moments.ts';
-import { ChunkPrograms, EmbeddingProgram, HeadProgram, ProgramCache, type RankParts } from './programs.ts';
 import { normRows } from './post-norm.ts';
+import { ChunkPrograms, EmbeddingProgram, HeadProgram, ProgramCache } from './programs.ts';
+import type { RankParts } from './rank-parts.ts';
 import { RoutedExperts } from './routed-experts.ts';
 import { scoreRows } from './score.ts';
+import type { RankSeat } from './schemes/exchange.ts';
 import { LatentStager } from './staging.ts';
 
 /** Rows of logits computed at once: 32 rows of a 150,000-word vocabulary are 19 MB. */
@@ -21,6 +23,7 @@ const headRows = 32;
 
 export class Forward implements Disposable {
   private readonly parts: RankParts;
+  private readonly seat: RankSeat;
   private readonly rank: RankPlan;
   private readonly group: ProcessGroup;
   private readonly stager: LatentStager;
@@ -29,18 +32,20 @@ export class Forward implements Disposable {
   private readonly chunkPrograms = new ProgramCache<ChunkPrograms>(12);
   private readonly headPrograms = new ProgramCache<HeadProgram>(4);
   private readonly embeddingPrograms = new ProgramCache<EmbeddingProgram>(4);
-  private readonly labels: readonly { attention: string; feedForward: string }[];
+  private readonly labels: readonly { exchange: string; attention: string; feedForward: string }[];
   /** Set while calibration moments are being collected. */
   moments: MomentAccumulator | undefined;
 
   constructor(parts: RankParts, plan: ShardPlan, rank: RankPlan, group: ProcessGroup) {
     this.parts = parts;
+    this.seat = { plan, rank, group };
     this.rank = rank;
     this.group = group;
     this.stager = new LatentStager(parts, plan, rank, group);
     this.experts = new RoutedExperts(parts, rank);
     this.exactPrefill = parts.cache.staging !== undefined;
     this.labels = parts.weights.layers.map((_, layer) => ({
+      exchange: `layer ${layer}, inside attention`,
       attention: `layer ${layer}, attention`,
       feedForward: `layer ${layer}, feed-forward`,
     }));
@@ -51,7 +56,7 @@ export class Forward implements Disposable {
     const staged = this.exactPrefill && step.phase === 'prefill';
     invariant(!staged || step.sequences.length === 1, `step ${step.id}: exact prefill takes one sequence at a time`);
     const hidden = this.parts.model.hiddenDim;
-    const chunks = chunksOf(step, this.parts.cache.rowsPerSlot);
+    const chunks = chunksOf(step, this.parts.cache.layout);
     const tokens = chunks.reduce((sum, chunk) => sum + chunk.tokens.length, 0);
     const x = new Float32Array(tokens * hidden); // [tokens, hidden]
     const delta = new Float32Array(Math.max(0, ...chunks.map((chunk) => chunk.tokens.length)) * hidden);
@@ -76,15 +81,15 @@ export class Forward implements Disposable {
     const part = delta.subarray(0, x.length);
     const programs = this.chunkPrograms.get(
       `${chunk.signature}${staged ? ' staged' : ''}`,
-      () => new ChunkPrograms(this.parts, chunk, staged),
+      () => new ChunkPrograms(this.parts, this.seat, chunk, staged),
     );
     programs.load(chunk);
     this.moments?.add(layer, x);
-    programs.run(layer, 'attention', x, part);
+    await programs.attention(layer, x, part, labels.exchange);
     await this.group.allReduceSum(part, labels.attention);
     this.addDelta(layer, 'attention', x, part);
     if (routes(this.parts.model, layer)) this.experts.run(layer, x, part);
-    else programs.run(layer, 'feedForward', x, part);
+    else programs.feedForward(layer, x, part);
     await this.group.allReduceSum(part, labels.feedForward);
     this.addDelta(layer, 'feedForward', x, part);
   }

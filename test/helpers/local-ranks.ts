@@ -2,7 +2,14 @@
  * All ranks of a cluster inside this process, over the in-process group: the worker's code and arithmetic without
  * sockets and processes, for parity tests.
  */
-import { chooseScheme, planShards, size, type Scheme, type ShardPlan } from '../../config/shard-plan.ts';
+import {
+  chooseScheme,
+  defaultLatentGroups,
+  planShards,
+  size,
+  type Scheme,
+  type ShardPlan,
+} from '../../config/shard-plan.ts';
 import { createLocalGroups } from '../../collective/local-group.ts';
 import type { Setup, Step, WorkerOptions } from '../../collective/messages.ts';
 import { openCheckpoint } from '../../model/open.ts';
@@ -40,11 +47,11 @@ export async function startLocalRanks(
   const checkpoint = await openCheckpoint(modelPath);
   const { config: model, identity } = checkpoint;
   await checkpoint[Symbol.asyncDispose]();
-  const scheme = wanted ?? chooseScheme(model, worldSize).scheme;
+  const scheme = wanted ?? chooseScheme(model, worldSize, true).scheme;
   const plan = planShards(model, {
     worldSize,
     scheme,
-    latentGroups: latentGroups ?? (scheme === 'tpla' ? worldSize : 1),
+    latentGroups: latentGroups ?? defaultLatentGroups(scheme, worldSize),
     blockSize: 1,
   });
   const groups = createLocalGroups(worldSize);

@@ -5,6 +5,7 @@
 import { describe, expect } from 'vitest';
 import type { Kernels } from '../../worker/kernels/kernels.ts';
 import { describeAttention } from './kernels/attention.ts';
+import { describeAttentionParts } from './kernels/attention-parts.ts';
 import { describeElementwise } from './kernels/elementwise.ts';
 import { describeExperts } from './kernels/experts.ts';
 import { openKernelSuite } from './kernels/harness.ts';
@@ -28,6 +29,7 @@ export function describeKernels(name: string, create: () => Kernels, options: Ke
     describeRopeAndNorm(suite);
     describeViews(suite);
     describeAttention(suite);
+    describeAttentionParts(suite);
     describePrograms(suite);
   });
 }

@@ -112,6 +112,17 @@ export interface Ops {
    * @returns [H, T, dv]
    */
   attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor;
+  /**
+   * `attend` over a part of the positions. With logSumExp, the logarithm of the sum of exp of the scaled, capped and
+   * masked scores, the parts are merged exactly (online softmax, arXiv 1805.02867, section 3).
+   * @returns out [H, T, dv], logSumExp [H, T]; where no position is visible: zeros, and a finite number below -1e29
+   */
+  attendPartial(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): PartialAttention;
+  /**
+   * The second half of `attend`: softmax(cap(scale * scores) + mask) values, for scores that were summed over ranks.
+   * @param scores [H, T, S] f32  @param values [G, S, dv]  @param mask [T, S]  @returns [H, T, dv]
+   */
+  attendScores(scores: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor;
   /** softmax(scale * x + mask) over the last axis of x [H, T, S], mask [T, S]. */
   softmax(x: Tensor, mask: Tensor, scale: number): Tensor;
   /** target[indices[t], :] = rows[t, :], converted to target's type (f32, f16, q8_0). target is 2-D and allocated. */
@@ -137,6 +148,11 @@ export interface RopeOptions {
   /** true: pairs (2i, 2i+1); false: (i, i + dim/2). */
   readonly interleaved: boolean;
   readonly attentionFactor: number;
+}
+
+export interface PartialAttention {
+  readonly out: Tensor;
+  readonly logSumExp: Tensor;
 }
 
 export interface AttendOptions {

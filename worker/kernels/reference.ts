@@ -7,6 +7,7 @@ import { InvariantError, invariant } from '../../config/errors.ts';
 import type { Kernels, Ops, ProgramBuilder, ProgramSet, Tensor, TensorType } from './kernels.ts';
 import {
   activate,
+  attendScoresStep,
   attendStep,
   capped,
   copyStep,
@@ -128,6 +129,27 @@ function recordOps(steps: Step[], results: Storage[]): Ops {
     attend: (q, keys, values, mask, options) =>
       record(shapes.attendShape(q, keys, values, mask), (out) =>
         attendStep(asStrided(q), asStrided(keys), asStrided(values), asStrided(mask), options, out),
+      ),
+    attendPartial(q, keys, values, mask, options) {
+      const shape = shapes.attendShape(q, keys, values, mask);
+      // One step fills both results; the second is recorded with a step that does nothing.
+      const logSumExp = record(shape.slice(0, 2), () => () => undefined);
+      const out = record(shape, (result) =>
+        attendStep(
+          asStrided(q),
+          asStrided(keys),
+          asStrided(values),
+          asStrided(mask),
+          options,
+          result,
+          asStrided(logSumExp),
+        ),
+      );
+      return { out, logSumExp };
+    },
+    attendScores: (scores, values, mask, options) =>
+      record(shapes.attendScoresShape(scores, values, mask), (out) =>
+        attendScoresStep(asStrided(scores), asStrided(values), asStrided(mask), options, out),
       ),
     softmax: (x, mask, scale) =>
       record(shapes.softmaxShape(x, mask), (out) => softmaxStep(asStrided(x), asStrided(mask), scale, out)),

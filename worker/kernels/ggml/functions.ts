@@ -75,6 +75,14 @@ export interface GgmlFunctions {
   readonly div: Binary;
   readonly scale: (context: Pointer, a: Pointer, factor: number) => Pointer;
   readonly scaleBias: (context: Pointer, a: Pointer, factor: number, bias: number) => Pointer;
+  readonly sub: Binary;
+  readonly log: Unary;
+  readonly pool2d: (
+    context: Pointer,
+    a: Pointer,
+    kind: number,
+    ...sizes: [k0: number, k1: number, step0: number, step1: number, pad0: number, pad1: number]
+  ) => Pointer;
   readonly sqr: Unary;
   readonly tanh: Unary;
   readonly sigmoid: Unary;
@@ -260,6 +268,9 @@ function bindOperations(base: LibraryHandle): Omit<GgmlFunctions, DeviceNames | 
     div: binary('ggml_div'),
     scale: base.func('void *ggml_scale(void *, void *, float)'),
     scaleBias: base.func('void *ggml_scale_bias(void *, void *, float, float)'),
+    sub: binary('ggml_sub'),
+    log: unary('ggml_log'),
+    pool2d: base.func('void *ggml_pool_2d(void *, void *, int, int, int, int, int, float, float)'),
     sqr: unary('ggml_sqr'),
     tanh: unary('ggml_tanh'),
     sigmoid: unary('ggml_sigmoid'),

@@ -4,7 +4,7 @@
  * An index of scatterRows or gatherRows outside its matrix ends the process: callers check token ids and positions.
  * Next: graph.ts (recording), attend.ts, compound.ts.
  */
-import { attend } from './attend.ts';
+import { attend, attendPartial, attendScores, type Attention, type PartialAttention } from './attend.ts';
 import { expertMatmul, weightedSum } from './experts.ts';
 import { capped, geluTanh, reciprocal, softMax, zeros, type Constants } from './compound.ts';
 import {
@@ -132,15 +132,16 @@ export class GgmlOps implements Ops {
   }
 
   attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor {
-    const recorder = this.#recorder;
-    return attend(recorder, {
-      q: this.#packed('attend: q', q),
-      keys: recorder.withContiguousRows(recorder.own(keys)),
-      values: recorder.withContiguousRows(recorder.own(values)),
-      mask: this.#packed('attend: mask', mask),
-      options,
-      constants: this.#constants,
-    });
+    return attend(this.#recorder, this.#attention(q, keys, values, mask, options));
+  }
+
+  attendPartial(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): PartialAttention {
+    return attendPartial(this.#recorder, this.#attention(q, keys, values, mask, options));
+  }
+
+  attendScores(scores: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor {
+    const packed = this.#packed('attendScores: scores', scores);
+    return attendScores(this.#recorder, packed, this.#mixture(values, mask, options));
   }
 
   softmax(x: Tensor, mask: Tensor, scale: number): Tensor {
@@ -268,6 +269,20 @@ export class GgmlOps implements Ops {
     const result = reciprocal(this.#recorder, this.#constants, source);
     this.#reciprocals.set(source, result);
     return result;
+  }
+
+  #attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Attention {
+    const rows = this.#recorder.withContiguousRows(this.#recorder.own(keys));
+    return { ...this.#mixture(values, mask, options), q: this.#packed('attend: q', q), keys: rows };
+  }
+
+  #mixture(values: Tensor, mask: Tensor, options: AttendOptions): Omit<Attention, 'q' | 'keys'> {
+    return {
+      values: this.#recorder.withContiguousRows(this.#recorder.own(values)),
+      mask: this.#packed('attend: mask', mask),
+      options,
+      constants: this.#constants,
+    };
   }
 
   #broadcast(name: string, a: Tensor, b: Tensor): [GgmlTensor, GgmlTensor] {

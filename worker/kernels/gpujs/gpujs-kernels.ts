@@ -153,6 +153,18 @@ function recordOps(recorder: Recorder): Ops {
       record(shapes.attendShape(q, keys, values, mask), (out) =>
         steps.attend(recorder, s(q), s(keys), s(values), s(mask), options, out),
       ),
+    attendPartial(q, keys, values, mask, options) {
+      const shape = shapes.attendShape(q, keys, values, mask);
+      const logSumExp = recorder.result(shape.slice(0, 2));
+      const out = record(shape, (result) =>
+        steps.attend(recorder, s(q), s(keys), s(values), s(mask), options, result, logSumExp),
+      );
+      return { out, logSumExp };
+    },
+    attendScores: (scores, values, mask, options) =>
+      record(shapes.attendScoresShape(scores, values, mask), (out) =>
+        steps.attendScores(recorder, s(scores), s(values), s(mask), options, out),
+      ),
     softmax: (x, mask, scale) =>
       record(shapes.softmaxShape(x, mask), (out) =>
         steps.maskedSoftmax(recorder, s(x), s(mask), { scale, softcap: 0 }, out),

@@ -109,6 +109,23 @@ export function attendShape(q: Tensor, keys: Tensor, values: Tensor, mask: Tenso
   return [heads!, tokens!, valueDim!];
 }
 
+export function attendScoresShape(scores: Tensor, values: Tensor, mask: Tensor): Shape {
+  const [heads, tokens, length] = scores.shape;
+  const [groups, , valueDim] = values.shape;
+  invariant(
+    scores.shape.length === 3 &&
+      sameShape(values.shape, [groups!, length!, valueDim!]) &&
+      sameShape(mask.shape, [tokens!, length!]),
+    `attendScores: scores [${scores.shape.join(', ')}], values [${values.shape.join(', ')}], mask [${mask.shape.join(', ')}], ` +
+      `expected [h, t, s], [g, s, dv], [t, s]`,
+  );
+  expectType('attendScores: scores', scores, ['f32']);
+  expectType('attendScores: values', values, ['f32', 'f16']);
+  expectType('attendScores: mask', mask, ['f32']);
+  expectGroups('attendScores: heads of scores', heads!, 'heads of values', groups!);
+  return [heads!, tokens!, valueDim!];
+}
+
 export function softmaxShape(x: Tensor, mask: Tensor): Shape {
   invariant(
     x.shape.length === 3 && sameShape(mask.shape, x.shape.slice(1)),
