@@ -16,6 +16,10 @@ export interface Range {
 export const schemes = ['gqa', 'mla', 'tpla', 'tpla-exact', 'dcp', 'gla'] as const;
 export type Scheme = (typeof schemes)[number];
 
+/** columns: every rank computes its columns of every chosen expert; experts: each expert lies whole on one rank. */
+export const expertShardings = ['columns', 'experts'] as const;
+export type ExpertSharding = (typeof expertShardings)[number];
+
 /**
  * Which positions of a sequence a rank caches: of every `parts` blocks of `block` positions, block number `part`. Rows of
  * a cache hold them in order, without gaps.
@@ -31,6 +35,7 @@ export interface ShardPlan {
   readonly worldSize: number;
   /** Number of latent shards (paper: g); 1 where the latent is whole or there is none. */
   readonly latentGroups: number;
+  readonly expertSharding: ExpertSharding;
   readonly ranks: readonly RankPlan[];
 }
 
@@ -53,8 +58,13 @@ export interface RankPlan {
   /** Columns of the rotary key that the cache of this rank keeps; empty for gqa. */
   readonly ropeKey: Range;
   readonly positions: Deal;
-  /** Columns of gate and up, rows of the input of down. */
+  /** Columns of gate and up, rows of the input of down; of dense layers. */
   readonly feedForward: Range;
+  /** Experts that this rank holds, and which columns of each: all experts cut by columns, or whole experts dealt out. */
+  readonly experts: Range;
+  readonly expertColumns: Range;
+  /** Columns of the shared experts: always cut. */
+  readonly sharedColumns: Range;
   /** Rows of the embedding and of the output head. */
   readonly vocab: Range;
 }
@@ -65,6 +75,8 @@ export interface PlanRequest {
   readonly latentGroups: number;
   /** Quantised weights are cut along columns at multiples of this; 1 for float weights. */
   readonly blockSize: number;
+  /** How experts are cut; columns when absent. No meaning for a model without experts. */
+  readonly expertSharding?: ExpertSharding;
   /** Relative size of each rank's share; equal when absent. [worldSize] */
   readonly shares?: readonly number[];
 }
@@ -82,6 +94,8 @@ export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan 
   const shares = request.shares ?? new Array<number>(worldSize).fill(1);
   const feedForward = cut(model.feedForward.dim, shares, request.blockSize);
   const vocab = cut(model.vocabSize, shares, 1);
+  const expertSharding = request.expertSharding ?? 'columns';
+  const experts = cutExperts(model, expertSharding, shares, request.blockSize);
   const placesPerGroup = worldSize / latentGroups;
   const ranks: RankPlan[] = [];
   for (let rank = 0; rank < worldSize; rank++) {
@@ -102,10 +116,13 @@ export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan 
       ropeKey: ropeKeyOf(model, request, rank),
       positions: scheme === 'dcp' ? { part: rank, parts: worldSize, block: dealBlock } : wholeDeal,
       feedForward: at(feedForward, rank),
+      experts: at(experts.experts, rank),
+      expertColumns: at(experts.expertColumns, rank),
+      sharedColumns: at(experts.sharedColumns, rank),
       vocab: at(vocab, rank),
     });
   }
-  return { scheme, worldSize, latentGroups, ranks };
+  return { scheme, worldSize, latentGroups, expertSharding, ranks };
 }
 
 export function size(range: Range): number {
@@ -212,6 +229,23 @@ function checkRequest(model: ModelConfig, { worldSize, scheme, latentGroups }: P
     throw new ConfigError(
       `latentGroups: ${latentGroups} does not divide worldSize ${worldSize}; use ${validLatentGroups(worldSize).join(', ')}`,
     );
+}
+
+/** By rank; empty for a model without experts. */
+function cutExperts(
+  model: ModelConfig,
+  sharding: ExpertSharding,
+  shares: readonly number[],
+  blockSize: number,
+): Readonly<Record<'experts' | 'expertColumns' | 'sharedColumns', readonly Range[]>> {
+  if (model.experts === null) return { experts: [], expertColumns: [], sharedColumns: [] };
+  const { count, dim, sharedDim } = model.experts;
+  const whole = (end: number): Range[] => shares.map(() => ({ start: 0, end }));
+  return {
+    experts: sharding === 'experts' ? cut(count, shares, 1) : whole(count),
+    expertColumns: sharding === 'experts' ? whole(dim) : cut(dim, shares, blockSize),
+    sharedColumns: cut(sharedDim, shares, blockSize),
+  };
 }
 
 function headsOf(scheme: Scheme, numHeads: number, groupHeads: Range, ownHeads: Range): Range {

@@ -42,7 +42,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
       weights: config.compute.weights,
       cacheType: config.cache.type,
       contextTokens,
-      slots: config.cache.slots,
+      slots: config.cache.slots || 1,
       maxStepTokens: Math.min(config.compute.maxStepTokens, contextTokens),
       reparameterization: config.attention.reparameterization,
       prefill: config.attention.prefill,

@@ -36,18 +36,22 @@ export type ModelRole = 'embedding' | 'head' | 'finalNorm';
 
 /** Roles inside a layer. Matrices are [outputs, inputs], as Hugging Face stores them. */
 export type LayerRole =
-  | 'attentionNorm'
+  | 'attentionNorm' // norms: gains as they multiply, whatever the file adds to them
+  | 'attentionPostNorm' // on the attention output, where the model has one
   // gqa; query is also used by MLA without a low-rank query: [H (n + p), D], per head nope rows, then rope rows
   | 'query'
   | 'queryBias'
+  | 'queryNorm' // [headDim]
   | 'key'
   | 'keyBias'
+  | 'keyNorm' // [headDim]
   | 'value'
   | 'valueBias'
   | 'output'
   | 'outputBias'
   // mla
   | 'queryDown' // W_DQ [q_lora, D]
+  | 'queryDownBias'
   | 'queryDownNorm'
   | 'queryUp' // W_UQ [H (n + p), q_lora]
   | 'latentDown' // W_DKV and W_KR [r + p, D]: latent rows, then rope key rows
@@ -57,9 +61,19 @@ export type LayerRole =
   | 'ropeFrequencies' // [p / 2] f32, this layer's own table (converted models)
   // feed-forward
   | 'feedForwardNorm'
+  | 'feedForwardPostNorm'
   | 'gate'
   | 'up'
-  | 'down';
+  | 'down'
+  // instead of gate, up and down in layers that route to experts; experts one below the other
+  | 'router' // [experts, D]
+  | 'routerBias' // [experts]: added to the scores for the choice only
+  | 'expertGate' // [experts * expertDim, D]
+  | 'expertUp'
+  | 'expertDown' // [experts * D, expertDim]
+  | 'sharedGate'
+  | 'sharedUp'
+  | 'sharedDown';
 
 export interface WeightShape {
   readonly rows: number;

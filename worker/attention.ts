@@ -52,7 +52,7 @@ export function attendGqa(
     ops,
     model,
     weights.frequencies,
-    biased(ops, ops.matmul(weights.query, h), weights.queryBias),
+    headNormed(ops, model, biased(ops, ops.matmul(weights.query, h), weights.queryBias), weights.headNorms?.query),
     config.headDim,
     inputs,
   );
@@ -60,7 +60,7 @@ export function attendGqa(
     ops,
     model,
     weights.frequencies,
-    biased(ops, ops.matmul(weights.key, h), weights.keyBias),
+    headNormed(ops, model, biased(ops, ops.matmul(weights.key, h), weights.keyBias), weights.headNorms?.key),
     config.headDim,
     inputs,
   );
@@ -109,11 +109,10 @@ export function attendMla(
     const keys = ops.slice(rows, 2, width - queryWidth, queryWidth); // [1, cacheRows, queryWidth]
     const values = ops.slice(rows, 2, 0, width - config.ropeDim); // [1, cacheRows, latentColumns]
     const q = ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]);
-    const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: 0 }); // [heads, length, latentColumns]
+    const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: config.scoreSoftcap }); // [heads, length, latentColumns]
     return tokensFirst(ops, ops.matmul(projection.valueUp, o)); // [length, heads * v]
   });
-  const output = columnsOfHeads(ops, weights.output, projection, config.valueDim);
-  return biased(ops, ops.matmul(output, joined(ops, parts)), weights.outputBias);
+  return biased(ops, ops.matmul(projection.output, joined(ops, parts)), weights.outputBias);
 }
 
 /**
@@ -172,8 +171,7 @@ export function queryOfTokens(
   const tokens = dim(h, 0);
   const heads = projection.heads.end - projection.heads.start;
   const headDim = config.nopeDim + config.ropeDim;
-  const rows = ops.slice(weights.query, 0, projection.heads.start * headDim, heads * headDim);
-  const flat = ops.matmul(rows, queryInput(ops, config, weights, h));
+  const flat = ops.matmul(projection.query, queryInput(ops, config, weights, h));
   const bias =
     weights.queryBias === undefined
       ? undefined
@@ -190,7 +188,8 @@ export function queryOfTokens(
 
 function queryInput(ops: Ops, config: MlaConfig, weights: MlaWeights, h: Tensor): Tensor {
   if (weights.queryDown === undefined || config.latentNormEps === null) return h;
-  const low = ops.rmsNorm(ops.matmul(weights.queryDown.matrix, h), config.latentNormEps);
+  const down = biased(ops, ops.matmul(weights.queryDown.matrix, h), weights.queryDown.bias);
+  const low = ops.rmsNorm(down, config.latentNormEps);
   return ops.multiply(low, weights.queryDown.gain); // [tokens, queryLoraDim]
 }
 
@@ -204,7 +203,7 @@ function attendByKvHead(
   values: Tensor,
   mask: Tensor,
 ): Tensor {
-  const options = { scale: config.scoreScale, softcap: 0 };
+  const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   if (new Set(queriesOfKvHead).size === 1) return ops.attend(q, keys, values, mask, options);
   let start = 0;
   const parts = queriesOfKvHead.map((count, kvHead) => {
@@ -238,16 +237,18 @@ function rotated(
   });
 }
 
+/** Each head normed by itself, before rope. @param x [tokens, heads * headDim]  @param gain [headDim]  @returns [tokens, heads, headDim] */
+function headNormed(ops: Ops, model: ModelConfig, x: Tensor, gain: Tensor | undefined): Tensor {
+  if (gain === undefined) return x;
+  const headDim = dim(gain, 0);
+  const heads = ops.reshape(x, [dim(x, 0), dim(x, 1) / headDim, headDim]);
+  return ops.multiply(ops.rmsNorm(heads, model.normEps), gain);
+}
+
 /** Part of the last axis. */
 function columns(ops: Ops, x: Tensor, range: Range): Tensor {
   const axis = x.shape.length - 1;
   return size(range) === dim(x, axis) ? x : ops.slice(x, axis, range.start, size(range));
-}
-
-/** The columns of W_O that belong to the projection's heads. */
-function columnsOfHeads(ops: Ops, output: Tensor, projection: MlaProjection, valueDim: number): Tensor {
-  const { start, end } = projection.heads;
-  return columns(ops, output, { start: start * valueDim, end: end * valueDim });
 }
 
 /** [heads, length, width] -> [length, heads * width] */

@@ -108,9 +108,17 @@ function readLength(rows: number, newTokens: number, readStep: number): number {
   return paddedLength(rows, Math.max(readStep, 2 ** Math.ceil(Math.log2(rows)) / 4));
 }
 
-/** 0 where the token at row t of the segment may see cache row s, -Infinity elsewhere. [length, paddedRows] */
-export function causalMask({ length, start, paddedRows }: ChunkSegment, deal: Deal): Float32Array {
+/**
+ * 0 where the token at row t of the segment may see cache row s, -Infinity elsewhere. [length, paddedRows]
+ * @param deal which positions the rows hold
+ * @param window positions that a token sees, its own included; 0: all before it
+ */
+export function causalMask({ length, start, paddedRows }: ChunkSegment, deal: Deal, window: number): Float32Array {
   const mask = new Float32Array(length * paddedRows).fill(-Infinity);
-  for (let t = 0; t < length; t++) mask.fill(0, t * paddedRows, t * paddedRows + heldPositions(deal, start + t + 1));
+  for (let t = 0; t < length; t++) {
+    const end = start + t + 1;
+    const first = window === 0 ? 0 : heldPositions(deal, Math.max(0, end - window));
+    mask.fill(0, t * paddedRows + first, t * paddedRows + heldPositions(deal, end));
+  }
   return mask;
 }

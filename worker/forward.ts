@@ -4,13 +4,16 @@
  * stream is replicated: after every sum all ranks hold the same bits.
  */
 import { invariant } from '../config/errors.ts';
+import { routes } from '../config/model-config.ts';
 import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
 import type { Step } from '../collective/messages.ts';
 import { chunksOf, type Chunk } from './chunks.ts';
 import type { MomentAccumulator } from './moments.ts';
+import { normRows } from './post-norm.ts';
 import { ChunkPrograms, EmbeddingProgram, HeadProgram, ProgramCache } from './programs.ts';
 import type { RankParts } from './rank-parts.ts';
+import { RoutedExperts } from './routed-experts.ts';
 import { scoreRows } from './score.ts';
 import type { RankSeat } from './schemes/exchange.ts';
 import { LatentStager } from './staging.ts';
@@ -24,6 +27,7 @@ export class Forward implements Disposable {
   private readonly rank: RankPlan;
   private readonly group: ProcessGroup;
   private readonly stager: LatentStager;
+  private readonly experts: RoutedExperts;
   private readonly exactPrefill: boolean;
   private readonly chunkPrograms = new ProgramCache<ChunkPrograms>(12);
   private readonly headPrograms = new ProgramCache<HeadProgram>(4);
@@ -38,6 +42,7 @@ export class Forward implements Disposable {
     this.rank = rank;
     this.group = group;
     this.stager = new LatentStager(parts, plan, rank, group);
+    this.experts = new RoutedExperts(parts, rank);
     this.exactPrefill = parts.cache.staging !== undefined;
     this.labels = parts.weights.layers.map((_, layer) => ({
       exchange: `layer ${layer}, inside attention`,
@@ -82,10 +87,18 @@ export class Forward implements Disposable {
     this.moments?.add(layer, x);
     await programs.attention(layer, x, part, labels.exchange);
     await this.group.allReduceSum(part, labels.attention);
-    addInPlace(x, part);
-    programs.feedForward(layer, x, part);
+    this.addDelta(layer, 'attention', x, part);
+    if (routes(this.parts.model, layer)) this.experts.run(layer, x, part);
+    else programs.feedForward(layer, x, part);
     await this.group.allReduceSum(part, labels.feedForward);
-    addInPlace(x, part);
+    this.addDelta(layer, 'feedForward', x, part);
+  }
+
+  /** @param delta summed over ranks; normed first where the model does so  @param x updated */
+  private addDelta(layer: number, part: 'attention' | 'feedForward', x: Float32Array, delta: Float32Array): void {
+    const norms = this.parts.weights.layers[layer]?.postNorms;
+    if (norms !== undefined) normRows(delta, norms[part], this.parts.model.normEps);
+    addInPlace(x, delta);
   }
 
   /** Each rank looks up its part of the vocabulary; the others add zeros. @param x [chunk tokens, hidden] overwritten */
@@ -151,6 +164,7 @@ export class Forward implements Disposable {
     this.headPrograms[Symbol.dispose]();
     this.embeddingPrograms[Symbol.dispose]();
     this.stager[Symbol.dispose]();
+    this.experts[Symbol.dispose]();
   }
 }
 

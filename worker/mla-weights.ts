@@ -13,9 +13,14 @@ import { columnsOf, type WeightUploader } from './weight-uploader.ts';
 export interface MlaWeights {
   readonly kind: 'mla';
   /** Low-rank query (W_DQ with its norm's gain), replicated. */
-  readonly queryDown: { readonly matrix: Tensor; readonly gain: Tensor } | undefined; // [queryLoraDim, hidden], [queryLoraDim]
-  readonly query: Tensor; // [localHeads * (n + p), hidden or queryLoraDim]
-  readonly queryBias: Tensor | undefined;
+  readonly queryDown:
+    | {
+        readonly matrix: Tensor; // [queryLoraDim, hidden]
+        readonly bias: Tensor | undefined; // [queryLoraDim]
+        readonly gain: Tensor; // [queryLoraDim]
+      }
+    | undefined;
+  readonly queryBias: Tensor | undefined; // [localHeads * (n + p)]
   readonly latentDown: Tensor; // W_DKV, W_KR: [r + p, hidden], replicated: every rank computes the whole latent
   readonly latentDownBias: Tensor | undefined; // [r + p]
   readonly latentShard: Range; // columns that the cache keeps
@@ -23,8 +28,6 @@ export interface MlaWeights {
   readonly decode: MlaProjection;
   /** The same object as `decode` when the cache holds the whole latent; undefined: this rank has no heads in prefill. */
   readonly prefill: MlaProjection | undefined;
-  /** Columns of the local heads; in `dcp`, of the heads that this rank merges. Its product is partial. */
-  readonly output: Tensor; // [hidden, heads * v]
   readonly outputBias: Tensor | undefined; // [hidden], rank 0 only
   readonly frequencies: Tensor; // [p / 2]
 }
@@ -33,6 +36,10 @@ export interface MlaWeights {
 export interface MlaProjection {
   /** Counted from the first local head. */
   readonly heads: Range;
+  /** Tensors of its own for each phase: a part of a matrix cannot be multiplied once a backend has repacked it. */
+  readonly query: Tensor; // [heads * (n + p), hidden or queryLoraDim]
+  /** Columns of these heads; in `dcp`, of the heads that this rank merges. Its product is partial. */
+  readonly output: Tensor; // [hidden, heads * v]
   /** W_UK, transposed per head; absent when the model has no nope part. [heads, latentColumns, n] */
   readonly keyUp: Tensor | undefined;
   readonly valueUp: Tensor; // W_UV: [heads, v, latentColumns]
@@ -51,10 +58,10 @@ export async function loadMla(
   const config = checkpoint.config.attention;
   invariant(config.kind === 'mla', 'loadMla called for a model without a latent');
   const queryRows = times(rank.heads, config.nopeDim + config.ropeDim);
-  const queryRole = config.queryLoraDim === null ? 'query' : 'queryUp';
   const whole: Range = { start: 0, end: config.latentDim };
   const allLocal: Range = { start: 0, end: size(rank.heads) };
-  const decode = await loadProjection(config, uploader, layer, rank.heads, allLocal, rank.latent, rotation);
+  const ofModel = { local: rank.heads, merged: plan.scheme === 'dcp' ? rank.prefillHeads : undefined };
+  const decode = await loadProjection(config, uploader, layer, ofModel, allLocal, rank.latent, rotation);
   const prefillHeads = {
     start: rank.prefillHeads.start - rank.heads.start,
     end: rank.prefillHeads.end - rank.heads.start,
@@ -64,8 +71,11 @@ export async function loadMla(
     queryDown:
       config.queryLoraDim === null
         ? undefined
-        : { matrix: await uploader.matrix('queryDown', layer), gain: await uploader.vector('queryDownNorm', layer) },
-    query: await uploader.matrix(queryRole, layer, queryRows),
+        : {
+            matrix: await uploader.matrix('queryDown', layer),
+            bias: await uploader.optionalVector('queryDownBias', layer),
+            gain: await uploader.vector('queryDownNorm', layer),
+          },
     queryBias: await uploader.optionalVector('queryBias', layer, queryRows),
     ...(await loadLatentDown(config, checkpoint.config.hiddenDim, uploader, layer, rotation)),
     latentShard: rank.latent,
@@ -76,43 +86,39 @@ export async function loadMla(
         ? decode
         : size(prefillHeads) === 0
           ? undefined
-          : await loadProjection(config, uploader, layer, rank.heads, prefillHeads, whole, rotation),
-    output: await loadOutput(checkpoint, plan, rank, uploader, layer, config.valueDim),
+          : await loadProjection(
+              config,
+              uploader,
+              layer,
+              { local: rank.heads, merged: undefined },
+              prefillHeads,
+              whole,
+              rotation,
+            ),
     outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
     frequencies,
   };
 }
 
-async function loadOutput(
-  checkpoint: Checkpoint,
-  plan: ShardPlan,
-  rank: RankPlan,
-  uploader: WeightUploader,
-  layer: number,
-  valueDim: number,
-): Promise<Tensor> {
-  const heads = plan.scheme === 'dcp' ? rank.prefillHeads : rank.heads;
-  // With more ranks than heads, some merge none.
-  if (size(heads) === 0) return uploader.floatTensor(new Float32Array(0), [checkpoint.config.hiddenDim, 0], 'f32');
-  return await uploader.matrix('output', layer, undefined, times(heads, valueDim));
-}
-
 /**
- * Rows of W_UK and W_UV for some local heads, over some latent columns.
- * @param local the rank's heads, of all  @param heads counted from local.start
+ * Matrices of some local heads: W_Q, W_O, and W_UK and W_UV over some latent columns.
+ * @param of heads of the model: this rank's, and those whose outputs it multiplies by W_O when they are others
+ * @param heads counted from of.local.start
  */
 async function loadProjection(
   config: MlaConfig,
   uploader: WeightUploader,
   layer: number,
-  local: Range,
+  of: { readonly local: Range; readonly merged: Range | undefined },
   heads: Range,
   latent: Range,
   rotation: Float32Array | undefined,
 ): Promise<MlaProjection> {
   const { nopeDim, valueDim, latentDim } = config;
   const count = size(heads);
-  const rows = times({ start: local.start + heads.start, end: local.start + heads.end }, nopeDim + valueDim);
+  const ofModel: Range = { start: of.local.start + heads.start, end: of.local.start + heads.end };
+  const outputColumns = times(of.merged ?? ofModel, valueDim);
+  const rows = times(ofModel, nopeDim + valueDim);
   let up = await uploader.floats('latentUp', layer, rows); // [heads * (n + v), r]
   if (config.latentNormEps !== null) scaleColumns(up, await uploader.floats('latentNorm', layer));
   if (rotation !== undefined) up = timesTransposed(up, rotation, size(rows), latentDim, latentDim);
@@ -128,8 +134,15 @@ async function loadProjection(
     valueUp.set(shard.subarray((first + nopeDim) * width, (first + nopeDim + valueDim) * width), h * valueDim * width);
   }
   const type = uploader.floatTypeFor('latentUp', layer);
+  const queryRole = config.queryLoraDim === null ? 'query' : 'queryUp';
   return {
     heads,
+    query: await uploader.matrix(queryRole, layer, times(ofModel, nopeDim + config.ropeDim)),
+    // With more ranks than heads, some merge none.
+    output:
+      size(outputColumns) === 0
+        ? uploader.floatTensor(new Float32Array(0), [uploader.checkpoint.config.hiddenDim, 0], 'f32')
+        : await uploader.matrix('output', layer, undefined, outputColumns),
     keyUp: nopeDim === 0 ? undefined : uploader.floatTensor(keyUp, [count, width, nopeDim], type),
     valueUp: uploader.floatTensor(valueUp, [count, valueDim, width], type),
   };

@@ -19,7 +19,8 @@ export class ChunkPrograms implements Disposable {
   private readonly positions: Tensor; // [tokens] i32
   private readonly cacheRows: Tensor; // [tokens] i32
   private readonly stagingRows: Tensor; // [tokens] i32: positions in the one sequence that is being prefilled
-  private readonly masks: readonly Tensor[]; // per segment [length, paddedRows]
+  /** For each window that some layer has: per segment [length, paddedRows]. */
+  private readonly masks: ReadonlyMap<number, readonly Tensor[]>;
   private readonly deal: Deal;
   private readonly exchange: Exchange | undefined;
   private readonly set: ProgramSet;
@@ -34,8 +35,14 @@ export class ChunkPrograms implements Disposable {
     this.positions = kernels.allocate('i32', [tokens]);
     this.cacheRows = kernels.allocate('i32', [tokens]);
     this.stagingRows = kernels.allocate('i32', [tokens]);
-    this.masks = chunk.segments.map((segment) => kernels.allocate('f32', [segment.length, segment.paddedRows]));
-    const inputs: AttentionInputs = {
+    const windowOf = (layer: number): number => model.slidingWindows[layer] ?? 0;
+    this.masks = new Map(
+      [...new Set(weights.layers.map((_, layer) => windowOf(layer)))].map((window) => [
+        window,
+        chunk.segments.map((segment) => kernels.allocate('f32', [segment.length, segment.paddedRows])),
+      ]),
+    );
+    const inputsOf = (layer: number): AttentionInputs => ({
       positions: this.positions,
       cacheRows: this.cacheRows,
       segments: chunk.segments.map((segment, i) => ({
@@ -43,16 +50,17 @@ export class ChunkPrograms implements Disposable {
         length: segment.length,
         cacheStart: segment.slot * cache.rowsPerSlot,
         cacheRows: segment.paddedRows,
-        mask: defined(this.masks[i]),
+        mask: defined(this.masks.get(windowOf(layer))?.[i]),
       })),
       staging: staged ? { rows: defined(cache.staging), indices: this.stagingRows } : undefined,
-    };
+    });
     // Staged latents are whole: attention over them is exact without an exchange.
     const exchange = staged ? undefined : createExchange(parts, seat, chunk);
     this.exchange = exchange;
     this.set = kernels.compile(
       weights.layers.flatMap((layer, i): ProgramBuilder[] => {
         const rows = defined(cache.layers[i]);
+        const inputs = inputsOf(i);
         const feedForward: ProgramBuilder = (ops) => present(feedForwardDelta(ops, model, layer, this.x));
         if (exchange === undefined)
           return [(ops) => present(attentionDelta(ops, model, layer, rows, this.x, inputs)), feedForward];
@@ -71,9 +79,10 @@ export class ChunkPrograms implements Disposable {
     this.kernels.upload(this.positions, bytesOf(Int32Array.from(chunk.positions)));
     this.kernels.upload(this.cacheRows, bytesOf(Int32Array.from(chunk.cacheRows)));
     this.kernels.upload(this.stagingRows, bytesOf(Int32Array.from(chunk.positions)));
-    chunk.segments.forEach((segment, i) =>
-      this.kernels.upload(defined(this.masks[i]), bytesOf(causalMask(segment, this.deal))),
-    );
+    for (const [window, masks] of this.masks)
+      chunk.segments.forEach((segment, i) =>
+        this.kernels.upload(defined(masks[i]), bytesOf(causalMask(segment, this.deal, window))),
+      );
     this.exchange?.load(chunk);
     this.loaded = chunk;
   }
@@ -113,7 +122,13 @@ export class ChunkPrograms implements Disposable {
   [Symbol.dispose](): void {
     this.set[Symbol.dispose]();
     this.exchange?.[Symbol.dispose]();
-    this.kernels.release([this.x, this.positions, this.cacheRows, this.stagingRows, ...this.masks]);
+    this.kernels.release([
+      this.x,
+      this.positions,
+      this.cacheRows,
+      this.stagingRows,
+      ...[...this.masks.values()].flat(),
+    ]);
   }
 }
 
@@ -127,7 +142,10 @@ export class HeadProgram implements Disposable {
     this.kernels = kernels;
     this.x = kernels.allocate('f32', [rows, model.hiddenDim]);
     this.set = kernels.compile([
-      (ops) => [ops.matmul(weights.head, normed(ops, this.x, weights.finalNorm, model.normEps))],
+      (ops) => {
+        const logits = ops.matmul(weights.head, normed(ops, this.x, weights.finalNorm, model.normEps));
+        return [model.logitSoftcap === 0 ? logits : ops.softcap(logits, model.logitSoftcap)];
+      },
     ]);
   }
 
@@ -144,16 +162,21 @@ export class HeadProgram implements Disposable {
   }
 }
 
-/** Rows of the embedding matrix. */
+/** Rows of the embedding matrix, scaled where the model scales them. */
 export class EmbeddingProgram implements Disposable {
   private readonly kernels: Kernels;
   private readonly ids: Tensor; // [tokens] i32
   private readonly set: ProgramSet;
 
-  constructor({ kernels, weights }: RankParts, tokens: number) {
+  constructor({ kernels, model, weights }: RankParts, tokens: number) {
     this.kernels = kernels;
     this.ids = kernels.allocate('i32', [tokens]);
-    this.set = kernels.compile([(ops) => [ops.gatherRows(weights.embedding, this.ids)]]);
+    this.set = kernels.compile([
+      (ops) => {
+        const rows = ops.gatherRows(weights.embedding, this.ids);
+        return [model.embeddingScale === 1 ? rows : ops.scale(rows, model.embeddingScale)];
+      },
+    ]);
   }
 
   /** @param ids [tokens], local rows  @param x [tokens, hidden] */

@@ -20,6 +20,7 @@ import {
   softmaxStep,
 } from './reference/ops.ts';
 import type { Step } from './reference/ops.ts';
+import { expertMatmulStep, weightedSumStep } from './reference/expert-ops.ts';
 import * as shapes from './reference/shapes.ts';
 import {
   allocateStorage,
@@ -42,6 +43,7 @@ export function createReferenceKernels(): Kernels {
     name: 'reference',
     device: 'plain JavaScript, float64 sums',
     supportsWeights: (type) => WEIGHT_TYPES.includes(type),
+    repacks: () => false,
     allocate(type, shape) {
       if (type !== 'i32' && !WEIGHT_TYPES.includes(type)) {
         throw new InvariantError(`allocate: ${type} [${shape.join(', ')}], expected i32, ${WEIGHT_TYPES.join(', ')}`);
@@ -103,6 +105,12 @@ function recordOps(steps: Step[], results: Storage[]): Ops {
   return {
     matmul: (weight, x) =>
       record(shapes.matmulShape(weight, x), (out) => matmulStep(asStrided(weight), asStrided(x), out)),
+    expertMatmul: (weights, x, ids) =>
+      record(shapes.expertMatmulShape(weights, x, ids), (out) =>
+        expertMatmulStep(asStrided(weights), asStrided(x), asStrided(ids), out),
+      ),
+    weightedSum: (x, shares) =>
+      record(shapes.weightedSumShape(x, shares), (out) => weightedSumStep(asStrided(x), asStrided(shares), out)),
     add: (a, b) => elementwise(shapes.broadcastShape('add', a, b), a, b, (left, right) => left + right),
     multiply: (a, b) => elementwise(shapes.broadcastShape('multiply', a, b), a, b, (left, right) => left * right),
     scale: (x, factor) => elementwise(shapes.broadcastShape('scale', x, x), x, x, (value) => value * factor),

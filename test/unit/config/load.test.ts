@@ -43,7 +43,7 @@ describe('what is accepted', () => {
         window: 0,
         sinks: 0,
       },
-      cache: { type: 'f16', contextTokens: 0, slots: 1 },
+      cache: { type: 'f16', contextTokens: 0, slots: 0 },
       compute: { backend: 'ggml', threads: 1, weights: 'keep', maxStepTokens: 256 },
       collective: { transport: 'auto', timeoutMs: 10_000 },
       ranks: [

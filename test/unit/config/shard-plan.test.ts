@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { ConfigError } from '../../../config/errors.ts';
-import type { ModelConfig } from '../../../config/model-config.ts';
+import { plainFeatures, type ModelConfig } from '../../../config/model-config.ts';
 import {
   chooseScheme,
   cut,
@@ -18,6 +18,7 @@ import {
 } from '../../../config/shard-plan.ts';
 
 const sizes = {
+  ...plainFeatures,
   architecture: 'test',
   hiddenDim: 64,
   numLayers: 2,
@@ -37,7 +38,7 @@ function gqaModel(
     ...sizes,
     numHeads: numKvHeads * queriesPerKvHead,
     vocabSize,
-    attention: { kind: 'gqa', numKvHeads, headDim: 16, scoreScale: 0.25 },
+    attention: { kind: 'gqa', numKvHeads, headDim: 16, scoreScale: 0.25, scoreSoftcap: 0, headNorms: false },
     feedForward: { kind: 'gated', dim: feedForwardDim, activation: 'silu' },
   };
 }
@@ -56,6 +57,7 @@ function mlaModel(numHeads: number, latentDim: number, feedForwardDim = 100, voc
       queryLoraDim: null,
       latentNormEps: 1e-6,
       scoreScale: 0.25,
+      scoreSoftcap: 0,
     },
     feedForward: { kind: 'gated', dim: feedForwardDim, activation: 'silu' },
   };
