@@ -83,6 +83,7 @@ test('cache numbers per token and layer of a 64 + 128 conversion and of DeepSeek
         queryLoraDim: null,
         latentNormEps: null,
         scoreScale: 1,
+        scoreSoftcap: 0,
       },
     };
     return Object.fromEntries(
