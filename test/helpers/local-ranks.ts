@@ -7,6 +7,7 @@ import {
   defaultLatentGroups,
   planShards,
   size,
+  type ExactTokens,
   type Scheme,
   type ShardPlan,
 } from '../../config/shard-plan.ts';
@@ -41,9 +42,9 @@ export const exactOptions: WorkerOptions = {
 export async function startLocalRanks(
   modelPath: string,
   worldSize: number,
-  options: Partial<WorkerOptions> & { scheme?: Scheme; latentGroups?: number } = {},
+  options: Partial<WorkerOptions> & { scheme?: Scheme; latentGroups?: number; exactTokens?: ExactTokens } = {},
 ): Promise<LocalRanks> {
-  const { scheme: wanted, latentGroups, ...rest } = options;
+  const { scheme: wanted, latentGroups, exactTokens, ...rest } = options;
   const checkpoint = await openCheckpoint(modelPath);
   const { config: model, identity } = checkpoint;
   await checkpoint[Symbol.asyncDispose]();
@@ -52,6 +53,7 @@ export async function startLocalRanks(
     worldSize,
     scheme,
     latentGroups: latentGroups ?? defaultLatentGroups(scheme, worldSize),
+    exactTokens: exactTokens ?? { sinks: 0, window: 0 },
     blockSize: 1,
   });
   const groups = createLocalGroups(worldSize);
