@@ -4,7 +4,7 @@
  * Read next: zmq.ts.
  */
 import { rmSync } from 'node:fs';
-import { mkdtemp, rm, rmdir } from 'node:fs/promises';
+import { mkdtemp, readdir, rm, rmdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { InvariantError } from '../config/errors.ts';
@@ -36,12 +36,34 @@ export async function removeSocketFile(endpoint: string): Promise<void> {
   const path = socketPath(endpoint);
   if (path === null) return;
   await rm(path, { force: true });
-  const folder = dirname(path);
-  if (!basename(folder).startsWith(folderPrefix)) return;
+  if (isOurs(dirname(path))) await unless(['ENOTEMPTY', 'ENOENT'], rmdir(dirname(path)));
+}
+
+/**
+ * At the end of a run: also removes the socket files of ranks that were killed. Sockets that are still connected live
+ * on without them.
+ */
+export async function removeSocketFolder(endpoint: string): Promise<void> {
+  const path = socketPath(endpoint);
+  const folder = path === null ? '' : dirname(path);
+  if (isOurs(folder)) {
+    const names = await unless(['ENOENT'], readdir(folder));
+    for (const name of names ?? []) if (name.endsWith('.sock')) await rm(join(folder, name), { force: true });
+  }
+  await removeSocketFile(endpoint);
+}
+
+function isOurs(folder: string): boolean {
+  return basename(folder).startsWith(folderPrefix);
+}
+
+/** null instead of these system errors: other sockets still live there, or another process was faster. */
+async function unless<T>(codes: readonly string[], action: Promise<T>): Promise<T | null> {
   try {
-    await rmdir(folder);
+    return await action;
   } catch (error) {
-    if (!isExpected(error)) throw error;
+    if (error instanceof Error && 'code' in error && codes.includes(String(error.code))) return null;
+    throw error;
   }
 }
 
@@ -60,9 +82,4 @@ function socketPath(endpoint: string): string | null {
   if (endpoint.startsWith('ipc://')) return endpoint.slice('ipc://'.length);
   if (endpoint.startsWith('tcp://')) return null;
   throw new InvariantError(`endpoint ${endpoint}: expected ipc:// or tcp://`);
-}
-
-/** Other sockets still live there, or another process removed the folder first. */
-function isExpected(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && (error.code === 'ENOTEMPTY' || error.code === 'ENOENT');
 }

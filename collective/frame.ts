@@ -5,6 +5,7 @@
  * bytes must not stop a rank. Read next: zmq.ts (control), mailbox.ts (collectives).
  */
 import { Packr } from 'msgpackr';
+import { z } from 'zod';
 import { invariant } from '../config/errors.ts';
 import { protocolVersion } from './messages.ts';
 import { refusalOfMsgpack } from './plain-msgpack.ts';
@@ -45,6 +46,17 @@ export function decodeMessage(frames: readonly Buffer[]): DecodedMessage {
   if (refusal !== null) throw new FrameError(refusal);
   const message: unknown = packr.unpack(packed);
   return raw ? { message, payload: floatsOf(raw) } : { message };
+}
+
+/** @throws FrameError naming what is wrong, down to the key */
+export function parseMessage<Message>(
+  frames: readonly Buffer[],
+  schema: z.ZodType<Message>,
+): { message: Message; payload?: Float32Array } {
+  const { message, payload } = decodeMessage(frames);
+  const parsed = schema.safeParse(message);
+  if (!parsed.success) throw new FrameError(z.prettifyError(parsed.error));
+  return payload ? { message: parsed.data, payload } : { message: parsed.data };
 }
 
 export const operations = ['hello', 'all-reduce', 'all-gather', 'broadcast', 'barrier'] as const;

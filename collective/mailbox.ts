@@ -81,7 +81,10 @@ export class Mailbox implements Transport {
 
   async sendToAll(step: number, data: Float32Array): Promise<void> {
     for (const frame of this.#cut(step, data)) {
-      for (let to = 0; to < this.worldSize; to++) if (to !== this.rank) await this.#push(to, frame);
+      // All at once: a dead peer must not keep the frame from the living, who would then blame this rank.
+      const sends: Promise<void>[] = [];
+      for (let to = 0; to < this.worldSize; to++) if (to !== this.rank) sends.push(this.#push(to, frame));
+      await Promise.all(sends);
     }
     this.#stats.bytesSent += data.byteLength * (this.worldSize - 1);
   }
@@ -139,10 +142,11 @@ export class Mailbox implements Transport {
       if (frame) return frame;
       const remainingMs = deadline.remainingMs();
       const frames = await receiveWithin(this.#inbox, Math.min(remainingMs, closeCheckMs));
-      if (this.#closed || this.#inbox.closed) throw new PeerError(this.#closedWhile());
-      // A stranger may send many parts; the first is judged as any other frame.
+      // A stranger may send many parts; the first is judged as any other frame. Also when this group was closed
+      // meanwhile: it may be a handshake for the next.
       if (frames) this.#sort(frames[0] ?? Buffer.alloc(0));
-      else if (remainingMs <= closeCheckMs) throw this.#late(from);
+      if (this.#closed || this.#inbox.closed) throw new PeerError(this.#closedWhile());
+      if (!frames && remainingMs <= closeCheckMs) throw this.#late(from);
     }
   }
 

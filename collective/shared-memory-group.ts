@@ -32,9 +32,9 @@ const slotBytes = lineBytes + 4 * slotFloats;
 const spins = 100;
 /** About 150 us of offering the core to others; on a quiet machine a look every 0.3 us. */
 const yields = 500;
-/** Then the event loop turns at every look; after this long, looks are a millisecond apart. */
+/** Then the event loop turns at every look. After this long, looks are a twentieth of the wait apart, up to a limit. */
 const restlessMs = 20;
-const restMs = 1;
+const longestRestMs = 10;
 
 /** Memory that all ranks of the group have mapped. */
 export interface Segment {
@@ -214,7 +214,7 @@ export class SharedMemoryGroup implements ProcessGroup {
         await setImmediate();
         this.#segment.schedYield();
       } else {
-        await setTimeout(restMs);
+        await setTimeout(Math.min(waitedMs / 20, longestRestMs));
       }
     }
   }

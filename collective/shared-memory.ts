@@ -44,8 +44,8 @@ export async function createSharedMemoryGroup(settings: SharedMemorySettings): P
     if (rank !== 0 && failures[0] === 0) segment = mapSegment(c, name, bytes, false, failures.subarray(rank));
     await bootstrap.allReduceSum(failures, 'shared memory, map');
   } finally {
-    // All have mapped it, or it failed: nothing must be left behind by a crash.
-    if (rank === 0) c.shmUnlink(name);
+    // All have mapped it, or it failed. Every rank does this, lest rank 0 be the one that died.
+    c.shmUnlink(name);
   }
   const failed = failures.findIndex((code) => code !== 0);
   if (failed === -1 && segment) return new SharedMemoryGroup(rank, worldSize, timeoutMs, segment);

@@ -6,11 +6,10 @@
  * Read next: messages.ts, mailbox.ts.
  */
 import { Dealer, Pull, Push, Router } from 'zeromq';
-import { z } from 'zod';
 import { ConfigError, InvariantError, messageOf, PeerError } from '../config/errors.ts';
 import { Deadline } from './deadline.ts';
-import { freshEndpoint, removeSocketFile } from './endpoint.ts';
-import { decodeMessage, encodeMessage, FrameError, maxPayloadBytes } from './frame.ts';
+import { freshEndpoint, removeSocketFolder } from './endpoint.ts';
+import { encodeMessage, FrameError, maxPayloadBytes, parseMessage } from './frame.ts';
 import { toCoordinatorSchema, toRankSchema } from './messages.ts';
 import type { ToCoordinator, ToRank } from './messages.ts';
 
@@ -87,7 +86,7 @@ export class ControlServer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#socket.closed) return;
     this.#socket.close();
-    await removeSocketFile(this.endpoint);
+    await removeSocketFolder(this.endpoint);
   }
 
   #noMessage(timeoutMs: number | undefined): PeerError {
@@ -110,7 +109,7 @@ export class ControlServer implements AsyncDisposable {
 
   #parse(frames: readonly Buffer[], schema: typeof toCoordinatorSchema): Received<ToCoordinator> | null {
     try {
-      return parse(frames, schema);
+      return parseMessage(frames, schema);
     } catch (error) {
       if (error instanceof FrameError) return this.#refuse(error.message);
       throw error;
@@ -130,6 +129,7 @@ export class ControlClient implements AsyncDisposable {
   readonly #rank: number;
   readonly #endpoint: string;
   #lost = false;
+  #isReceiving = false;
   #sends: Promise<void> = Promise.resolve();
 
   private constructor(socket: Dealer, endpoint: string, rank: number) {
@@ -169,10 +169,12 @@ export class ControlClient implements AsyncDisposable {
    * so this is another version of it), or when `timeoutMs` pass without a message
    */
   async receive(timeoutMs?: number): Promise<Received<ToRank>> {
+    this.#isReceiving = true;
     const frames = await receiveWithin(this.#socket, this.#lost ? 0 : (timeoutMs ?? -1));
+    this.#isReceiving = false;
     if (!frames) throw this.#noMessage(timeoutMs);
     try {
-      return parse(frames, toRankSchema);
+      return parseMessage(frames, toRankSchema);
     } catch (error) {
       if (!(error instanceof FrameError)) throw error;
       throw new PeerError(`rank ${this.#rank}: bad message from the coordinator: ${error.message}`, { cause: error });
@@ -181,14 +183,14 @@ export class ControlClient implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#socket.close();
-    // A coordinator that was killed leaves its socket file; the ranks that notice remove it.
-    if (this.#lost) await removeSocketFile(this.#endpoint);
+    // A coordinator that was killed leaves its socket files; the ranks that notice remove them.
+    if (this.#lost) await removeSocketFolder(this.#endpoint);
   }
 
   #loseConnection(): void {
     this.#lost = true;
     // A receive in flight would wait for ever: the socket is closed under it once nothing more can arrive.
-    setTimeout(() => this.#socket.close(), drainMs);
+    setTimeout(() => this.#isReceiving && this.#socket.close(), drainMs);
   }
 
   #noMessage(timeoutMs: number | undefined): PeerError {
@@ -197,8 +199,8 @@ export class ControlClient implements AsyncDisposable {
   }
 
   #ended(): PeerError {
-    if (this.#lost) return new PeerError(`rank ${this.#rank}: the coordinator at ${this.#endpoint} is gone`);
-    return new PeerError(`rank ${this.#rank}: control channel is closed`);
+    const why = this.#lost ? `the coordinator at ${this.#endpoint} is gone` : 'control channel is closed';
+    return new PeerError(`rank ${this.#rank}: ${why}`);
   }
 }
 
@@ -270,8 +272,8 @@ export async function sendWithin(
     await socket.send(frames);
   } catch (cause) {
     if (isCode(cause, 'EBUSY')) throw busy('send', cause);
-    const reason = isCode(cause, 'EAGAIN') ? `not taken in ${socket.sendTimeout} ms` : messageOf(cause);
-    throw new PeerError(`${what()}: ${reason}`, { cause });
+    const isLate = isCode(cause, 'EAGAIN') && !socket.closed;
+    throw new PeerError(`${what()}: ${isLate ? `not taken in ${socket.sendTimeout} ms` : messageOf(cause)}`, { cause });
   }
 }
 
@@ -293,12 +295,4 @@ function busy(action: string, cause: unknown): InvariantError {
 
 function isCode(error: unknown, code: string): boolean {
   return error instanceof Error && 'code' in error && error.code === code;
-}
-
-/** @throws FrameError */
-function parse<Message>(frames: readonly Buffer[], schema: z.ZodType<Message>): Received<Message> {
-  const { message, payload } = decodeMessage(frames);
-  const parsed = schema.safeParse(message);
-  if (!parsed.success) throw new FrameError(z.prettifyError(parsed.error));
-  return payload ? { message: parsed.data, payload } : { message: parsed.data };
 }

@@ -7,7 +7,6 @@ import { basename, join } from 'node:path';
 import type { Argv } from 'yargs';
 import { clusterSchema } from '../../config/cluster.ts';
 import { openCheckpoint } from '../../model/open.ts';
-import { exportTokenizer } from '../../model/tokenizer-export.ts';
 import type { CommandContext } from '../command-context.ts';
 import { convertCheckpoint } from '../convert/convert-checkpoint.ts';
 import { cacheFolder, resolveModel } from '../fetch.ts';
@@ -69,7 +68,6 @@ async function convertedModel(source: string, context: CommandContext): Promise<
   // The conversion gives a folder its name only when it is complete.
   if (existsSync(out)) return out;
   context.log(`converting ${basename(source)} to a latent cache (once); it stays in ${out}`);
-  const text = await openText(source);
   const { compute, collective, ranks } = clusterSchema.parse({ model: source, ranks: new Array(demoRanks).fill({}) });
   const report = await convertCheckpoint({
     model: source,
@@ -80,7 +78,7 @@ async function convertedModel(source: string, context: CommandContext): Promise<
     calibrationTokens,
     seed: 1,
     dtype: 'f16',
-    text: { encode: text.encode, exportFiles: (folder) => exportTokenizer(source, folder) },
+    text: await openText(source),
     cluster: { compute, collective, ranks },
     log: context.log,
     signal: context.signal,

@@ -1,7 +1,7 @@
 /**
  * `tpla eval ppl`: perplexity of a text. Protocol: tokenise the whole file once, cut it into non-overlapping windows,
  * run each alone from position 0, do not score its first token; natural logarithms, summed in float64. Tokens behind
- * the last whole window are left out.
+ * the last whole window are left out. Computes in float32 unless told otherwise: it measures the model, not the storage.
  */
 import type { Argv } from 'yargs';
 import { ConfigError } from '../../config/errors.ts';
@@ -25,7 +25,10 @@ const pplFlags = <T>(command: Argv<T>) =>
       default: 'none' as const,
       describe: "each: every window gets the model's start token before its tokens; its first token stays unscored",
     })
-    .option('decode-from', decodeFromFlag);
+    .option('decode-from', decodeFromFlag)
+    .epilogue(
+      'Here --weights and --cache-type default to f32: exact arithmetic. With --weights keep a quantised model is measured as it is served, 8-bit activations included.',
+    );
 
 type PplFlags = FlagsOf<ReturnType<typeof pplFlags>>;
 
@@ -44,7 +47,13 @@ async function evalPpl(flags: PplFlags, context: CommandContext): Promise<void> 
   if (flags.decodeFrom !== undefined && flags.decodeFrom >= flags.window)
     throw new ConfigError(`--decode-from: ${flags.decodeFrom} leaves nothing of a window of ${flags.window}; use less`);
   await using model = await openModel(
-    { ...flags, window: undefined, context: flags.context ?? sequenceTokens },
+    {
+      ...flags,
+      weights: flags.weights ?? 'f32',
+      cacheType: flags.cacheType ?? 'f32',
+      window: undefined,
+      context: flags.context ?? sequenceTokens,
+    },
     context,
   );
   const { contextTokens } = layOut(model.checkpoint, model.config).options;

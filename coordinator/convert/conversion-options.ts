@@ -4,15 +4,8 @@
  */
 import type { ClusterConfig } from '../../config/cluster.ts';
 import type { FloatType } from '../../model/transmla/encode-floats.ts';
+import type { ModelText } from '../text.ts';
 import type { SizeRequest } from './choose-settings.ts';
-
-/** Text tools of the source model. */
-export interface ConversionText {
-  /** Token ids of plain text, nothing added. */
-  encode(text: string): number[];
-  /** Writes tokenizer and chat template files into a folder. */
-  exportFiles(folder: string): Promise<void>;
-}
 
 export interface ConversionOptions {
   /** Path of the source checkpoint. */
@@ -28,7 +21,7 @@ export interface ConversionOptions {
   readonly seed: number;
   readonly dtype: FloatType;
   /** null: the model has none; calibration on its own text then begins with random tokens. */
-  readonly text: ConversionText | null;
+  readonly text: Pick<ModelText, 'encode' | 'encodeRaw'> | null;
   /** How the ranks that calibrate and measure compute; model, scheme and cache are set by the conversion. */
   readonly cluster: Pick<ClusterConfig, 'compute' | 'collective' | 'ranks'>;
   readonly log: (line: string) => void;

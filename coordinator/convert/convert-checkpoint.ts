@@ -10,6 +10,7 @@ import { messageOf, ConfigError } from '../../config/errors.ts';
 import { cacheNumbersPerToken } from '../../config/model-config.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
+import { exportTokenizer } from '../../model/tokenizer-export.ts';
 import { inputMoment } from '../../model/transmla/attention-maps.ts';
 import type { Dense } from '../../model/transmla/dense.ts';
 import { latentRotation } from '../../model/transmla/latent-rotation.ts';
@@ -27,7 +28,7 @@ import { checkOutputFolder, makeFolder } from './output-folder.ts';
 import { calibrationPrompts } from './prompts.ts';
 import { Stopwatch } from './stopwatch.ts';
 
-/** Longest window; shorter where the model's context is. */
+/** Longest window; shorter where the model's context or the asked tokens are. */
 const maxWindow = 1024;
 const heldOutWindows = 4;
 /** Layers whose predicted loss decides among settings, spread over the depth: the choice needs no more. */
@@ -59,7 +60,7 @@ export async function convertCheckpoint(options: ConversionOptions): Promise<Con
       source: source.identity,
     };
     await writeConverted(source, final, folder, options.dtype, record);
-    await options.text?.exportFiles(folder);
+    if (options.text !== null) await exportTokenizer(options.model, folder);
     watch.lap('write');
     const afterRankPpl = await measure(folder, options, heldOut, 'converted');
     watch.lap('measure converted');
@@ -188,7 +189,7 @@ async function measureLayers(
 }
 
 function windowCounts(source: Checkpoint, { calibrationTokens }: ConversionOptions): WindowCounts {
-  const length = Math.min(maxWindow, source.config.contextLength);
+  const length = Math.min(maxWindow, source.config.contextLength, calibrationTokens);
   return { length, calibration: Math.max(1, Math.round(calibrationTokens / length)), heldOut: heldOutWindows };
 }
 
@@ -202,10 +203,10 @@ async function calibrationText(
     const prompts =
       text === null
         ? calibrationPrompts.map(() => [Math.floor(random() * cluster.vocabSize)])
-        : calibrationPrompts.map((prompt) => text.encode(prompt));
+        : calibrationPrompts.map((prompt) => text.encodeRaw(prompt));
     const total = (counts.calibration + counts.heldOut) * counts.length;
     using progress = startProgress('write calibration text', total, { name: 'tokens', size: 1 });
-    return writeOwnText(cluster, prompts, counts, seed, (done) => progress.update(done));
+    return await writeOwnText(cluster, prompts, counts, seed, (done) => progress.update(done));
   }
   if (text === null)
     throw new ConfigError(

@@ -49,7 +49,7 @@ export async function measure(
   await using checkpoint = await openCheckpoint(folder);
   const counts = { length: Math.max(...windows.map((window) => window.length)), calibration: 0, heldOut: 1 };
   await using cluster = await startCluster(checkpoint, options, 'mla', counts);
-  return perplexity(cluster, windows, `measure ${label}`);
+  return await perplexity(cluster, windows, `measure ${label}`);
 }
 
 /** exp of the mean negative log-likelihood of every token but the first of each window. */

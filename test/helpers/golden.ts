@@ -53,7 +53,7 @@ export function floats(tensors: ReturnType<typeof readTensors>, name: string): F
   return new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
 }
 
-function ints(tensors: ReturnType<typeof readTensors>, name: string): Int32Array {
+export function ints(tensors: ReturnType<typeof readTensors>, name: string): Int32Array {
   const { bytes } = tensors.get(name)!;
   return new Int32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
 }

@@ -1,11 +1,13 @@
 import { existsSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { PeerError } from '../../../config/errors.ts';
 import { ringEndpointBeside } from '../../../collective/endpoint.ts';
 import { protocolVersion } from '../../../collective/messages.ts';
 import type { Failed, ToCoordinator } from '../../../collective/messages.ts';
 import { ControlClient, ControlServer } from '../../../collective/zmq.ts';
+
+afterEach(() => void vi.useRealTimers());
 
 function hello(rank: number, pid = 1000 + rank): ToCoordinator {
   return {
@@ -55,8 +57,11 @@ describe.each(['ipc', 'tcp://127.0.0.1:*'])('control sockets over %s', (address)
     await using client = await ControlClient.connect(server.endpoint, 2);
     await client.send(hello(2));
     await server.receive();
+    const request = { kind: 'collectiveCheck', id: 7, floats: 3, count: 2 } as const;
+    await server.send(2, request);
     await server.send(2, { kind: 'stop' });
     await server[Symbol.asyncDispose]();
+    expect((await client.receive(5000)).message).toEqual(request);
     expect((await client.receive(5000)).message).toEqual({ kind: 'stop' });
     await expect(client.receive(5000)).rejects.toThrow(`rank 2: the coordinator at ${server.endpoint} is gone`);
     await expect(client.send(hello(2))).rejects.toThrow('is gone');
@@ -80,6 +85,16 @@ describe('ControlServer', () => {
     server.forget(0);
     await second.send(hello(0, 12));
     expect((await server.receive()).message).toEqual(hello(0, 12));
+  });
+
+  it('drops and counts what no schema accepts', async () => {
+    await using server = await ControlServer.bind('ipc');
+    await using client = await ControlClient.connect(server.endpoint, 0);
+    await client.send(hello(-1));
+    await client.send(hello(0));
+    expect((await server.receive()).message).toEqual(hello(0));
+    expect(server.refused).toBe(1);
+    expect(server.lastRefusal).toMatch(/Too small.*\n.*at rank/);
   });
 
   it('names a rank that it cannot reach', async () => {
@@ -114,10 +129,41 @@ describe('ControlServer', () => {
 });
 
 describe('ControlClient', () => {
+  it('delivers what arrived before the coordinator left, however late it asks', async () => {
+    const server = await ControlServer.bind('ipc');
+    await using client = await ControlClient.connect(server.endpoint, 2);
+    await client.send(hello(2));
+    await server.receive();
+    vi.useFakeTimers({ toFake: ['setTimeout'] });
+    await server.send(2, { kind: 'stop' });
+    await server[Symbol.asyncDispose]();
+    // A send is refused from the moment that the loss is known.
+    while (
+      await client.send(hello(2)).then(
+        () => true,
+        () => false,
+      )
+    )
+      await new Promise((resolve) => setImmediate(resolve));
+    vi.advanceTimersByTime(1000); // by now a receive that waits would have been ended
+    vi.useRealTimers();
+    expect((await client.receive(5000)).message).toEqual({ kind: 'stop' });
+    await expect(client.receive(5000)).rejects.toThrow('is gone');
+  });
+
   it('gives up on an absent coordinator', async () => {
     await expect(ControlClient.connect('tcp://127.0.0.1:1', 4, 20)).rejects.toThrow(
       'rank 4: no coordinator at tcp://127.0.0.1:1 in 20 ms',
     );
+  });
+
+  it('names what it cannot understand', async () => {
+    await using server = await ControlServer.bind('ipc');
+    await using client = await ControlClient.connect(server.endpoint, 4);
+    await client.send(hello(4));
+    await server.receive();
+    await server.send(4, { kind: 'collectiveCheck', id: -1, floats: 3, count: 2 });
+    await expect(client.receive(5000)).rejects.toThrow(/^rank 4: bad message from the coordinator: .*\n.*at id/);
   });
 
   it('names the deadline', async () => {

@@ -1,0 +1,57 @@
+// One rank in its own process, driven by collective-processes.ts: answers each {id, action, ...arguments} with
+// {id, value | error, stats}. Imports the build, because Node 20 does not run TypeScript.
+import { ringEndpointBeside } from '../../dist/collective/endpoint.js';
+import { createSharedMemoryGroup } from '../../dist/collective/shared-memory.js';
+import { bindRing } from '../../dist/collective/zeromq-group.js';
+
+let ring = null;
+let bootstrap = null;
+let group = null;
+
+const actions = {
+  async bind({ controlEndpoint, rank }) {
+    ring ??= await bindRing(ringEndpointBeside(controlEndpoint, rank));
+    return ring.endpoint;
+  },
+  async join({ transport, settings, runId }) {
+    const algorithm = transport === 'shm' ? 'auto' : transport;
+    bootstrap = await ring.join({ ...settings, algorithm });
+    group = transport === 'shm' ? await createSharedMemoryGroup({ ...settings, runId, bootstrap }) : bootstrap;
+  },
+  async allReduceSum({ buffer, label }) {
+    await group.allReduceSum(buffer, label);
+    return buffer;
+  },
+  async allGather({ part, lengths, out, label }) {
+    await group.allGather(part, lengths, out, label);
+    return out;
+  },
+  async broadcast({ buffer, root, label }) {
+    await group.broadcast(buffer, root, label);
+    return buffer;
+  },
+  async barrier({ label }) {
+    await group.barrier(label);
+  },
+  async dispose() {
+    await group?.[Symbol.asyncDispose]();
+    await bootstrap?.[Symbol.asyncDispose]();
+  },
+  async end() {
+    await ring?.[Symbol.asyncDispose]();
+    process.disconnect();
+  },
+};
+
+async function answer({ id, action, ...args }) {
+  const reply = { id };
+  try {
+    reply.value = await actions[action](args);
+  } catch (error) {
+    reply.error = { name: error.name, message: error.message };
+  }
+  if (group) reply.stats = { ...group.stats };
+  if (process.connected) process.send(reply);
+}
+
+process.on('message', (request) => void answer(request));
