@@ -43,11 +43,13 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
     .option('scheme', {
       choices: schemeNames,
       describe:
-        'attention over the ranks; auto: gqa for a model with a cache per head, tpla for a latent one (default: auto)',
+        'attention over the ranks; exact: gqa (cache per head), mla (heads), tpla-exact (latent, scores summed), dcp ' +
+        '(positions); approximate: tpla (latent), gla (heads and latent); auto: gqa for a model with a cache per head, ' +
+        'dcp for a latent one on one host, tpla between hosts (default: auto)',
     })
     .option('latent-groups', {
       type: 'number',
-      describe: 'latent shards of scheme tpla, a divisor of the ranks; 0: as many as ranks (default: 0)',
+      describe: 'latent shards of schemes tpla and gla, a divisor of the ranks; 0: as many as ranks (default: 0)',
     })
     .option('reparam', {
       choices: reparameterizationNames,

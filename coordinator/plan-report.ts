@@ -15,48 +15,34 @@ import {
 import type { WorkerOptions } from '../collective/messages.ts';
 import type { Checkpoint, LayerRole, ModelRole, WeightType } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
+import { bytesSentPerToken, cacheBytesPerToken, cacheNumbersOf, schemeCosts } from './scheme-costs.ts';
 
 export interface RankForecast extends RankPlan {
   readonly weightBytes: number;
   readonly cacheBytesPerToken: number;
   /** Of all slots at full context. */
   readonly cacheBytes: number;
-  /** Float32 sent by this rank for each decoded token: the sums over ranks, as a ring sends them. */
+  /** Float32 sent by this rank for each decoded token at full context: sums and gathers, as a ring sends them. */
   readonly bytesSentPerToken: number;
 }
 
 export function forecast(checkpoint: Checkpoint, plan: ShardPlan, options: WorkerOptions): RankForecast[] {
   const model = checkpoint.config;
   return plan.ranks.map((rank) => {
-    const cacheBytesPerToken = model.numLayers * cacheNumbersOf(model, rank) * cacheNumberBytes(options.cacheType);
+    const cachePerToken = cacheBytesPerToken(model, rank, options.cacheType);
     return {
       ...rank,
       weightBytes: Math.round(weightBytesOf(checkpoint, plan, rank, options.weights)),
-      cacheBytesPerToken,
-      cacheBytes: cacheBytesPerToken * options.contextTokens * options.slots,
-      bytesSentPerToken: Math.round(bytesSentPerToken(model, plan.worldSize)),
+      cacheBytesPerToken: cachePerToken,
+      cacheBytes: cachePerToken * options.contextTokens * options.slots,
+      bytesSentPerToken: Math.round(bytesSentPerToken(model, plan, options.contextTokens)),
     };
   });
 }
 
-/** Numbers that one token leaves in this rank's cache of one layer. */
-function cacheNumbersOf(model: ModelConfig, rank: RankPlan): number {
-  switch (model.attention.kind) {
-    case 'gqa':
-      return 2 * size(rank.kvHeads) * model.attention.headDim;
-    case 'mla':
-      return size(rank.latent) + model.attention.ropeDim;
-  }
-}
-
-export function cacheNumberBytes(type: WorkerOptions['cacheType']): number {
-  const { blockBytes, blockSize } = weightLayout(type);
-  return blockBytes / blockSize;
-}
-
 /** Cache numbers of one token in one layer, on each rank (the one that holds most) under each scheme that fits the model. */
 export function cacheNumbersByScheme(model: ModelConfig, worldSize: number): Readonly<Record<string, number>> {
-  const schemes: [string, PlanRequest][] =
+  const requests: [string, PlanRequest][] =
     model.attention.kind === 'gqa'
       ? [[worldSize === 1 ? 'gqa' : `gqa on ${worldSize} ranks`, request('gqa', worldSize, 1)]]
       : [
@@ -64,24 +50,15 @@ export function cacheNumbersByScheme(model: ModelConfig, worldSize: number): Rea
           ...validLatentGroups(worldSize)
             .filter((groups) => groups > 1)
             .map((groups): [string, PlanRequest] => [`tpla in ${groups} groups`, request('tpla', worldSize, groups)]),
+          ...(worldSize === 1
+            ? []
+            : [[`dcp on ${worldSize} ranks`, request('dcp', worldSize, 1)] satisfies [string, PlanRequest]]),
         ];
   return Object.fromEntries(
-    schemes.map(([name, planned]) => [
+    requests.map(([name, planned]) => [
       name,
       Math.max(...planShards(model, planned).ranks.map((rank) => cacheNumbersOf(model, rank))),
     ]),
-  );
-}
-
-/** Cache bytes of one token, all layers, likewise. */
-export function cacheBytesByScheme(
-  model: ModelConfig,
-  type: WorkerOptions['cacheType'],
-  worldSize: number,
-): Readonly<Record<string, number>> {
-  const bytes = model.numLayers * cacheNumberBytes(type);
-  return Object.fromEntries(
-    Object.entries(cacheNumbersByScheme(model, worldSize)).map(([scheme, numbers]) => [scheme, numbers * bytes]),
   );
 }
 
@@ -89,13 +66,17 @@ function request(scheme: Scheme, worldSize: number, latentGroups: number): PlanR
   return { scheme, worldSize, latentGroups, blockSize: 1 };
 }
 
-/**
- * Two sums per layer and one for the embedding, hiddenDim float32 each. In a ring of N ranks each sends 2 (N - 1) / N of
- * the buffer.
- */
-function bytesSentPerToken(model: ModelConfig, worldSize: number): number {
-  const sums = 2 * model.numLayers + 1;
-  return (sums * model.hiddenDim * 4 * 2 * (worldSize - 1)) / worldSize;
+/** Cache bytes of one token, all layers, of the whole model and on each of several ranks under each scheme. */
+export function cacheBytesByScheme(
+  model: ModelConfig,
+  type: WorkerOptions['cacheType'],
+  worldSize: number,
+): Readonly<Record<string, number>> {
+  const [whole] = schemeCosts(model, 1, type, 0);
+  const entries = schemeCosts(model, worldSize, type, 0)
+    .filter(({ scheme }) => scheme !== 'mla')
+    .map((cost): [string, number] => [`${cost.scheme} on ${worldSize} ranks, each`, cost.cacheBytesPerToken]);
+  return Object.fromEntries([...(whole === undefined ? [] : [[whole.scheme, whole.cacheBytesPerToken]]), ...entries]);
 }
 
 function weightBytesOf(
@@ -113,7 +94,8 @@ function weightBytesOf(
   for (let layer = 0; layer < numLayers; layer++) {
     for (const [role, share] of feedForwardShares(checkpoint.config, rank)) bytes += part(share, role, layer);
     if (heads === 0) continue;
-    for (const role of ['query', 'queryUp', 'output'] as const) bytes += part(heads, role, layer);
+    for (const role of ['query', 'queryUp'] as const) bytes += part(heads, role, layer);
+    bytes += part(plan.scheme === 'dcp' ? size(rank.prefillHeads) / numHeads : heads, 'output', layer);
     if (attention.kind === 'gqa') {
       const kvHeads = size(rank.kvHeads) / attention.numKvHeads;
       bytes += part(kvHeads, 'key', layer) + part(kvHeads, 'value', layer);

@@ -112,8 +112,7 @@ export function attendMla(
     const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: config.scoreSoftcap }); // [heads, length, latentColumns]
     return tokensFirst(ops, ops.matmul(projection.valueUp, o)); // [length, heads * v]
   });
-  const output = columnsOfHeads(ops, weights.output, projection, config.valueDim);
-  return biased(ops, ops.matmul(output, joined(ops, parts)), weights.outputBias);
+  return biased(ops, ops.matmul(projection.output, joined(ops, parts)), weights.outputBias);
 }
 
 /**
@@ -172,8 +171,7 @@ export function queryOfTokens(
   const tokens = dim(h, 0);
   const heads = projection.heads.end - projection.heads.start;
   const headDim = config.nopeDim + config.ropeDim;
-  const rows = ops.slice(weights.query, 0, projection.heads.start * headDim, heads * headDim);
-  const flat = ops.matmul(rows, queryInput(ops, config, weights, h));
+  const flat = ops.matmul(projection.query, queryInput(ops, config, weights, h));
   const bias =
     weights.queryBias === undefined
       ? undefined
@@ -251,12 +249,6 @@ function headNormed(ops: Ops, model: ModelConfig, x: Tensor, gain: Tensor | unde
 function columns(ops: Ops, x: Tensor, range: Range): Tensor {
   const axis = x.shape.length - 1;
   return size(range) === dim(x, axis) ? x : ops.slice(x, axis, range.start, size(range));
-}
-
-/** The columns of W_O that belong to the projection's heads. */
-function columnsOfHeads(ops: Ops, output: Tensor, projection: MlaProjection, valueDim: number): Tensor {
-  const { start, end } = projection.heads;
-  return columns(ops, output, { start: start * valueDim, end: end * valueDim });
 }
 
 /** [heads, length, width] -> [length, heads * width] */

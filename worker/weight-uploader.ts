@@ -7,7 +7,7 @@ import { size, type Range } from '../config/shard-plan.ts';
 import type { Checkpoint, LayerRole, ModelRole, Weight, WeightType } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
 import { fromFloat32, toFloat32 } from '../model/dequantize.ts';
-import type { Kernels, Tensor } from './kernels/kernels.ts';
+import type { Kernels, Tensor, TensorUse } from './kernels/kernels.ts';
 import type { WorkerOptions } from '../collective/messages.ts';
 
 /** Packs rows of float32 into a quantised type. @param values [rows, cols] */
@@ -34,10 +34,19 @@ export class WeightUploader {
     this.quantize = quantize;
   }
 
-  /** Rows and columns of a matrix. [rows, cols] */
+  /** Rows and columns of a matrix that will only be multiplied with. [rows, cols] */
   async matrix(role: ModelRole | LayerRole, layer: number | undefined, rows?: Range, cols?: Range): Promise<Tensor> {
-    const weight = await this.readSlice(role, layer, rows, cols);
-    return this.upload(this.stored(weight));
+    return this.upload(this.stored(await this.readSlice(role, layer, rows, cols)), 'matmul');
+  }
+
+  /** Rows of a matrix that will be looked up, or looked up and multiplied with. [rows, cols] */
+  async table(role: ModelRole, rows: Range): Promise<Tensor> {
+    return this.upload(this.stored(await this.readSlice(role, undefined, rows)), 'any');
+  }
+
+  /** The table as a matrix to multiply with: a copy only where the backend has a faster layout for one. [rows, cols] */
+  async matrixOfTable(role: ModelRole, table: Tensor, rows: Range): Promise<Tensor> {
+    return this.kernels.repacks(table.type, table.shape) ? await this.matrix(role, undefined, rows) : table;
   }
 
   /**
@@ -161,8 +170,8 @@ export class WeightUploader {
     return weight.cols % weightLayout(this.storage).blockSize === 0 ? this.storage : 'f16';
   }
 
-  private upload(weight: Weight): Tensor {
-    const tensor = this.kernels.allocate(weight.type, [weight.rows, weight.cols]);
+  private upload(weight: Weight, use: TensorUse): Tensor {
+    const tensor = this.kernels.allocate(weight.type, [weight.rows, weight.cols], use);
     this.kernels.upload(tensor, weight.bytes);
     this.uploadedBytes += weight.bytes.byteLength;
     return tensor;

@@ -14,7 +14,7 @@ import type { WeightUploader } from './weight-uploader.ts';
 export interface RankWeights {
   /** Rows of this rank's part of the vocabulary. [localVocab, hidden] */
   readonly embedding: Tensor;
-  /** The same tensor when the model ties them. [localVocab, hidden] */
+  /** When the model ties them: the embedding, or a copy of it in a layout for products. [localVocab, hidden] */
   readonly head: Tensor;
   readonly finalNorm: Tensor; // [hidden], replicated
   readonly layers: readonly LayerWeights[];
@@ -56,8 +56,10 @@ export async function loadWeights(
   uploader: WeightUploader,
 ): Promise<RankWeights> {
   const model = checkpoint.config;
-  const embedding = await uploader.matrix('embedding', undefined, rank.vocab);
-  const head = model.tiedEmbeddings ? embedding : await uploader.matrix('head', undefined, rank.vocab);
+  const embedding = await uploader.table('embedding', rank.vocab);
+  const head = model.tiedEmbeddings
+    ? await uploader.matrixOfTable('embedding', embedding, rank.vocab)
+    : await uploader.matrix('head', undefined, rank.vocab);
   const frequencies = uploader.values(Float32Array.from(model.rope.frequencies));
   const layers: LayerWeights[] = [];
   for (let layer = 0; layer < model.numLayers; layer++) {

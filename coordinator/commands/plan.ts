@@ -1,12 +1,13 @@
 /** `tpla plan [cluster.yaml]`: what each rank would hold and send. Reads headers only and starts nothing. */
 import type { Argv } from 'yargs';
+import { size, type Scheme } from '../../config/shard-plan.ts';
 import { openSizes } from '../../model/config-only.ts';
 import { layOut } from '../cluster-layout.ts';
 import type { CommandContext } from '../command-context.ts';
 import { clusterFlags, jsonFlag, type FlagsOf } from '../flags.ts';
 import { forecast, type RankForecast } from '../plan-report.ts';
+import { schemeCosts, type SchemeCost } from '../scheme-costs.ts';
 import { openModel } from '../session.ts';
-import { size } from '../../config/shard-plan.ts';
 import { formatBytes, formatRange, formatTable } from '../table.ts';
 
 const planFlags = <T>(command: Argv<T>) =>
@@ -32,6 +33,7 @@ async function plan(flags: PlanFlags, context: CommandContext): Promise<void> {
   const { plan, reason, options } = layOut(checkpoint, config);
   const ranks = forecast(checkpoint, plan, options);
   const { scheme, worldSize, latentGroups } = plan;
+  const costs = schemeCosts(checkpoint.config, worldSize, options.cacheType, options.contextTokens);
   if (flags.json) {
     const { contextTokens, slots, cacheType, weights } = options;
     const document = {
@@ -44,11 +46,27 @@ async function plan(flags: PlanFlags, context: CommandContext): Promise<void> {
       slots,
       cacheType,
     };
-    context.write(`${JSON.stringify({ ...document, weights, ranks })}\n`);
+    context.write(`${JSON.stringify({ ...document, weights, ranks, schemes: costs })}\n`);
     return;
   }
   const groups = latentGroups > 1 ? ` in ${latentGroups} latent groups` : '';
   context.write(`scheme ${scheme} on ${worldSize} ranks${groups}: ${reason}\n${planTable(ranks)}\n`);
+  if (worldSize > 1 && costs.length > 1)
+    context.write(
+      `\nEvery scheme on ${worldSize} ranks, at ${options.contextTokens} tokens:\n${schemeTable(costs, scheme)}\n`,
+    );
+}
+
+function schemeTable(costs: readonly SchemeCost[], chosen: Scheme): string {
+  return formatTable(
+    ['scheme', 'result', 'cache/token/rank', 'sent/token/rank'],
+    costs.map((cost) => [
+      cost.scheme === chosen ? `${cost.scheme} *` : cost.scheme,
+      cost.exact ? 'exact' : 'approximate',
+      formatBytes(cost.cacheBytesPerToken),
+      formatBytes(cost.bytesSentPerToken),
+    ]),
+  );
 }
 
 function planTable(ranks: readonly RankForecast[]): string {

@@ -25,6 +25,12 @@ export type TensorType =
   | 'q6_K'
   | 'iq4_nl';
 
+/**
+ * What a tensor will be used for. 'matmul': only ever the weight of `matmul`, 2-D, uploaded whole, never viewed; a
+ * backend may then keep it in a layout of its own. 'any': whatever the operations allow.
+ */
+export type TensorUse = 'any' | 'matmul';
+
 /** Opaque handle of a backend's tensor. */
 export interface Tensor {
   readonly type: TensorType;
@@ -40,9 +46,11 @@ export interface Kernels extends Disposable {
 
   /** Whether `matmul` and `gatherRows` take weights of this type. Others must be converted to f32 or f16 before `allocate`. */
   supportsWeights(type: TensorType): boolean;
+  /** Whether a tensor allocated for 'matmul' gets a layout of its own, in which products are faster. */
+  repacks(type: TensorType, shape: readonly number[]): boolean;
 
   /** Memory that lives until `release` or disposal, filled with zeros. Quantised types: the last axis is a multiple of the block. */
-  allocate(type: TensorType, shape: readonly number[]): Tensor;
+  allocate(type: TensorType, shape: readonly number[], use?: TensorUse): Tensor;
   release(tensors: readonly Tensor[]): void;
 
   /** Copies bytes in the tensor's own storage type; `offsetBytes` from its start. Only for what `allocate` returned. */

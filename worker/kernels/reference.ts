@@ -43,6 +43,7 @@ export function createReferenceKernels(): Kernels {
     name: 'reference',
     device: 'plain JavaScript, float64 sums',
     supportsWeights: (type) => WEIGHT_TYPES.includes(type),
+    repacks: () => false,
     allocate(type, shape) {
       if (type !== 'i32' && !WEIGHT_TYPES.includes(type)) {
         throw new InvariantError(`allocate: ${type} [${shape.join(', ')}], expected i32, ${WEIGHT_TYPES.join(', ')}`);

@@ -78,7 +78,7 @@ export class DealtPositions implements Exchange {
   after(ops: Ops, weights: LayerWeights, cache: LayerCache): Tensor | undefined {
     const { mla } = mlaLayer(this.parts.model, weights, cache);
     if (size(this.seat.rank.prefillHeads) === 0) return undefined;
-    return biased(ops, ops.matmul(mla.output, this.merged), mla.outputBias);
+    return biased(ops, ops.matmul(mla.decode.output, this.merged), mla.outputBias);
   }
 
   /** Which positions a rank sees is in the masks. */

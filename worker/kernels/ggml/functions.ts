@@ -30,6 +30,7 @@ export interface GgmlFunctions {
   readonly backendBufferType: (backend: Pointer) => Pointer;
 
   readonly allocateContext: (context: Pointer, backend: Pointer) => Pointer | null;
+  readonly allocateContextIn: (context: Pointer, bufferType: Pointer) => Pointer | null;
   readonly bufferClear: (buffer: Pointer, value: number) => void;
   readonly bufferFree: (buffer: Pointer) => void;
   readonly tensorSet: (tensor: Pointer, data: Uint8Array, offset: number, size: number) => void;
@@ -142,6 +143,36 @@ export function bindSetThreads(address: Pointer): (backend: Pointer, threads: nu
   };
 }
 
+/** ggml_backend_dev_get_extra_bufts of a device's own library. @returns buffer types, best first */
+export function extraBufferTypes(address: Pointer, device: Pointer): Pointer[] {
+  const list: Pointer | null = koffi.call(address, koffi.proto('void *', ['void *']), device);
+  if (list === null) return [];
+  const types: Pointer[] = [];
+  for (;;) {
+    const type: Pointer | null = koffi.decode(list, types.length * koffi.sizeof('void *'), 'void *');
+    if (type === null) return types;
+    types.push(type);
+  }
+}
+
+const logCallback = koffi.pointer(koffi.proto('void', ['int', 'str', 'void *']));
+
+/** Runs `work` and returns what ggml would have written to stderr meanwhile. */
+export function captureLog(functions: Pick<GgmlFunctions, 'setLog'>, work: () => void): string {
+  let text = '';
+  const callback = koffi.register((_level: number, line: string) => {
+    text += line;
+  }, logCallback);
+  functions.setLog(callback, null);
+  try {
+    work();
+  } finally {
+    functions.setLog(null, null);
+    koffi.unregister(callback);
+  }
+  return text;
+}
+
 type DeviceNames = 'version' | 'setLog' | 'loadBackends' | 'procAddress' | `device${string}` | `backend${string}`;
 type MemoryNames =
   | 'init'
@@ -155,7 +186,7 @@ type MemoryNames =
   | 'quantizeChunk'
   | 'blockSize'
   | `type${string}`
-  | 'allocateContext'
+  | `allocateContext${string}`
   | `buffer${string}`
   | `tensor${string}`
   | `graph${string}`
@@ -187,6 +218,7 @@ function bindMemory(base: LibraryHandle): Part<MemoryNames> {
     init: base.func('ggml_init', 'void *', [initParameters]),
     free: base.func('void ggml_free(void *)'),
     allocateContext: base.func('void *ggml_backend_alloc_ctx_tensors(void *, void *)'),
+    allocateContextIn: base.func('void *ggml_backend_alloc_ctx_tensors_from_buft(void *, void *)'),
     bufferClear: base.func('void ggml_backend_buffer_clear(void *, uint8_t)'),
     bufferFree: base.func('void ggml_backend_buffer_free(void *)'),
     tensorSet: base.func('void ggml_backend_tensor_set(void *, const void *, size_t, size_t)'),

@@ -17,6 +17,7 @@ import {
   elements,
   hasContiguousRows,
   isContiguous,
+  isRepacked,
   type GgmlTensor,
 } from './tensor.ts';
 import type { AttendOptions, Ops, RopeOptions, Tensor } from '../kernels.ts';
@@ -36,12 +37,13 @@ export class GgmlOps implements Ops {
   }
 
   matmul(weight: Tensor, x: Tensor): Tensor {
-    const w = this.#recorder.own(weight);
-    const input = this.#rows('matmul: x', x);
+    const w = this.#recorder.ownWeight(weight);
+    const input = isRepacked(w) ? this.#packed('matmul: x', x) : this.#rows('matmul: x', x);
     const at = `matmul of weight ${describe(w)} and x ${describe(x)}`;
     const axes = w.shape.length;
     check((axes === 2 || axes === 3) && x.shape.length === axes, `${at}: expected two matrices or two batches of them`);
     check(w.shape.at(-1) === x.shape.at(-1), `${at}: inner sizes differ`);
+    check(!isRepacked(w) || axes === 2, `${at}: a weight allocated for matmul is a matrix`);
     check(w.type !== 'i32' && hasContiguousRows(w), `${at}: rows of weight must be contiguous numbers`);
     check(
       axes === 2 || x.shape[0] === w.shape[0] || x.shape[0]! % w.shape[0]! === 0,

@@ -53,6 +53,7 @@ function kernelsInMode(mode: GpuJsMode, remark: string): Kernels {
     name: 'gpujs',
     device: `gpu.js in mode ${mode}: ${MODE_NAMES[mode]}${remark === '' ? '' : ` (${remark})`}`,
     supportsWeights: (type) => WEIGHT_TYPES.includes(type),
+    repacks: () => false,
     allocate(type, shape) {
       if (type !== 'i32' && !WEIGHT_TYPES.includes(type)) {
         throw new InvariantError(`allocate: ${type} [${shape.join(', ')}], expected i32, ${WEIGHT_TYPES.join(', ')}`);
