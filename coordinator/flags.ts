@@ -122,6 +122,12 @@ export function jsonFlag<T>(program: Argv<T>) {
   });
 }
 
+/** Of the commands that hold chats. */
+export const chatTemplateFlag = {
+  type: 'string',
+  describe: "file with the chat template (Jinja) to use instead of the model's own",
+} as const;
+
 /** Of the commands that run given tokens. */
 export const decodeFromFlag = {
   ...optionalNumber(
