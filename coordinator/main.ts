@@ -9,6 +9,7 @@ import { ConfigError, PeerError } from '../config/errors.ts';
 import { packageVersion } from '../config/version.ts';
 import { Interruption, processContext, type CommandContext } from './command-context.ts';
 import { addConvertCommand } from './commands/convert.ts';
+import { addDemoCommand } from './commands/demo.ts';
 import { addDoctorCommand } from './commands/doctor.ts';
 import { addEvalCommand } from './commands/eval.ts';
 import { addFetchCommand } from './commands/fetch.ts';
@@ -19,6 +20,7 @@ import { addServeCommand } from './commands/serve.ts';
 
 /** One file in commands/ each. */
 const commands = [
+  addDemoCommand,
   addRunCommand,
   addServeCommand,
   addPlanCommand,

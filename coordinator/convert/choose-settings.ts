@@ -7,7 +7,7 @@ import { ConfigError, invariant } from '../../config/errors.ts';
 import type { HeadLayout } from '../../model/transmla/attention-maps.ts';
 import type { Dense } from '../../model/transmla/dense.ts';
 import { predictedLoss } from '../../model/transmla/predicted-loss.ts';
-import { planLayer, type PublishedSettings, type SourceRope } from '../../model/transmla/published.ts';
+import { checkSettings, planLayer, type PublishedSettings, type SourceRope } from '../../model/transmla/published.ts';
 
 /** null: not given. */
 export interface SizeRequest {
@@ -42,6 +42,7 @@ export function candidateSettings(request: SizeRequest, layout: HeadLayout): Pub
     throw new ConfigError(
       `cache-ratio: ${total} numbers per token leave nothing for the latent beside rope-dim ${ropeDims.join(', ')}; raise --cache-ratio or lower --rope-dim`,
     );
+  for (const candidate of settings) checkSettings(candidate, layout);
   return settings;
 }
 

@@ -28,7 +28,7 @@ import { checkOutputFolder, makeFolder } from './output-folder.ts';
 import { calibrationPrompts } from './prompts.ts';
 import { Stopwatch } from './stopwatch.ts';
 
-/** Longest window; shorter where the model's context is. */
+/** Longest window; shorter where the model's context or the asked tokens are. */
 const maxWindow = 1024;
 const heldOutWindows = 4;
 /** Layers whose predicted loss decides among settings, spread over the depth: the choice needs no more. */
@@ -189,7 +189,7 @@ async function measureLayers(
 }
 
 function windowCounts(source: Checkpoint, { calibrationTokens }: ConversionOptions): WindowCounts {
-  const length = Math.min(maxWindow, source.config.contextLength);
+  const length = Math.min(maxWindow, source.config.contextLength, calibrationTokens);
   return { length, calibration: Math.max(1, Math.round(calibrationTokens / length)), heldOut: heldOutWindows };
 }
 

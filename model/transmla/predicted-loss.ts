@@ -8,31 +8,41 @@ import type { Slot } from './rope-slots.ts';
 
 /**
  * Share of the key energy that ends at a wrong angle, plus share of the balanced [nope keys; values] that the latent
- * cannot hold. A pair that should turn by angle a and turns by b instead is off by |e^ia - e^ib|^2 = 2 - 2 cos(a - b)
- * of its energy; the mean is over distances from 0 to `longestDistance`, those of near tokens counting more (1 / (1 + distance)).
+ * cannot hold. A slot sums parts z_f of frequencies a_f and turns as a whole by b; it is off by
+ * |sum_f z_f (e^(i a_f t) - e^(i b t))|^2 at distance t, averaged over distances up to `longestDistance` with weights
+ * 1 / (1 + t): near tokens count more.
  */
 export function predictedLoss(plan: LayerPlan, rope: SourceRope, longestDistance: number): number {
+  const cosines = new Map<number, number>();
+  const meanCosine = (frequency: number): number => {
+    const known = cosines.get(Math.abs(frequency));
+    if (known !== undefined) return known;
+    const value = nearMeanCosine(Math.abs(frequency), longestDistance);
+    cosines.set(Math.abs(frequency), value);
+    return value;
+  };
   const keyEnergy = sum([...plan.kept, ...plan.dropped].map((slot) => slot.energy));
   const angleLoss =
-    sum(plan.kept.map((slot) => slotLoss(slot, rope.frequencies[slot.frequency] ?? 0, rope, longestDistance))) +
-    sum(plan.dropped.map((slot) => slotLoss(slot, 0, rope, longestDistance)));
+    sum(plan.kept.map((slot) => slotLoss(slot, rope.frequencies[slot.frequency] ?? 0, rope, meanCosine))) +
+    sum(plan.dropped.map((slot) => slotLoss(slot, 0, rope, meanCosine)));
   const tail = sum(plan.joint.spectrum.subarray(plan.joint.basis.rows));
   const total = sum(plan.joint.spectrum);
   return (keyEnergy > 0 ? angleLoss / keyEnergy : 0) + (total > 0 ? tail / total : 0);
 }
 
-/** @param frequency with which the converted model turns the slot; 0: it lost RoPE */
-function slotLoss(slot: Slot, frequency: number, rope: SourceRope, longestDistance: number): number {
-  const freqfold = slot.energyByFrequency.length;
-  return sum(
-    slot.energyByFrequency.map((energy, f) => {
-      const difference = (rope.frequencies[slot.group * freqfold + f] ?? 0) - frequency;
-      return energy * (2 - 2 * meanCosine(difference, longestDistance));
-    }),
-  );
+/** @param turned frequency with which the converted model turns the slot; 0: it lost RoPE */
+function slotLoss(slot: Slot, turned: number, rope: SourceRope, meanCosine: (frequency: number) => number): number {
+  const freqfold = slot.energyByFrequencies.rows;
+  const source = (f: number): number => rope.frequencies[slot.group * freqfold + f] ?? 0;
+  let loss = 0;
+  slot.energyByFrequencies.data.forEach((energy, place) => {
+    const [a, b] = [source(Math.floor(place / freqfold)), source(place % freqfold)];
+    loss += energy * (meanCosine(a - b) - meanCosine(a - turned) - meanCosine(b - turned) + 1);
+  });
+  return loss;
 }
 
-function meanCosine(frequency: number, longestDistance: number): number {
+function nearMeanCosine(frequency: number, longestDistance: number): number {
   let weighted = 0;
   let weights = 0;
   for (let distance = 0; distance <= longestDistance; distance++) {

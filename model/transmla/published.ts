@@ -22,7 +22,7 @@ import {
   zeros,
 } from './dense.ts';
 import { type Eigen, symmetricEigen } from './eigen.ts';
-import { chooseSlots, findSlots, type Slot, slotRows } from './rope-slots.ts';
+import { checkFreqfold, checkRopeDim, chooseSlots, findSlots, type Slot, slotRows } from './rope-slots.ts';
 
 export interface PublishedSettings {
   /** p: numbers of the shared rotary key. */
@@ -63,6 +63,19 @@ export function convertPublished(
   return applyPlan(maps, layout, rope, planLayer(keyValueMoment(maps, moment), layout, settings));
 }
 
+/** @throws ConfigError for sizes that do not fit a layer of this layout; so do the functions that take them */
+export function checkSettings(settings: PublishedSettings, layout: HeadLayout): void {
+  const { ropeDim, latentDim, freqfold } = settings;
+  const mergedDim = layout.numKvHeads * layout.headDim;
+  checkFreqfold(freqfold, layout);
+  checkRopeDim(ropeDim, mergedDim);
+  const width = 2 * mergedDim - ropeDim;
+  if (!Number.isInteger(latentDim) || latentDim < 1 || latentDim > width)
+    throw new ConfigError(
+      `kv-rank: expected a whole number from 1 to ${width} (${mergedDim - ropeDim} nope key numbers + ${mergedDim} values), got ${latentDim}`,
+    );
+}
+
 /** Second moment of [key; value] before RoPE. [2 G d, 2 G d] */
 export function keyValueMoment(maps: GqaMaps, moment: Dense): Dense {
   return congruence(stackRows([maps.key, maps.value]), moment);
@@ -70,6 +83,7 @@ export function keyValueMoment(maps: GqaMaps, moment: Dense): Dense {
 
 /** Steps 2 to 4. @throws ConfigError for sizes that do not fit this layer */
 export function planLayer(keyValueMoment: Dense, layout: HeadLayout, settings: PublishedSettings): LayerPlan {
+  checkSettings(settings, layout);
   const mergedDim = layout.numKvHeads * layout.headDim;
   const keyMoment = colsOf(rowsOf(keyValueMoment, 0, mergedDim), 0, mergedDim);
   const { kept, dropped } = chooseSlots(findSlots(keyMoment, layout, settings.freqfold), settings.ropeDim);
@@ -116,10 +130,6 @@ export interface JointPca {
 function joinNopeAndValues(nopeRows: Dense, keyValueMoment: Dense, settings: PublishedSettings): JointPca {
   const mergedDim = nopeRows.cols;
   const width = nopeRows.rows + mergedDim;
-  if (!Number.isInteger(settings.latentDim) || settings.latentDim < 1 || settings.latentDim > width)
-    throw new ConfigError(
-      `kv-rank: expected a whole number from 1 to ${width} (${nopeRows.rows} nope key numbers + ${mergedDim} values), got ${settings.latentDim}`,
-    );
   const ratio = normRatio(nopeRows, keyValueMoment) / settings.balance;
   const values = joinCols([zeros(mergedDim, mergedDim), identity(mergedDim)]);
   const nope = joinCols([scaled(nopeRows, 1 / ratio), zeros(nopeRows.rows, mergedDim)]);

@@ -23,8 +23,24 @@ export interface Slot {
   readonly mix: Float64Array;
   /** Mean square of the slot's two numbers per token. */
   readonly energy: number;
-  /** Part of the energy that comes from each source frequency of the group, cross terms left out. [F] */
-  readonly energyByFrequency: Float64Array;
+  /** The energy divided among pairs of source frequencies of the group; sums to `energy`. [F, F] */
+  readonly energyByFrequencies: Dense;
+}
+
+/** @throws ConfigError when F does not divide the d / 2 frequencies */
+export function checkFreqfold(freqfold: number, { headDim }: HeadLayout): void {
+  if (!Number.isInteger(freqfold) || freqfold < 1 || (headDim / 2) % freqfold !== 0)
+    throw new ConfigError(
+      `freqfold: expected a divisor of the ${headDim / 2} rotary frequencies of a head, got ${freqfold}`,
+    );
+}
+
+/** @param mergedDim G d */
+export function checkRopeDim(ropeDim: number, mergedDim: number): void {
+  if (!Number.isInteger(ropeDim) || ropeDim < 2 || ropeDim % 2 !== 0 || ropeDim > mergedDim)
+    throw new ConfigError(
+      `rope-dim: expected an even number from 2 to ${mergedDim} (all rotary pairs of all KV heads), got ${ropeDim}`,
+    );
 }
 
 /**
@@ -34,10 +50,7 @@ export interface Slot {
  */
 export function findSlots(keyMoment: Dense, layout: HeadLayout, freqfold: number): Slot[] {
   const frequencies = layout.headDim / 2;
-  if (!Number.isInteger(freqfold) || freqfold < 1 || frequencies % freqfold !== 0)
-    throw new ConfigError(
-      `freqfold: expected a divisor of the ${frequencies} rotary frequencies of a head, got ${freqfold}`,
-    );
+  checkFreqfold(freqfold, layout);
   const slots: Slot[] = [];
   for (let group = 0; group < frequencies / freqfold; group++)
     slots.push(...slotsOfGroup(keyMoment, layout, group, freqfold));
@@ -49,10 +62,7 @@ export function findSlots(keyMoment: Dense, layout: HeadLayout, freqfold: number
  * the most energy. Kept slots come in the order of their frequencies, dropped ones by energy.
  */
 export function chooseSlots(slots: readonly Slot[], ropeDim: number): { kept: Slot[]; dropped: Slot[] } {
-  if (!Number.isInteger(ropeDim) || ropeDim < 2 || ropeDim % 2 !== 0 || ropeDim > 2 * slots.length)
-    throw new ConfigError(
-      `rope-dim: expected an even number from 2 to ${2 * slots.length} (all rotary pairs of all KV heads), got ${ropeDim}`,
-    );
+  checkRopeDim(ropeDim, 2 * slots.length);
   const groups = new Set(slots.map((slot) => slot.group)).size;
   const keep = ropeDim / 2;
   const byEnergy = [...slots].sort((a, b) => b.energy - a.energy || a.group - b.group || a.order - b.order);
@@ -98,17 +108,17 @@ function slotsOfGroup(keyMoment: Dense, layout: HeadLayout, group: number, freqf
       frequency: group * freqfold + (order % freqfold),
       mix,
       energy: Math.max(0, energy),
-      energyByFrequency: energyByFrequency(moment, mix, freqfold),
+      energyByFrequencies: energyByFrequencies(moment, mix, freqfold),
     };
   });
 }
 
-function energyByFrequency(moment: Dense, mix: Float64Array, freqfold: number): Float64Array {
-  const energy = new Float64Array(freqfold);
+function energyByFrequencies(moment: Dense, mix: Float64Array, freqfold: number): Dense {
+  const energy = zeros(freqfold, freqfold);
   mix.forEach((a, i) =>
     mix.forEach((b, j) => {
-      const f = i % freqfold;
-      if (f === j % freqfold) energy[f] = (energy[f] ?? 0) + a * b * at(moment, i, j);
+      const place = (i % freqfold) * freqfold + (j % freqfold);
+      energy.data[place] = (energy.data[place] ?? 0) + a * b * at(moment, i, j);
     }),
   );
   return energy;

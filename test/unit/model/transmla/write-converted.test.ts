@@ -2,6 +2,7 @@ import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { Weight } from '../../../../model/checkpoint.ts';
 import { openCheckpoint } from '../../../../model/open.ts';
 import { toFloat32 } from '../../../../model/dequantize.ts';
 import { openSafetensors } from '../../../../model/safetensors.ts';
@@ -32,6 +33,11 @@ async function convert(name: string, to: string, settings: PublishedSettings, dt
   return path;
 }
 
+function expectSameWeight({ bytes, ...actual }: Weight, { bytes: expectedBytes, ...expected }: Weight) {
+  expect(actual).toEqual(expected);
+  expect(Buffer.from(bytes).equals(expectedBytes)).toBe(true);
+}
+
 describe('writeConverted', () => {
   it('writes what the reader of converted checkpoints opens, untouched weights unchanged', async () => {
     const path = await convert('llama-gqa', 'a', { ropeDim: 12, latentDim: 20, freqfold: 1, balance: 1 }, 'f32');
@@ -60,9 +66,9 @@ describe('writeConverted', () => {
     for (const frequency of table) expect(source.config.rope.frequencies.map(Math.fround)).toContain(frequency);
     expect(toFloat32(await converted.read('ropeFrequencies', 0))).toEqual(Float32Array.from(config.rope.frequencies));
     for (const role of ['embedding', 'head', 'finalNorm'] as const)
-      expect(await converted.read(role)).toEqual(await source.read(role));
+      expectSameWeight(await converted.read(role), await source.read(role));
     for (const role of ['attentionNorm', 'feedForwardNorm', 'gate', 'up', 'down', 'output'] as const)
-      expect(await converted.read(role, 1)).toEqual(await source.read(role, 1));
+      expectSameWeight(await converted.read(role, 1), await source.read(role, 1));
     expect(converted.shapeOf('queryBias', 0)).toBeUndefined();
   });
 
@@ -75,7 +81,7 @@ describe('writeConverted', () => {
     );
     await using source = await openCheckpoint(join(golden, 'llama-attention-bias'));
     await using converted = await openCheckpoint(path);
-    expect(await converted.read('outputBias', 1)).toEqual(await source.read('outputBias', 1));
+    expectSameWeight(await converted.read('outputBias', 1), await source.read('outputBias', 1));
     expect(converted.shapeOf('queryBias', 1)?.cols).toBe(4 * 32);
     expect(converted.shapeOf('latentDownBias', 1)?.cols).toBe(64);
     expect(converted.shapeOf('gate', 1)?.type).toBe('f16');

@@ -1,0 +1,59 @@
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, it } from 'vitest';
+import { makeFolder } from '../../../../coordinator/convert/output-folder.ts';
+
+let sandbox: string;
+let out: string;
+beforeEach(async () => {
+  sandbox = await mkdtemp(join(tmpdir(), 'output-'));
+  out = join(sandbox, 'deep', 'out');
+});
+afterEach(() => rm(sandbox, { recursive: true }));
+
+const fill = (text: string) => async (folder: string) => {
+  for (const name of ['config.json', 'model.safetensors']) await writeFile(join(folder, name), text);
+  return text.length;
+};
+
+it('makes the folder and its parents, and leaves nothing else', async () => {
+  expect(await makeFolder(out, false, fill('one'))).toBe(3);
+  expect(await readdir(join(sandbox, 'deep'))).toEqual(['out']);
+  expect(await readFile(join(out, 'config.json'), 'utf8')).toBe('one');
+});
+
+it('takes an empty folder', async () => {
+  await mkdir(out, { recursive: true });
+  await makeFolder(out, false, fill('one'));
+  expect(await readdir(out)).toEqual(['config.json', 'model.safetensors']);
+});
+
+it('leaves no trace when the maker fails', async () => {
+  const failing = makeFolder(out, false, async (folder) => {
+    await fill('one')(folder);
+    throw new Error('disk on fire');
+  });
+  await expect(failing).rejects.toThrow('disk on fire');
+  expect(await readdir(join(sandbox, 'deep'))).toEqual([]);
+});
+
+it('replaces a checkpoint only when told to', async () => {
+  await makeFolder(out, false, fill('one'));
+  await expect(makeFolder(out, false, fill('two'))).rejects.toThrow(
+    `out: ${out} holds 2 files already; name another folder or give --force`,
+  );
+  await makeFolder(out, true, fill('two'));
+  expect(await readFile(join(out, 'config.json'), 'utf8')).toBe('two');
+  expect(await readdir(join(sandbox, 'deep'))).toEqual(['out']);
+});
+
+it('never replaces what is no checkpoint', async () => {
+  await mkdir(out, { recursive: true });
+  await writeFile(join(out, 'thesis.txt'), 'ten years');
+  await expect(makeFolder(out, true, fill('two'))).rejects.toThrow(
+    `out: ${out} holds files but no converted checkpoint (config.json and model.safetensors); --force replaces only those`,
+  );
+  await writeFile(join(sandbox, 'file'), '');
+  await expect(makeFolder(join(sandbox, 'file'), true, fill('two'))).rejects.toThrow('is no folder that can be read');
+});
