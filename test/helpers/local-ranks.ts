@@ -7,6 +7,7 @@ import {
   defaultLatentGroups,
   planShards,
   size,
+  type ExpertSharding,
   type Scheme,
   type ShardPlan,
 } from '../../config/shard-plan.ts';
@@ -41,9 +42,9 @@ export const exactOptions: WorkerOptions = {
 export async function startLocalRanks(
   modelPath: string,
   worldSize: number,
-  options: Partial<WorkerOptions> & { scheme?: Scheme; latentGroups?: number } = {},
+  options: Partial<WorkerOptions> & { scheme?: Scheme; latentGroups?: number; expertSharding?: ExpertSharding } = {},
 ): Promise<LocalRanks> {
-  const { scheme: wanted, latentGroups, ...rest } = options;
+  const { scheme: wanted, latentGroups, expertSharding, ...rest } = options;
   const checkpoint = await openCheckpoint(modelPath);
   const { config: model, identity } = checkpoint;
   await checkpoint[Symbol.asyncDispose]();
@@ -53,6 +54,7 @@ export async function startLocalRanks(
     scheme,
     latentGroups: latentGroups ?? defaultLatentGroups(scheme, worldSize),
     blockSize: 1,
+    ...(expertSharding === undefined ? {} : { expertSharding }),
   });
   const groups = createLocalGroups(worldSize);
   const workers = await Promise.all(
