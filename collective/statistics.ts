@@ -12,12 +12,19 @@ export interface StatisticsShape {
 }
 
 /**
- * keyMoment, valueMoment [D + 1, D + 1]: sums of omega_t and of nu_t times [h; 1] [h; 1]^T; queryMoments [H, d, d]: sum
+ * keyMoment, valueMoment, inputMoment [D + 1, D + 1]: sums of omega_t, nu_t and 1 times [h; 1] [h; 1]^T; queryMoments [H, d, d]: sum
  * of w q q^T, q before RoPE; scoreWeights [H]: sum of w; probabilityWeights [H]: sum of p^2; phaseCos, phaseSin
  * [H, d / 2]: sums of w cos(theta (m - t)) and w sin(theta (m - t)).
  */
 export type StatisticsField =
-  'keyMoment' | 'valueMoment' | 'queryMoments' | 'scoreWeights' | 'probabilityWeights' | 'phaseCos' | 'phaseSin';
+  | 'keyMoment'
+  | 'valueMoment'
+  | 'inputMoment'
+  | 'queryMoments'
+  | 'scoreWeights'
+  | 'probabilityWeights'
+  | 'phaseCos'
+  | 'phaseSin';
 
 /** Views into a payload, by field. */
 export function splitStatistics<Values extends Float32Array | Float64Array>(
@@ -35,6 +42,7 @@ export function splitStatistics<Values extends Float32Array | Float64Array>(
   const views = {
     keyMoment: view('keyMoment'),
     valueMoment: view('valueMoment'),
+    inputMoment: view('inputMoment'),
     queryMoments: view('queryMoments'),
     scoreWeights: view('scoreWeights'),
     probabilityWeights: view('probabilityWeights'),
@@ -54,6 +62,7 @@ function lengthsOf({ hiddenDim, numHeads, headDim }: StatisticsShape): Record<St
   return {
     keyMoment: moment,
     valueMoment: moment,
+    inputMoment: moment,
     queryMoments: numHeads * headDim * headDim,
     scoreWeights: numHeads,
     probabilityWeights: numHeads,

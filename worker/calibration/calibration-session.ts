@@ -69,7 +69,7 @@ export class CalibrationSession implements Disposable {
       this.programs.run(stream, (kvHead, turned, squares) => sums.add(kvHead * headsPerKvHead, turned, squares));
     }
     const fields = splitStatistics(payload, shape);
-    for (const field of ['keyMoment', 'valueMoment', 'queryMoments'] as const)
+    for (const field of ['keyMoment', 'valueMoment', 'inputMoment', 'queryMoments'] as const)
       this.backend.kernels.download(this.programs[field], fields[field]);
     sums.writeTo(fields);
     return payload;

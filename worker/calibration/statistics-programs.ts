@@ -18,6 +18,7 @@ export class StatisticsPrograms implements Disposable {
   /** Sums over windows. */
   readonly keyMoment: Tensor; // [D + 1, D + 1]
   readonly valueMoment: Tensor; // [D + 1, D + 1]
+  readonly inputMoment: Tensor; // [D + 1, D + 1]
   readonly queryMoments: Tensor; // [H, d, d]
 
   private readonly kernels: Kernels;
@@ -58,6 +59,7 @@ export class StatisticsPrograms implements Disposable {
     this.headsPerKvHead = numHeads / numKvHeads;
     this.keyMoment = this.allocate([hidden + 1, hidden + 1]);
     this.valueMoment = this.allocate([hidden + 1, hidden + 1]);
+    this.inputMoment = this.allocate([hidden + 1, hidden + 1]);
     this.queryMoments = this.allocate([numHeads, headDim, headDim]);
     this.x = this.allocate([tokens, hidden]);
     this.inputT = this.allocate([hidden + 1, tokens]);
@@ -86,7 +88,7 @@ export class StatisticsPrograms implements Disposable {
 
   /** Starts a layer: the sums are zero, the layer's Gram means are in place. */
   begin(): void {
-    for (const sum of [this.keyMoment, this.valueMoment, this.queryMoments]) this.clear(sum);
+    for (const sum of [this.keyMoment, this.valueMoment, this.inputMoment, this.queryMoments]) this.clear(sum);
     const means = new Float32Array(this.model.numHeads * this.tokens);
     this.layer.gramMeans.forEach((mean, head) => means.fill(mean, head * this.tokens, (head + 1) * this.tokens));
     this.kernels.upload(this.gramMeans, bytesOf(means));
@@ -223,6 +225,7 @@ export class StatisticsPrograms implements Disposable {
     };
     addMoment(this.keyMoment, this.omega);
     addMoment(this.valueMoment, this.nu);
+    addMoment(this.inputMoment, this.ones);
     const attended = ops.add(this.x, ops.add(ops.matmul(layer.output, this.heads), layer.outputBias));
     const h = normed(ops, attended, layer.feedForwardNorm, this.model.normEps);
     const gated = ops.gated(ops.matmul(layer.gate, h), ops.matmul(layer.up, h), this.model.feedForward.activation);

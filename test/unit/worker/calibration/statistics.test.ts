@@ -12,7 +12,7 @@ import { random } from '../../model/transmla/random-layer.ts';
 
 type Fields = Record<StatisticsField, Float64Array>;
 
-const tokens = 21;
+const tokens = 13;
 
 function windowsOf(vocabSize: number, count: number): number[][] {
   const next = random(5);
@@ -86,6 +86,7 @@ async function definition(checkpoint: Checkpoint, layer: number, streams: Float6
   const fields: Fields = {
     keyMoment: new Float64Array((D + 1) ** 2),
     valueMoment: new Float64Array((D + 1) ** 2),
+    inputMoment: new Float64Array((D + 1) ** 2),
     queryMoments: new Float64Array(H * d * d),
     scoreWeights: new Float64Array(H),
     probabilityWeights: new Float64Array(H),
@@ -138,6 +139,7 @@ async function definition(checkpoint: Checkpoint, layer: number, streams: Float6
       const augmented = Float64Array.of(...x, 1);
       addOuter(fields.keyMoment, augmented, omega[t]!);
       addOuter(fields.valueMoment, augmented, nu[t]!);
+      addOuter(fields.inputMoment, augmented, 1);
     });
     stream.forEach((x, t) => {
       add(x, affine(w.output, w.outputBias, heads[t]!));
