@@ -7,7 +7,7 @@
  * ring, sends ready; then the coordinator sends requests, and each rank answers each with one reply or with failed.
  */
 import { z } from 'zod';
-import { schemes } from '../config/shard-plan.ts';
+import { expertShardings, schemes } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
 export const protocolVersion = 1;
@@ -19,6 +19,7 @@ export const shardPlanSchema = z.strictObject({
   scheme: z.enum(schemes),
   worldSize: count,
   latentGroups: count,
+  expertSharding: z.enum(expertShardings),
   ranks: z
     .array(
       z.strictObject({
@@ -27,7 +28,12 @@ export const shardPlanSchema = z.strictObject({
         prefillHeads: range,
         kvHeads: range,
         latent: range,
+        ropeKey: range,
+        positions: z.strictObject({ part: count, parts: count, block: count }),
         feedForward: range,
+        experts: range,
+        expertColumns: range,
+        sharedColumns: range,
         vocab: range,
       }),
     )

@@ -4,9 +4,9 @@
  * nothing is ignored. Read next: load.ts, which reads a file, puts flags over it and reports all mistakes at once.
  */
 import { z } from 'zod';
-import { maxWorldSize } from './shard-plan.ts';
+import { expertShardings, maxWorldSize, schemes } from './shard-plan.ts';
 
-export const schemeNames = ['auto', 'gqa', 'mla', 'tpla', 'tpla-exact', 'dcp', 'gla'] as const;
+export const schemeNames = ['auto', ...schemes] as const;
 export const backendNames = ['ggml', 'gpujs', 'reference'] as const;
 export const transportNames = ['auto', 'shm', 'zeromq', 'mpi'] as const;
 export const cacheTypeNames = ['f16', 'f32', 'q8_0'] as const;
@@ -20,8 +20,8 @@ export const defaultContextCeiling = 4096;
 const wholeNumber = z.number().int();
 
 const attentionSchema = z.strictObject({
-  scheme: available(schemeNames, ['auto', 'gqa', 'mla', 'tpla']).default('auto'),
-  /** Latent shards; 0: as many as ranks in scheme tpla, 1 in any other. */
+  scheme: z.enum(schemeNames).default('auto'),
+  /** Latent shards; 0: as many as ranks in schemes that cut the latent, 1 in any other. */
   latentGroups: wholeNumber.min(0).max(maxWorldSize).default(0),
   reparameterization: z.enum(reparameterizationNames).default('weighted'),
   prefill: z.enum(prefillNames).default('exact'),
@@ -33,8 +33,8 @@ const cacheSchema = z.strictObject({
   type: z.enum(cacheTypeNames).default('f16'),
   /** Tokens that one sequence may hold; 0: as many as the model was made for, at most defaultContextCeiling. */
   contextTokens: wholeNumber.min(0).max(1_048_576).default(0),
-  /** Sequences that may be in the cache at once. */
-  slots: wholeNumber.min(1).max(256).default(1),
+  /** Sequences that may be in the cache at once. Absent it is 0: 4 in `tpla serve`, 1 in commands that run one sequence. */
+  slots: wholeNumber.min(1).max(256).default(0),
 });
 
 const computeSchema = z.strictObject({
@@ -43,6 +43,8 @@ const computeSchema = z.strictObject({
   threads: wholeNumber.min(1).max(256).default(1),
   /** Storage type of matrices; keep: as in the file. */
   weights: z.enum(weightNames).default('keep'),
+  /** How routed experts are spread: columns of each on every rank, or whole experts dealt out. */
+  expertSharding: z.enum(expertShardings).default('columns'),
   /** Most tokens of one step: a longer prompt is prefilled in pieces of this size. */
   maxStepTokens: wholeNumber.min(1).max(4096).default(256),
 });

@@ -12,29 +12,59 @@ export interface Range {
   readonly end: number;
 }
 
-export const schemes = ['gqa', 'mla', 'tpla'] as const;
+/** What each shards, with its cost: docs/schemes.md. */
+export const schemes = ['gqa', 'mla', 'tpla', 'tpla-exact', 'dcp', 'gla'] as const;
 export type Scheme = (typeof schemes)[number];
+
+/** columns: every rank computes its columns of every chosen expert; experts: each expert lies whole on one rank. */
+export const expertShardings = ['columns', 'experts'] as const;
+export type ExpertSharding = (typeof expertShardings)[number];
+
+/**
+ * Which positions of a sequence a rank caches: of every `parts` blocks of `block` positions, block number `part`. Rows of
+ * a cache hold them in order, without gaps.
+ */
+export interface Deal {
+  readonly part: number;
+  readonly parts: number;
+  readonly block: number;
+}
 
 export interface ShardPlan {
   readonly scheme: Scheme;
   readonly worldSize: number;
   /** Number of latent shards (paper: g); 1 where the latent is whole or there is none. */
   readonly latentGroups: number;
+  readonly expertSharding: ExpertSharding;
   readonly ranks: readonly RankPlan[];
 }
 
 export interface RankPlan {
   readonly rank: number;
-  /** Query heads of the decode phase. In `tpla`: all heads, divided among the ranks that share a latent shard. */
+  /**
+   * Query heads of the decode phase. In `tpla` and `tpla-exact`: all heads, divided among the ranks that share a latent
+   * shard; in `dcp`: all heads.
+   */
   readonly heads: Range;
-  /** Query heads of exact prefill: a part of `heads`; over all ranks every head occurs once. */
+  /**
+   * Query heads of exact prefill: a part of `heads`; over all ranks every head occurs once. In `dcp`, in both phases:
+   * the heads that this rank merges and maps to the output.
+   */
   readonly prefillHeads: Range;
   /** KV heads read by `heads`; empty for a latent cache. */
   readonly kvHeads: Range;
   /** Latent columns that the cache of this rank keeps and decode reads; empty for gqa. */
   readonly latent: Range;
-  /** Columns of gate and up, rows of the input of down. */
+  /** Columns of the rotary key that the cache of this rank keeps; empty for gqa. */
+  readonly ropeKey: Range;
+  readonly positions: Deal;
+  /** Columns of gate and up, rows of the input of down; of dense layers. */
   readonly feedForward: Range;
+  /** Experts that this rank holds, and which columns of each: all experts cut by columns, or whole experts dealt out. */
+  readonly experts: Range;
+  readonly expertColumns: Range;
+  /** Columns of the shared experts: always cut. */
+  readonly sharedColumns: Range;
   /** Rows of the embedding and of the output head. */
   readonly vocab: Range;
 }
@@ -45,11 +75,17 @@ export interface PlanRequest {
   readonly latentGroups: number;
   /** Quantised weights are cut along columns at multiples of this; 1 for float weights. */
   readonly blockSize: number;
+  /** How experts are cut; columns when absent. No meaning for a model without experts. */
+  readonly expertSharding?: ExpertSharding;
   /** Relative size of each rank's share; equal when absent. [worldSize] */
   readonly shares?: readonly number[];
 }
 
 export const maxWorldSize = 64;
+
+/** Positions in a row that `dcp` gives to one rank: small, so that the shares of a short context differ by few. */
+const dealBlock = 16;
+const wholeDeal: Deal = { part: 0, parts: 1, block: 1 };
 
 /** @throws ConfigError naming the key, the valid values and what to change. */
 export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan {
@@ -58,23 +94,35 @@ export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan 
   const shares = request.shares ?? new Array<number>(worldSize).fill(1);
   const feedForward = cut(model.feedForward.dim, shares, request.blockSize);
   const vocab = cut(model.vocabSize, shares, 1);
+  const expertSharding = request.expertSharding ?? 'columns';
+  const experts = cutExperts(model, expertSharding, shares, request.blockSize);
   const placesPerGroup = worldSize / latentGroups;
   const ranks: RankPlan[] = [];
   for (let rank = 0; rank < worldSize; rank++) {
     const place = rank % placesPerGroup;
     const group = Math.floor(rank / placesPerGroup);
-    const heads = at(cut(model.numHeads, sharesOfPlaces(shares, placesPerGroup), 1), place);
+    const groupHeads = at(cut(model.numHeads, sharesOfPlaces(shares, placesPerGroup), 1), place);
+    const ownHeads = shift(
+      at(cut(size(groupHeads), sharesOfGroups(shares, placesPerGroup, place), 1), group),
+      groupHeads.start,
+    );
+    const heads = headsOf(scheme, model.numHeads, groupHeads, ownHeads);
     ranks.push({
       rank,
       heads,
-      prefillHeads: shift(at(cut(size(heads), sharesOfGroups(shares, placesPerGroup, place), 1), group), heads.start),
+      prefillHeads: ownHeads,
       kvHeads: kvHeadsOf(model, heads),
       latent: latentOf(model, latentGroups, group),
+      ropeKey: ropeKeyOf(model, request, rank),
+      positions: scheme === 'dcp' ? { part: rank, parts: worldSize, block: dealBlock } : wholeDeal,
       feedForward: at(feedForward, rank),
+      experts: at(experts.experts, rank),
+      expertColumns: at(experts.expertColumns, rank),
+      sharedColumns: at(experts.sharedColumns, rank),
       vocab: at(vocab, rank),
     });
   }
-  return { scheme, worldSize, latentGroups, ranks };
+  return { scheme, worldSize, latentGroups, expertSharding, ranks };
 }
 
 export function size(range: Range): number {
@@ -86,12 +134,48 @@ export function times(range: Range, factor: number): Range {
   return { start: range.start * factor, end: range.end * factor };
 }
 
-/** The scheme behind `auto`, and why, in words for the user. */
-export function chooseScheme(model: ModelConfig, worldSize: number): { scheme: Scheme; reason: string } {
+/** How many of the first `length` positions the rank with this deal caches. */
+export function heldPositions({ part, parts, block }: Deal, length: number): number {
+  const rounds = Math.floor(length / (block * parts));
+  const rest = length - rounds * block * parts;
+  return rounds * block + Math.min(block, Math.max(0, rest - part * block));
+}
+
+/** Whether the scheme computes what one rank would, to rounding. */
+export function isExact(scheme: Scheme, latentGroups: number): boolean {
+  return latentGroups === 1 || scheme === 'tpla-exact';
+}
+
+/** The latent groups of a scheme when the user names no number. */
+export function defaultLatentGroups(scheme: Scheme, worldSize: number): number {
+  return cutsLatent(scheme) ? worldSize : 1;
+}
+
+/**
+ * The scheme behind `auto`, and why, in words for the user. On one host a small exchange costs microseconds and the
+ * exact schemes cost no accuracy; between hosts every exchange is a round trip, and `tpla` has none of its own.
+ */
+export function chooseScheme(
+  model: ModelConfig,
+  worldSize: number,
+  oneHost: boolean,
+): { scheme: Scheme; reason: string } {
   if (model.attention.kind === 'gqa')
     return { scheme: 'gqa', reason: 'the model has a key-value cache per head; convert it for a latent one' };
   if (worldSize === 1) return { scheme: 'mla', reason: 'one rank holds the whole latent' };
-  return { scheme: 'tpla', reason: `the latent is cut over ${worldSize} ranks` };
+  if (oneHost)
+    return {
+      scheme: 'dcp',
+      reason: `exact, and each of ${worldSize} ranks caches 1/${worldSize} of the tokens; what it exchanges is cheap on one host`,
+    };
+  return {
+    scheme: 'tpla',
+    reason: `the latent is cut over ${worldSize} ranks on several hosts, without an exchange inside attention; approximate`,
+  };
+}
+
+function cutsLatent(scheme: Scheme): boolean {
+  return scheme === 'tpla' || scheme === 'tpla-exact' || scheme === 'gla';
 }
 
 /** The numbers of latent groups that worldSize allows: its divisors. */
@@ -124,7 +208,7 @@ function checkRequest(model: ModelConfig, { worldSize, scheme, latentGroups }: P
     throw new ConfigError(`ranks: expected a whole number from 1 to ${maxWorldSize}, got ${worldSize}`);
   const isMla = model.attention.kind === 'mla';
   if (scheme === 'gqa' && isMla)
-    throw new ConfigError(`scheme: gqa needs a key-value cache per head, but this model is MLA; use mla or tpla`);
+    throw new ConfigError(`scheme: gqa needs a key-value cache per head, but this model is MLA; use mla, dcp or tpla`);
   if (scheme !== 'gqa' && !isMla)
     throw new ConfigError(
       `scheme: ${scheme} needs a latent cache, but this ${model.architecture} model is GQA; convert it first (tpla convert) or use --scheme gqa`,
@@ -133,14 +217,40 @@ function checkRequest(model: ModelConfig, { worldSize, scheme, latentGroups }: P
     throw new ConfigError(
       `ranks: ${worldSize} ranks cannot share a latent of ${model.attention.latentDim} columns; use at most ${model.attention.latentDim}`,
     );
-  if (scheme !== 'tpla' && latentGroups !== 1)
+  if (!cutsLatent(scheme) && latentGroups !== 1)
     throw new ConfigError(
       `latentGroups: ${latentGroups} has no meaning for scheme ${scheme}; leave it out or use scheme tpla`,
+    );
+  if (scheme === 'tpla-exact' && latentGroups !== worldSize)
+    throw new ConfigError(
+      `latentGroups: scheme tpla-exact cuts the latent over all ${worldSize} ranks, got ${latentGroups}; leave it out or use ${worldSize}`,
     );
   if (worldSize % latentGroups !== 0)
     throw new ConfigError(
       `latentGroups: ${latentGroups} does not divide worldSize ${worldSize}; use ${validLatentGroups(worldSize).join(', ')}`,
     );
+}
+
+/** By rank; empty for a model without experts. */
+function cutExperts(
+  model: ModelConfig,
+  sharding: ExpertSharding,
+  shares: readonly number[],
+  blockSize: number,
+): Readonly<Record<'experts' | 'expertColumns' | 'sharedColumns', readonly Range[]>> {
+  if (model.experts === null) return { experts: [], expertColumns: [], sharedColumns: [] };
+  const { count, dim, sharedDim } = model.experts;
+  const whole = (end: number): Range[] => shares.map(() => ({ start: 0, end }));
+  return {
+    experts: sharding === 'experts' ? cut(count, shares, 1) : whole(count),
+    expertColumns: sharding === 'experts' ? whole(dim) : cut(dim, shares, blockSize),
+    sharedColumns: cut(sharedDim, shares, blockSize),
+  };
+}
+
+function headsOf(scheme: Scheme, numHeads: number, groupHeads: Range, ownHeads: Range): Range {
+  if (scheme === 'dcp') return { start: 0, end: numHeads };
+  return scheme === 'gla' ? ownHeads : groupHeads;
 }
 
 function kvHeadsOf(model: ModelConfig, heads: Range): Range {
@@ -152,6 +262,14 @@ function kvHeadsOf(model: ModelConfig, heads: Range): Range {
 function latentOf(model: ModelConfig, latentGroups: number, group: number): Range {
   if (model.attention.kind !== 'mla') return { start: 0, end: 0 };
   return at(cut(model.attention.latentDim, new Array<number>(latentGroups).fill(1), 1), group);
+}
+
+/** Partial scores are summed before softmax in `tpla-exact`, so that the rotary key can be cut too. */
+function ropeKeyOf(model: ModelConfig, { scheme, worldSize }: PlanRequest, rank: number): Range {
+  if (model.attention.kind !== 'mla') return { start: 0, end: 0 };
+  const { ropeDim } = model.attention;
+  if (scheme !== 'tpla-exact') return { start: 0, end: ropeDim };
+  return at(cut(ropeDim, new Array<number>(worldSize).fill(1), 1), rank);
 }
 
 /** What each place in a latent group contributes, summed over the groups. */

@@ -3,9 +3,9 @@
  * `auto` and 0 replaced by what they mean. Pure: starts nothing, so that `tpla plan` can print the same.
  */
 import { defaultContextCeiling, type ClusterConfig } from '../config/cluster.ts';
-import { ConfigError, InvariantError } from '../config/errors.ts';
+import { ConfigError } from '../config/errors.ts';
 import type { ModelConfig } from '../config/model-config.ts';
-import { chooseScheme, planShards, schemes, type Scheme, type ShardPlan } from '../config/shard-plan.ts';
+import { chooseScheme, defaultLatentGroups, planShards, type Scheme, type ShardPlan } from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/messages.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
@@ -22,12 +22,13 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
   const model = checkpoint.config;
   const worldSize = config.ranks.length;
   const { scheme, reason } = schemeOf(model, config);
-  const latentGroups = config.attention.latentGroups || (scheme === 'tpla' ? worldSize : 1);
+  const latentGroups = config.attention.latentGroups || defaultLatentGroups(scheme, worldSize);
   const plan = planShards(model, {
     worldSize,
     scheme,
     latentGroups,
     blockSize: columnBlock(checkpoint, config.compute.weights),
+    expertSharding: config.compute.expertSharding,
     shares: config.ranks.map((rank) => rank.share),
   });
   const contextTokens = contextOf(model, config.cache.contextTokens);
@@ -42,7 +43,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
       weights: config.compute.weights,
       cacheType: config.cache.type,
       contextTokens,
-      slots: config.cache.slots,
+      slots: config.cache.slots || 1,
       maxStepTokens: Math.min(config.compute.maxStepTokens, contextTokens),
       reparameterization: config.attention.reparameterization,
       prefill: config.attention.prefill,
@@ -52,11 +53,13 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
 }
 
 function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; reason: string } {
-  const asked = config.attention.scheme;
-  if (asked === 'auto') return chooseScheme(model, config.ranks.length);
-  const scheme = schemes.find((name) => name === asked);
-  if (scheme === undefined) throw new InvariantError(`scheme ${asked} passed the schema but no plan knows it`);
-  return { scheme, reason: 'as asked' };
+  const { scheme, latentGroups } = config.attention;
+  if (scheme !== 'auto') return { scheme, reason: 'as asked' };
+  if (latentGroups > 1 && model.attention.kind === 'mla')
+    return { scheme: 'tpla', reason: `as ${latentGroups} latent groups ask` };
+  const hosts = new Set(config.ranks.map((rank) => rank.host));
+  const oneHost = hosts.size === 1 && !hosts.has('join');
+  return chooseScheme(model, config.ranks.length, oneHost);
 }
 
 /**
@@ -66,8 +69,10 @@ function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; 
 function columnBlock(checkpoint: Checkpoint, weights: ClusterConfig['compute']['weights']): number {
   let block = weights === 'keep' ? 1 : weightLayout(weights).blockSize;
   for (let layer = 0; layer < checkpoint.config.numLayers; layer++) {
-    const shape = checkpoint.shapeOf('down', layer);
-    if (shape !== undefined) block = Math.max(block, weightLayout(shape.type).blockSize);
+    for (const role of ['down', 'expertDown', 'sharedDown'] as const) {
+      const shape = checkpoint.shapeOf(role, layer);
+      if (shape !== undefined) block = Math.max(block, weightLayout(shape.type).blockSize);
+    }
   }
   return block;
 }

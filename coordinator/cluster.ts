@@ -24,6 +24,8 @@ export interface ClusterOptions {
   readonly log: (line: string) => void;
   /** Ends every wait with its reason; disposal stays the caller's. */
   readonly signal?: AbortSignal;
+  /** Called once when a rank fails, also between two requests. */
+  readonly onFailure?: (error: Error) => void;
 }
 
 /** What one step returned; an array that the step did not ask for is empty. */
@@ -110,6 +112,7 @@ export class Cluster implements AsyncDisposable {
     this.#token = randomBytes(16).toString('hex');
     const { worldSize } = this.plan;
     this.#loop = new ControlLoop(server, worldSize, (rank) => this.#processes.pidOf(rank));
+    if (options.onFailure !== undefined) this.#loop.onFailure = options.onFailure;
     this.#processes = new RankProcesses({
       worldSize,
       endpoint: server.endpoint,

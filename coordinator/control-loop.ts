@@ -31,6 +31,8 @@ export class ControlLoop {
   readonly #server: ControlServer;
   readonly #worldSize: number;
   readonly #pidOf: (rank: number) => number | undefined;
+  /** Called once, with the failure that ends every wait. */
+  onFailure: (error: Error) => void = () => undefined;
   readonly #waiters = new Map<AnswerKey, Waiter>();
   readonly #failures = new Map<number, RankFailure>();
   #failure: Error | undefined;
@@ -95,10 +97,12 @@ export class ControlLoop {
 
   /** Ends every wait, now and later, with this error. */
   fail(error: Error): void {
+    const isFirst = this.#failure === undefined;
     this.#failure ??= error;
     const waiters = [...this.#waiters.values()];
     this.#waiters.clear();
     for (const waiter of waiters) waiter.reject(this.#failure);
+    if (isFirst) this.onFailure(this.#failure);
   }
 
   get failed(): boolean {

@@ -14,7 +14,7 @@ import {
   weightNames,
 } from '../config/cluster.ts';
 import { ConfigError } from '../config/errors.ts';
-import { maxWorldSize } from '../config/shard-plan.ts';
+import { expertShardings, maxWorldSize } from '../config/shard-plan.ts';
 
 /** What a command's handler receives. */
 export type FlagsOf<Built> = Built extends Argv<infer Flags> ? ArgumentsCamelCase<Flags> : never;
@@ -43,11 +43,13 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
     .option('scheme', {
       choices: schemeNames,
       describe:
-        'attention over the ranks; auto: gqa for a model with a cache per head, tpla for a latent one (default: auto)',
+        'attention over the ranks; exact: gqa (cache per head), mla (heads), tpla-exact (latent, scores summed), dcp ' +
+        '(positions); approximate: tpla (latent), gla (heads and latent); auto: gqa for a model with a cache per head, ' +
+        'dcp for a latent one on one host, tpla between hosts (default: auto)',
     })
     .option('latent-groups', {
       type: 'number',
-      describe: 'latent shards of scheme tpla, a divisor of the ranks; 0: as many as ranks (default: 0)',
+      describe: 'latent shards of schemes tpla and gla, a divisor of the ranks; 0: as many as ranks (default: 0)',
     })
     .option('reparam', {
       choices: reparameterizationNames,
@@ -70,6 +72,10 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
     .option('weights', {
       choices: weightNames,
       describe: 'storage of matrices; keep: as in the file (default: keep)',
+    })
+    .option('expert-sharding', {
+      choices: expertShardings,
+      describe: 'routed experts: columns of each on every rank, or whole experts dealt out (default: columns)',
     });
 }
 

@@ -9,16 +9,20 @@ import { ConfigError, PeerError } from '../config/errors.ts';
 import { packageVersion } from '../config/version.ts';
 import { Interruption, processContext, type CommandContext } from './command-context.ts';
 import { addConvertCommand } from './commands/convert.ts';
+import { addDemoCommand } from './commands/demo.ts';
 import { addDoctorCommand } from './commands/doctor.ts';
 import { addEvalCommand } from './commands/eval.ts';
 import { addFetchCommand } from './commands/fetch.ts';
 import { addInspectCommand } from './commands/inspect.ts';
 import { addPlanCommand } from './commands/plan.ts';
 import { addRunCommand } from './commands/run.ts';
+import { addServeCommand } from './commands/serve.ts';
 
 /** One file in commands/ each. */
 const commands = [
+  addDemoCommand,
   addRunCommand,
+  addServeCommand,
   addPlanCommand,
   addInspectCommand,
   addFetchCommand,

@@ -36,7 +36,8 @@ export function sampleToken(
 ): number {
   const scores = penalised(logits, history, sampling.repeatPenalty);
   if (sampling.temperature === 0) return argmax(scores);
-  let candidates = sampling.topK > 0 && sampling.topK < scores.length ? largest(scores, sampling.topK) : allOf(scores);
+  let candidates =
+    sampling.topK > 0 && sampling.topK < scores.length ? mostLikely(scores, sampling.topK) : allOf(scores);
   candidates = nucleus(scores, candidates, sampling.topP);
   candidates = likelyEnough(scores, candidates, sampling.minP);
   return draw(scores, candidates, sampling.temperature, random);
@@ -102,7 +103,7 @@ function allOf(scores: Float32Array): number[] {
 }
 
 /** The `count` tokens with the largest scores, in descending order; cost: one pass plus an insertion for each new entry. */
-function largest(scores: Float32Array, count: number): number[] {
+export function mostLikely(scores: Float32Array, count: number): number[] {
   const kept: number[] = [];
   const scoreAt = (place: number): number => scores[kept[place] ?? 0] ?? -Infinity;
   for (let token = 0; token < scores.length; token++) {

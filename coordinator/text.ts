@@ -4,9 +4,9 @@
  */
 import { readFile } from 'node:fs/promises';
 import { ConfigError, messageOf } from '../config/errors.ts';
-import { makeChatTemplate } from '../model/chat-template.ts';
+import { makeChatTemplate, type ChatMessage } from '../model/chat-template.ts';
 import { loadTokenizerFiles } from '../model/tokenizer-files.ts';
-import { makeTokenizer, type TokenStream } from '../model/tokenizer.ts';
+import { makeTokenizer, type Tokenizer, type TokenStream } from '../model/tokenizer.ts';
 import { decodeUtf8 } from './command-context.ts';
 
 export interface ModelText {
@@ -16,6 +16,14 @@ export interface ModelText {
   readonly encodeRaw: (text: string) => number[];
   /** The text as the user's message of a new chat; as encodeRaw where the model has no chat template. */
   readonly encodeChat: (text: string, system: string | undefined) => number[];
+  /**
+   * Messages as the text that the model was trained on, ending with the opening of its answer. The template writes the
+   * start token itself.
+   * @throws ConfigError when the model has no chat template, or the template refuses the messages
+   */
+  readonly renderChat: (messages: readonly ChatMessage[]) => string;
+  readonly hasChatTemplate: boolean;
+  readonly tokenizer: Tokenizer;
   /** Control tokens give no text. */
   readonly newStream: () => TokenStream;
   /** Tokens that end an answer. */
@@ -34,6 +42,12 @@ export async function openText(path: string): Promise<ModelText> {
     return tokenizer.addsBos && tokenizer.bosId !== undefined ? [tokenizer.bosId, ...ids] : ids;
   };
   return {
+    tokenizer,
+    hasChatTemplate: template !== undefined,
+    renderChat(messages) {
+      if (template !== undefined) return template.render(messages, { addGenerationPrompt: true });
+      throw new ConfigError('this model has no chat template; use a plain prompt, or a model that was made for chats');
+    },
     encode: (text) => tokenizer.encode(text),
     encodeRaw,
     encodeChat(text, system) {

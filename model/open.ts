@@ -5,12 +5,26 @@
  */
 import { readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { z } from 'zod';
 import { ConfigError, messageOf } from '../config/errors.ts';
-import type { Checkpoint } from './checkpoint.ts';
+import type { Checkpoint, WeightType } from './checkpoint.ts';
 import { toFloat32 } from './dequantize.ts';
 import { describeConverted } from './families/converted.ts';
-import type { DescribeGguf, DescribeHub } from './families/description.ts';
-import { describeGgufLlama, describeHubLlama } from './families/llama.ts';
+import type { DescribeGguf, DescribeHub, ModelDescription } from './families/description.ts';
+import { describeHubDeepseek2, describeHubDeepseek3, describeHubKimi2 } from './families/deepseek.ts';
+import { describeHubGemma2 } from './families/gemma2.ts';
+import {
+  describeGgufGemma2,
+  describeGgufLlama,
+  describeGgufQwen2,
+  describeGgufQwen3,
+  describeGgufQwen3Moe,
+} from './families/gguf-decoder.ts';
+import { describeGgufDeepseek2 } from './families/gguf-deepseek2.ts';
+import { describeHubLlama } from './families/llama.ts';
+import { describeHubMistral } from './families/mistral.ts';
+import { describeHubMixtral } from './families/mixtral.ts';
+import { describeHubQwen2, describeHubQwen3, describeHubQwen3Moe } from './families/qwen.ts';
 import { openGguf } from './gguf.ts';
 import { openSafetensors } from './safetensors.ts';
 import { StoredCheckpoint } from './stored-checkpoint.ts';
@@ -20,11 +34,27 @@ import { isWeightType } from './tensor-types.ts';
 /** By `model_type` of config.json. */
 const hubFamilies: ReadonlyMap<string, DescribeHub> = new Map([
   ['llama', describeHubLlama],
+  ['mistral', describeHubMistral],
+  ['mixtral', describeHubMixtral],
+  ['qwen2', describeHubQwen2],
+  ['qwen3', describeHubQwen3],
+  ['qwen3_moe', describeHubQwen3Moe],
+  ['gemma2', describeHubGemma2],
+  ['deepseek_v2', describeHubDeepseek2],
+  ['deepseek_v3', describeHubDeepseek3],
+  ['kimi_k2', describeHubKimi2],
   ['tpla_mla', describeConverted],
 ]);
 
 /** By `general.architecture` of GGUF metadata. */
-const ggufFamilies: ReadonlyMap<string, DescribeGguf> = new Map([['llama', describeGgufLlama]]);
+const ggufFamilies: ReadonlyMap<string, DescribeGguf> = new Map([
+  ['llama', describeGgufLlama],
+  ['qwen2', describeGgufQwen2],
+  ['qwen3', describeGgufQwen3],
+  ['qwen3moe', describeGgufQwen3Moe],
+  ['gemma2', describeGgufGemma2],
+  ['deepseek2', describeGgufDeepseek2],
+]);
 
 /** @throws ConfigError: no such path, no config.json, unknown family, damaged file, missing or misshapen weight */
 export async function openCheckpoint(path: string): Promise<Checkpoint> {
@@ -36,6 +66,23 @@ export async function openCheckpoint(path: string): Promise<Checkpoint> {
     case 'gguf':
       return openGgufCheckpoint(path);
   }
+}
+
+/** What config.json alone says, for planning: sizes, names, and the type that the weights are said to have. */
+export async function describeConfig(
+  path: string,
+): Promise<{ readonly description: ModelDescription; readonly storedType: WeightType }> {
+  const config = await readConfig(path);
+  const describe = familyOf(hubFamilies, modelTypeOf(config, path), `${path}: model_type`);
+  return { description: describe(config, undefined), storedType: storedTypeOf(config) };
+}
+
+/** bf16 where the file does not say: so are most published ones. */
+function storedTypeOf(config: unknown): WeightType {
+  const keys = z.object({ torch_dtype: z.string().nullish(), dtype: z.string().nullish() }).safeParse(config).data;
+  const name = keys?.dtype ?? keys?.torch_dtype;
+  if (name === 'float32') return 'f32';
+  return name === 'float16' ? 'f16' : 'bf16';
 }
 
 async function kindOf(path: string): Promise<'folder' | 'safetensors' | 'gguf'> {

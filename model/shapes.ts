@@ -2,7 +2,7 @@
  * The shape that every role must have, from the model's sizes alone: the check between a configuration and its weights
  * when a checkpoint is opened. Vectors count as one row, as Weight has them.
  */
-import type { GqaConfig, MlaConfig, ModelConfig } from '../config/model-config.ts';
+import type { ExpertsConfig, GqaConfig, MlaConfig, ModelConfig } from '../config/model-config.ts';
 import type { Role } from './families/description.ts';
 
 export interface ExpectedShape {
@@ -14,7 +14,7 @@ export interface ExpectedShape {
 
 type Shapes = Readonly<Partial<Record<Role, ExpectedShape>>>;
 
-/** Roles that the model's kind of attention does not have are absent. */
+/** Roles that the model's kinds of attention and feed-forward do not have are absent. */
 export function expectedShapes(config: ModelConfig): Shapes {
   const { hiddenDim, vocabSize, feedForward, attention } = config;
   const table = { rows: vocabSize, cols: hiddenDim, because: 'vocabulary x hidden' };
@@ -25,12 +25,31 @@ export function expectedShapes(config: ModelConfig): Shapes {
     head: table,
     finalNorm: hidden,
     attentionNorm: hidden,
+    attentionPostNorm: hidden,
+    feedForwardPostNorm: hidden,
     feedForwardNorm: hidden,
     outputBias: hidden,
     gate: wide,
     up: wide,
     down: { rows: hiddenDim, cols: feedForward.dim, because: 'hidden x feed-forward' },
     ...(attention.kind === 'gqa' ? gqaShapes(config, attention) : mlaShapes(config, attention)),
+    ...(config.experts === null ? {} : expertShapes(hiddenDim, config.experts)),
+  };
+}
+
+function expertShapes(hiddenDim: number, { count, dim, sharedDim }: ExpertsConfig): Shapes {
+  const experts = `(${count} experts x ${dim})`;
+  const wide = { rows: count * dim, cols: hiddenDim, because: `${experts} x hidden` };
+  const shared = { rows: sharedDim, cols: hiddenDim, because: 'shared experts x hidden' };
+  return {
+    router: { rows: count, cols: hiddenDim, because: 'experts x hidden' },
+    routerBias: { rows: 1, cols: count, because: 'experts' },
+    expertGate: wide,
+    expertUp: wide,
+    expertDown: { rows: count * hiddenDim, cols: dim, because: `(${count} experts x hidden) x ${dim}` },
+    sharedGate: shared,
+    sharedUp: shared,
+    sharedDown: { rows: hiddenDim, cols: sharedDim, because: 'hidden x shared experts' },
   };
 }
 
@@ -44,6 +63,8 @@ function gqaShapes({ hiddenDim, numHeads }: ModelConfig, { numKvHeads, headDim }
   return {
     query: { rows: queryDim, cols: hiddenDim, because: `${heads} x hidden` },
     queryBias: { rows: 1, cols: queryDim, because: heads },
+    queryNorm: { rows: 1, cols: headDim, because: 'a head' },
+    keyNorm: { rows: 1, cols: headDim, because: 'a head' },
     key,
     keyBias,
     value: key,
@@ -63,6 +84,7 @@ function mlaShapes({ hiddenDim, numHeads }: ModelConfig, attention: MlaConfig): 
       ? { query: { rows: queryDim, cols: hiddenDim, because: `${queries} x hidden` } }
       : {
           queryDown: { rows: queryLoraDim, cols: hiddenDim, because: 'query rank x hidden' },
+          queryDownBias: { rows: 1, cols: queryLoraDim, because: 'query rank' },
           queryDownNorm: { rows: 1, cols: queryLoraDim, because: 'query rank' },
           queryUp: { rows: queryDim, cols: queryLoraDim, because: `${queries} x query rank` },
         }),

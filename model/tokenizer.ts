@@ -33,6 +33,10 @@ export interface Tokenizer {
   newStream(options?: DecodeOptions): TokenStream;
   /** The text of one token, special or not; U+FFFD where it is part of a character. */
   tokenText(id: number): string;
+  /** The bytes of one token's text, possibly part of a character; none for ids without a token. */
+  tokenBytes(id: number): Uint8Array;
+  /** Whether it is a control token: it has no part in an answer's text. */
+  isControl(id: number): boolean;
 }
 
 export interface TokenStream {
@@ -66,6 +70,8 @@ export function makeTokenizer(files: TokenizerFiles): Tokenizer {
     decode: (ids, { skipSpecial }) => decode(bytes, skipSpecial ? ids.filter((id) => !special.has(id)) : ids),
     newStream: (options = { skipSpecial: true }) => newStream(bytes, options.skipSpecial ? special : new Set()),
     tokenText: (id) => newDecoder().decode(bytes.of(id)),
+    tokenBytes: (id) => bytes.of(id),
+    isControl: (id) => special.has(id),
   };
 }
 

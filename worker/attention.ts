@@ -4,7 +4,7 @@
  * cache first and read back with the rest, so prefill, blocks and single tokens take the same path.
  */
 import { invariant } from '../config/errors.ts';
-import { size } from '../config/shard-plan.ts';
+import { size, type Range } from '../config/shard-plan.ts';
 import type { GqaConfig, MlaConfig, ModelConfig } from '../config/model-config.ts';
 import type { Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
@@ -52,7 +52,7 @@ export function attendGqa(
     ops,
     model,
     weights.frequencies,
-    biased(ops, ops.matmul(weights.query, h), weights.queryBias),
+    headNormed(ops, model, biased(ops, ops.matmul(weights.query, h), weights.queryBias), weights.headNorms?.query),
     config.headDim,
     inputs,
   );
@@ -60,7 +60,7 @@ export function attendGqa(
     ops,
     model,
     weights.frequencies,
-    biased(ops, ops.matmul(weights.key, h), weights.keyBias),
+    headNormed(ops, model, biased(ops, ops.matmul(weights.key, h), weights.keyBias), weights.headNorms?.key),
     config.headDim,
     inputs,
   );
@@ -92,15 +92,14 @@ export function attendMla(
 ): Tensor | undefined {
   const config = model.attention;
   invariant(config.kind === 'mla' && cache.kind === 'latent', 'an MLA layer with the weights or cache of a GQA layer');
-  const { latent, ropeKey } = latentOfTokens(ops, model, config, weights, h, inputs);
-  const shard = ops.slice(latent, 1, weights.latentShard.start, size(weights.latentShard));
-  ops.scatterRows(cache.rows, ops.concat([shard, ropeKey], 1), inputs.cacheRows);
+  const { latent, ropeKey } = writeLatent(ops, model, config, weights, cache.rows, h, inputs);
   if (inputs.staging !== undefined)
     ops.scatterRows(inputs.staging.rows, ops.concat([latent, ropeKey], 1), inputs.staging.indices);
 
   const projection = inputs.staging === undefined ? weights.decode : weights.prefill;
   if (projection === undefined) return undefined;
-  const query = queryOfTokens(ops, model, config, weights, projection, h, inputs); // [tokens, heads, latentColumns + p], or [.., p] when n = 0
+  const wholeRope = { start: 0, end: config.ropeDim };
+  const query = queryOfTokens(ops, model, config, weights, projection, wholeRope, h, inputs); // [tokens, heads, latentColumns + p], or [.., p] when n = 0
   const source = inputs.staging?.rows ?? cache.rows;
   const width = dim(source, 1);
   const queryWidth = dim(query, 2);
@@ -110,11 +109,30 @@ export function attendMla(
     const keys = ops.slice(rows, 2, width - queryWidth, queryWidth); // [1, cacheRows, queryWidth]
     const values = ops.slice(rows, 2, 0, width - config.ropeDim); // [1, cacheRows, latentColumns]
     const q = ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]);
-    const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: 0 }); // [heads, length, latentColumns]
+    const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: config.scoreSoftcap }); // [heads, length, latentColumns]
     return tokensFirst(ops, ops.matmul(projection.valueUp, o)); // [length, heads * v]
   });
-  const output = columnsOfHeads(ops, weights.output, projection, config.valueDim);
-  return biased(ops, ops.matmul(output, joined(ops, parts)), weights.outputBias);
+  return biased(ops, ops.matmul(projection.output, joined(ops, parts)), weights.outputBias);
+}
+
+/**
+ * The whole latents and rotary keys of the tokens, of which this rank's columns are written to its cache.
+ * [tokens, r], [tokens, p]
+ */
+export function writeLatent(
+  ops: Ops,
+  model: ModelConfig,
+  config: MlaConfig,
+  weights: MlaWeights,
+  rows: Tensor,
+  h: Tensor,
+  inputs: AttentionInputs,
+): { latent: Tensor; ropeKey: Tensor } {
+  const { latent, ropeKey } = latentOfTokens(ops, model, config, weights, h, inputs);
+  const { latentShard, ropeShard } = weights;
+  const row = ops.concat([columns(ops, latent, latentShard), columns(ops, ropeKey, ropeShard)], 1);
+  ops.scatterRows(rows, row, inputs.cacheRows);
+  return { latent, ropeKey };
 }
 
 /** The whole latent, normed where the model norms it, and the rotated shared key. [tokens, r], [tokens, p] */
@@ -136,28 +154,32 @@ function latentOfTokens(
   return { latent, ropeKey: ops.reshape(ropeKey, [tokens, config.ropeDim]) };
 }
 
-/** Queries against cache rows: the absorbed nope part, then the rotated part. [tokens, heads, latentColumns + p] */
-function queryOfTokens(
+/**
+ * Queries against cache rows: the absorbed nope part, absent when there is none, then these columns of the rotated part.
+ * [tokens, heads, latentColumns + ropeColumns]
+ */
+export function queryOfTokens(
   ops: Ops,
   model: ModelConfig,
   config: MlaConfig,
   weights: MlaWeights,
   projection: MlaProjection,
+  ropeColumns: Range,
   h: Tensor,
   inputs: AttentionInputs,
 ): Tensor {
   const tokens = dim(h, 0);
   const heads = projection.heads.end - projection.heads.start;
   const headDim = config.nopeDim + config.ropeDim;
-  const rows = ops.slice(weights.query, 0, projection.heads.start * headDim, heads * headDim);
-  const flat = ops.matmul(rows, queryInput(ops, config, weights, h));
+  const flat = ops.matmul(projection.query, queryInput(ops, config, weights, h));
   const bias =
     weights.queryBias === undefined
       ? undefined
       : ops.slice(weights.queryBias, 0, projection.heads.start * headDim, heads * headDim);
   const q = ops.reshape(biased(ops, flat, bias), [tokens, heads, headDim]);
   const rope = ops.contiguous(ops.slice(q, 2, config.nopeDim, config.ropeDim));
-  const qRope = rotated(ops, model, weights.frequencies, rope, config.ropeDim, inputs); // [tokens, heads, p]
+  const whole = rotated(ops, model, weights.frequencies, rope, config.ropeDim, inputs); // [tokens, heads, p]
+  const qRope = columns(ops, whole, ropeColumns);
   if (projection.keyUp === undefined) return qRope;
   const qNope = ops.contiguous(ops.permute(ops.slice(q, 2, 0, config.nopeDim), [1, 0, 2])); // [heads, tokens, n]
   const absorbed = ops.contiguous(ops.permute(ops.matmul(projection.keyUp, qNope), [1, 0, 2])); // [tokens, heads, latentColumns]
@@ -166,7 +188,8 @@ function queryOfTokens(
 
 function queryInput(ops: Ops, config: MlaConfig, weights: MlaWeights, h: Tensor): Tensor {
   if (weights.queryDown === undefined || config.latentNormEps === null) return h;
-  const low = ops.rmsNorm(ops.matmul(weights.queryDown.matrix, h), config.latentNormEps);
+  const down = biased(ops, ops.matmul(weights.queryDown.matrix, h), weights.queryDown.bias);
+  const low = ops.rmsNorm(down, config.latentNormEps);
   return ops.multiply(low, weights.queryDown.gain); // [tokens, queryLoraDim]
 }
 
@@ -180,7 +203,7 @@ function attendByKvHead(
   values: Tensor,
   mask: Tensor,
 ): Tensor {
-  const options = { scale: config.scoreScale, softcap: 0 };
+  const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   if (new Set(queriesOfKvHead).size === 1) return ops.attend(q, keys, values, mask, options);
   let start = 0;
   const parts = queriesOfKvHead.map((count, kvHead) => {
@@ -214,29 +237,36 @@ function rotated(
   });
 }
 
-/** The columns of W_O that belong to the projection's heads. */
-function columnsOfHeads(ops: Ops, output: Tensor, projection: MlaProjection, valueDim: number): Tensor {
-  const { start, end } = projection.heads;
-  const columns = (end - start) * valueDim;
-  return columns === dim(output, 1) ? output : ops.slice(output, 1, start * valueDim, columns);
+/** Each head normed by itself, before rope. @param x [tokens, heads * headDim]  @param gain [headDim]  @returns [tokens, heads, headDim] */
+function headNormed(ops: Ops, model: ModelConfig, x: Tensor, gain: Tensor | undefined): Tensor {
+  if (gain === undefined) return x;
+  const headDim = dim(gain, 0);
+  const heads = ops.reshape(x, [dim(x, 0), dim(x, 1) / headDim, headDim]);
+  return ops.multiply(ops.rmsNorm(heads, model.normEps), gain);
+}
+
+/** Part of the last axis. */
+function columns(ops: Ops, x: Tensor, range: Range): Tensor {
+  const axis = x.shape.length - 1;
+  return size(range) === dim(x, axis) ? x : ops.slice(x, axis, range.start, size(range));
 }
 
 /** [heads, length, width] -> [length, heads * width] */
-function tokensFirst(ops: Ops, x: Tensor): Tensor {
+export function tokensFirst(ops: Ops, x: Tensor): Tensor {
   const [heads, length, width] = [dim(x, 0), dim(x, 1), dim(x, 2)];
   return ops.reshape(ops.contiguous(ops.permute(x, [1, 0, 2])), [length, heads * width]);
 }
 
-function joined(ops: Ops, parts: readonly Tensor[]): Tensor {
+export function joined(ops: Ops, parts: readonly Tensor[]): Tensor {
   const [only] = parts;
   return parts.length === 1 && only !== undefined ? only : ops.concat(parts, 0);
 }
 
-function biased(ops: Ops, x: Tensor, bias: Tensor | undefined): Tensor {
+export function biased(ops: Ops, x: Tensor, bias: Tensor | undefined): Tensor {
   return bias === undefined ? x : ops.add(x, bias);
 }
 
-function dim(x: Tensor, axis: number): number {
+export function dim(x: Tensor, axis: number): number {
   const length = x.shape[axis];
   invariant(length !== undefined, `axis ${axis} of a tensor of shape [${x.shape.join(', ')}]`);
   return length;

@@ -3,7 +3,8 @@
  * reads and may see. Pure arithmetic; programs.ts turns a chunk's signature into programs and its numbers into inputs.
  */
 import type { Step } from '../collective/messages.ts';
-import { cacheBlock, paddedLength } from './latent-cache.ts';
+import { heldPositions, type Deal } from '../config/shard-plan.ts';
+import { paddedLength, type RowLayout } from './latent-cache.ts';
 
 /** Most tokens of one chunk: matrix products reach full speed here, and scores stay small. */
 export const chunkTokens = 256;
@@ -11,7 +12,7 @@ export const chunkTokens = 256;
 export interface Chunk {
   readonly tokens: number[];
   readonly positions: number[];
-  /** Row of the cache that each token is written to. */
+  /** Row of the cache that each token is written to; the spare one where another rank keeps the token. */
   readonly cacheRows: number[];
   readonly segments: ChunkSegment[];
   /** Equal for chunks that the same programs can compute. */
@@ -27,11 +28,11 @@ export interface ChunkSegment {
   readonly length: number;
   /** Position of the first token. */
   readonly start: number;
-  /** Cache rows read: enough for start + length. */
+  /** Cache rows read: enough for what this rank keeps of start + length tokens. */
   readonly paddedRows: number;
 }
 
-export function chunksOf(step: Step, rowsPerSlot: number): Chunk[] {
+export function chunksOf(step: Step, layout: RowLayout): Chunk[] {
   const chunks: Chunk[] = [];
   let pieces: Piece[] = [];
   let filled = 0;
@@ -53,7 +54,7 @@ export function chunksOf(step: Step, rowsPerSlot: number): Chunk[] {
   return chunks;
 
   function flush(): void {
-    chunks.push(chunkOf(pieces, rowsPerSlot, firstRow));
+    chunks.push(chunkOf(pieces, layout, firstRow));
     firstRow += filled;
     pieces = [];
     filled = 0;
@@ -66,7 +67,7 @@ interface Piece {
   readonly tokens: number[];
 }
 
-function chunkOf(pieces: readonly Piece[], rowsPerSlot: number, firstRow: number): Chunk {
+function chunkOf(pieces: readonly Piece[], layout: RowLayout, firstRow: number): Chunk {
   const segments: ChunkSegment[] = [];
   let offset = 0;
   for (const { slot, start, tokens } of pieces) {
@@ -76,33 +77,48 @@ function chunkOf(pieces: readonly Piece[], rowsPerSlot: number, firstRow: number
       offset,
       length,
       start,
-      paddedRows: Math.min(rowsPerSlot, readLength(start + length, length)),
+      paddedRows: Math.min(
+        layout.rowsPerSlot,
+        readLength(heldPositions(layout.deal, start + length), length, layout.readStep),
+      ),
     });
     offset += length;
   }
   return {
     tokens: pieces.flatMap((piece) => piece.tokens),
     positions: pieces.flatMap((piece) => piece.tokens.map((_, i) => piece.start + i)),
-    cacheRows: pieces.flatMap((piece) => piece.tokens.map((_, i) => piece.slot * rowsPerSlot + piece.start + i)),
+    cacheRows: pieces.flatMap((piece) => piece.tokens.map((_, i) => rowOf(layout, piece.slot, piece.start + i))),
     segments,
     signature: segments.map((s) => `${s.slot}:${s.length}:${s.paddedRows}`).join(' '),
     firstRow,
   };
 }
 
+function rowOf({ deal, rowsPerSlot, spareRow }: RowLayout, slot: number, position: number): number {
+  const row = heldPositions(deal, position);
+  return heldPositions(deal, position + 1) > row ? slot * rowsPerSlot + row : spareRow;
+}
+
 /**
  * Long chunks read a coarser padding, at most a quarter too much: the chunks of a long prompt then share few programs,
  * each of which holds score memory of its own.
  */
-function readLength(length: number, newTokens: number): number {
-  if (newTokens < 16) return paddedLength(length);
-  const step = Math.max(cacheBlock, 2 ** Math.ceil(Math.log2(length)) / 4);
-  return Math.ceil(length / step) * step;
+function readLength(rows: number, newTokens: number, readStep: number): number {
+  if (newTokens < 16) return paddedLength(rows, readStep);
+  return paddedLength(rows, Math.max(readStep, 2 ** Math.ceil(Math.log2(rows)) / 4));
 }
 
-/** 0 where the token at row t of the segment may see cache row s, -Infinity elsewhere. [length, paddedRows] */
-export function causalMask({ length, start, paddedRows }: ChunkSegment): Float32Array {
+/**
+ * 0 where the token at row t of the segment may see cache row s, -Infinity elsewhere. [length, paddedRows]
+ * @param deal which positions the rows hold
+ * @param window positions that a token sees, its own included; 0: all before it
+ */
+export function causalMask({ length, start, paddedRows }: ChunkSegment, deal: Deal, window: number): Float32Array {
   const mask = new Float32Array(length * paddedRows).fill(-Infinity);
-  for (let t = 0; t < length; t++) mask.fill(0, t * paddedRows, t * paddedRows + start + t + 1);
+  for (let t = 0; t < length; t++) {
+    const end = start + t + 1;
+    const first = window === 0 ? 0 : heldPositions(deal, Math.max(0, end - window));
+    mask.fill(0, t * paddedRows + first, t * paddedRows + heldPositions(deal, end));
+  }
   return mask;
 }

@@ -4,13 +4,18 @@
  * stream is replicated: after every sum all ranks hold the same bits.
  */
 import { invariant } from '../config/errors.ts';
+import { routes } from '../config/model-config.ts';
 import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
 import type { Step } from '../collective/messages.ts';
 import { chunksOf, type Chunk } from './chunks.ts';
 import type { MomentAccumulator } from './moments.ts';
-import { ChunkPrograms, EmbeddingProgram, HeadProgram, ProgramCache, type RankParts } from './programs.ts';
+import { normRows } from './post-norm.ts';
+import { ChunkPrograms, EmbeddingProgram, HeadProgram, ProgramCache } from './programs.ts';
+import type { RankParts } from './rank-parts.ts';
+import { RoutedExperts } from './routed-experts.ts';
 import { scoreRows } from './score.ts';
+import type { RankSeat } from './schemes/exchange.ts';
 import { LatentStager } from './staging.ts';
 
 /** Rows of logits computed at once: 32 rows of a 150,000-word vocabulary are 19 MB. */
@@ -18,24 +23,29 @@ const headRows = 32;
 
 export class Forward implements Disposable {
   private readonly parts: RankParts;
+  private readonly seat: RankSeat;
   private readonly rank: RankPlan;
   private readonly group: ProcessGroup;
   private readonly stager: LatentStager;
+  private readonly experts: RoutedExperts;
   private readonly exactPrefill: boolean;
   private readonly chunkPrograms = new ProgramCache<ChunkPrograms>(12);
   private readonly headPrograms = new ProgramCache<HeadProgram>(4);
   private readonly embeddingPrograms = new ProgramCache<EmbeddingProgram>(4);
-  private readonly labels: readonly { attention: string; feedForward: string }[];
+  private readonly labels: readonly { exchange: string; attention: string; feedForward: string }[];
   /** Set while calibration moments are being collected. */
   moments: MomentAccumulator | undefined;
 
   constructor(parts: RankParts, plan: ShardPlan, rank: RankPlan, group: ProcessGroup) {
     this.parts = parts;
+    this.seat = { plan, rank, group };
     this.rank = rank;
     this.group = group;
     this.stager = new LatentStager(parts, plan, rank, group);
+    this.experts = new RoutedExperts(parts, rank);
     this.exactPrefill = parts.cache.staging !== undefined;
     this.labels = parts.weights.layers.map((_, layer) => ({
+      exchange: `layer ${layer}, inside attention`,
       attention: `layer ${layer}, attention`,
       feedForward: `layer ${layer}, feed-forward`,
     }));
@@ -46,7 +56,7 @@ export class Forward implements Disposable {
     const staged = this.exactPrefill && step.phase === 'prefill';
     invariant(!staged || step.sequences.length === 1, `step ${step.id}: exact prefill takes one sequence at a time`);
     const hidden = this.parts.model.hiddenDim;
-    const chunks = chunksOf(step, this.parts.cache.rowsPerSlot);
+    const chunks = chunksOf(step, this.parts.cache.layout);
     const tokens = chunks.reduce((sum, chunk) => sum + chunk.tokens.length, 0);
     const x = new Float32Array(tokens * hidden); // [tokens, hidden]
     const delta = new Float32Array(Math.max(0, ...chunks.map((chunk) => chunk.tokens.length)) * hidden);
@@ -71,16 +81,24 @@ export class Forward implements Disposable {
     const part = delta.subarray(0, x.length);
     const programs = this.chunkPrograms.get(
       `${chunk.signature}${staged ? ' staged' : ''}`,
-      () => new ChunkPrograms(this.parts, chunk, staged),
+      () => new ChunkPrograms(this.parts, this.seat, chunk, staged),
     );
     programs.load(chunk);
     this.moments?.add(layer, x);
-    programs.run(layer, 'attention', x, part);
+    await programs.attention(layer, x, part, labels.exchange);
     await this.group.allReduceSum(part, labels.attention);
-    addInPlace(x, part);
-    programs.run(layer, 'feedForward', x, part);
+    this.addDelta(layer, 'attention', x, part);
+    if (routes(this.parts.model, layer)) this.experts.run(layer, x, part);
+    else programs.feedForward(layer, x, part);
     await this.group.allReduceSum(part, labels.feedForward);
-    addInPlace(x, part);
+    this.addDelta(layer, 'feedForward', x, part);
+  }
+
+  /** @param delta summed over ranks; normed first where the model does so  @param x updated */
+  private addDelta(layer: number, part: 'attention' | 'feedForward', x: Float32Array, delta: Float32Array): void {
+    const norms = this.parts.weights.layers[layer]?.postNorms;
+    if (norms !== undefined) normRows(delta, norms[part], this.parts.model.normEps);
+    addInPlace(x, delta);
   }
 
   /** Each rank looks up its part of the vocabulary; the others add zeros. @param x [chunk tokens, hidden] overwritten */
@@ -146,6 +164,7 @@ export class Forward implements Disposable {
     this.headPrograms[Symbol.dispose]();
     this.embeddingPrograms[Symbol.dispose]();
     this.stager[Symbol.dispose]();
+    this.experts[Symbol.dispose]();
   }
 }
 

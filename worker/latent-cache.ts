@@ -5,7 +5,7 @@
  */
 import { invariant } from '../config/errors.ts';
 import type { ModelConfig } from '../config/model-config.ts';
-import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import { heldPositions, size, type Deal, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Kernels, Tensor, TensorType } from './kernels/kernels.ts';
 
 /** Programs read whole blocks of rows and mask the rest, so that one program serves this many lengths. */
@@ -13,7 +13,18 @@ export const cacheBlock = 256;
 
 export type LayerCache =
   | { readonly kind: 'keyValue'; readonly keys: Tensor; readonly values: Tensor } // [slots * rowsPerSlot, localKvHeads * headDim]
-  | { readonly kind: 'latent'; readonly rows: Tensor }; // [slots * rowsPerSlot, latentShard + ropeDim]
+  | { readonly kind: 'latent'; readonly rows: Tensor }; // [slots * rowsPerSlot (+ 1 spare), latentShard + ropeShard]
+
+/** Which row of a slot, and of the cache, holds which position. */
+export interface RowLayout {
+  /** The most tokens that a rank keeps of a sequence, rounded up to whole read steps. */
+  readonly rowsPerSlot: number;
+  /** Programs read multiples of this many rows. */
+  readonly readStep: number;
+  readonly deal: Deal;
+  /** Written for tokens that other ranks keep, never read. */
+  readonly spareRow: number;
+}
 
 export interface CacheOptions {
   readonly type: TensorType;
@@ -25,8 +36,9 @@ export interface CacheOptions {
 
 export class LatentCache {
   readonly layers: readonly LayerCache[];
-  /** contextTokens, rounded up to whole blocks. */
+  readonly layout: RowLayout;
   readonly rowsPerSlot: number;
+  /** On average: a rank to which positions are dealt keeps one of several tokens. */
   readonly bytesPerToken: number;
   /**
    * Whole latents of the sequence that is being prefilled, for one layer at a time: every layer overwrites it.
@@ -35,8 +47,10 @@ export class LatentCache {
   readonly staging: Tensor | undefined;
 
   constructor(kernels: Kernels, model: ModelConfig, plan: ShardPlan, rank: RankPlan, options: CacheOptions) {
-    this.rowsPerSlot = paddedLength(options.contextTokens);
-    const rows = this.rowsPerSlot * options.slots;
+    this.layout = rowLayout(rank.positions, options);
+    this.rowsPerSlot = this.layout.rowsPerSlot;
+    const { deal, spareRow } = this.layout;
+    const rows = deal.parts > 1 ? spareRow + 1 : spareRow;
     const attention = model.attention;
     const widths = cacheWidths(model, rank);
     this.layers = Array.from({ length: model.numLayers }, (): LayerCache => {
@@ -47,7 +61,7 @@ export class LatentCache {
         values: kernels.allocate(options.type, [rows, widths.row]),
       };
     });
-    this.bytesPerToken = model.numLayers * widths.numbers * bytesPerNumber(options.type);
+    this.bytesPerToken = (model.numLayers * widths.numbers * bytesPerNumber(options.type)) / deal.parts;
     this.staging =
       attention.kind === 'mla' && plan.latentGroups > 1 && options.exactPrefill
         ? kernels.allocate(options.type, [this.rowsPerSlot, attention.latentDim + attention.ropeDim])
@@ -55,15 +69,23 @@ export class LatentCache {
   }
 }
 
-/** The number of rows that a program reads for a sequence of `length` tokens. */
-export function paddedLength(length: number): number {
-  return Math.max(1, Math.ceil(length / cacheBlock)) * cacheBlock;
+/** Equal on all ranks but for the deal's part: the first part is never smaller than another. */
+function rowLayout(deal: Deal, { contextTokens, slots }: CacheOptions): RowLayout {
+  // Multiples of 32 rows, about cacheBlock tokens in all parts together.
+  const readStep = Math.ceil(cacheBlock / deal.parts / 32) * 32;
+  const rowsPerSlot = paddedLength(heldPositions({ ...deal, part: 0 }, contextTokens), readStep);
+  return { rowsPerSlot, readStep, deal, spareRow: slots * rowsPerSlot };
+}
+
+/** The number of rows that a program reads to see `rows` of them. */
+export function paddedLength(rows: number, readStep: number): number {
+  return Math.max(1, Math.ceil(rows / readStep)) * readStep;
 }
 
 function cacheWidths(model: ModelConfig, rank: RankPlan): { row: number; numbers: number } {
   const attention = model.attention;
   if (attention.kind === 'mla') {
-    const row = size(rank.latent) + attention.ropeDim;
+    const row = size(rank.latent) + size(rank.ropeKey);
     return { row, numbers: row };
   }
   const row = size(rank.kvHeads) * attention.headDim;

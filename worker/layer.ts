@@ -6,6 +6,7 @@
  */
 import type { ModelConfig } from '../config/model-config.ts';
 import { attendGqa, attendMla, type AttentionInputs } from './attention.ts';
+import { denseDelta } from './feed-forward.ts';
 import type { Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
 import type { LayerWeights } from './weights.ts';
@@ -30,14 +31,12 @@ export function attentionDelta(
   }
 }
 
-/** @param x [tokens, hidden]  @returns partial delta [tokens, hidden]; undefined: this rank has no columns */
+/** @param x [tokens, hidden]  @returns partial delta [tokens, hidden]; undefined: this rank has no columns, or the layer routes to experts */
 export function feedForwardDelta(ops: Ops, model: ModelConfig, weights: LayerWeights, x: Tensor): Tensor | undefined {
   const feedForward = weights.feedForward;
   if (feedForward === undefined) return undefined;
   const h = normed(ops, x, weights.feedForwardNorm, model.normEps);
-  const gate = ops.matmul(feedForward.gate, h); // [tokens, localFeedForward]
-  const product = ops.gated(gate, ops.matmul(feedForward.up, h), model.feedForward.activation);
-  return ops.matmul(feedForward.down, product);
+  return denseDelta(ops, model, feedForward, h);
 }
 
 /** RMSNorm with its gain. @param x [tokens, hidden]  @param gain [hidden] */

@@ -4,7 +4,7 @@
  * W_DKV' = U W_DKV; exact as long as nothing is cut). TPLA, arXiv 2508.15881, section 4.
  */
 import { invariant } from '../config/errors.ts';
-import type { MlaConfig } from '../config/model-config.ts';
+import type { MlaConfig, ModelConfig } from '../config/model-config.ts';
 import { size, times, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import type { Tensor } from './kernels/kernels.ts';
@@ -13,16 +13,21 @@ import { columnsOf, type WeightUploader } from './weight-uploader.ts';
 export interface MlaWeights {
   readonly kind: 'mla';
   /** Low-rank query (W_DQ with its norm's gain), replicated. */
-  readonly queryDown: { readonly matrix: Tensor; readonly gain: Tensor } | undefined; // [queryLoraDim, hidden], [queryLoraDim]
-  readonly query: Tensor; // [localHeads * (n + p), hidden or queryLoraDim]
-  readonly queryBias: Tensor | undefined;
+  readonly queryDown:
+    | {
+        readonly matrix: Tensor; // [queryLoraDim, hidden]
+        readonly bias: Tensor | undefined; // [queryLoraDim]
+        readonly gain: Tensor; // [queryLoraDim]
+      }
+    | undefined;
+  readonly queryBias: Tensor | undefined; // [localHeads * (n + p)]
   readonly latentDown: Tensor; // W_DKV, W_KR: [r + p, hidden], replicated: every rank computes the whole latent
   readonly latentDownBias: Tensor | undefined; // [r + p]
   readonly latentShard: Range; // columns that the cache keeps
+  readonly ropeShard: Range; // columns of the rotary key that the cache keeps
   readonly decode: MlaProjection;
   /** The same object as `decode` when the cache holds the whole latent; undefined: this rank has no heads in prefill. */
   readonly prefill: MlaProjection | undefined;
-  readonly output: Tensor; // [hidden, localHeads * v]: its product is partial
   readonly outputBias: Tensor | undefined; // [hidden], rank 0 only
   readonly frequencies: Tensor; // [p / 2]
 }
@@ -31,6 +36,10 @@ export interface MlaWeights {
 export interface MlaProjection {
   /** Counted from the first local head. */
   readonly heads: Range;
+  /** Tensors of its own for each phase: a part of a matrix cannot be multiplied once a backend has repacked it. */
+  readonly query: Tensor; // [heads * (n + p), hidden or queryLoraDim]
+  /** Columns of `heads`; in `dcp`, of the heads that this rank merges. Its product is partial. */
+  readonly output: Tensor; // [hidden, heads * v]
   /** W_UK, transposed per head; absent when the model has no nope part. [heads, latentColumns, n] */
   readonly keyUp: Tensor | undefined;
   readonly valueUp: Tensor; // W_UV: [heads, v, latentColumns]
@@ -49,53 +58,60 @@ export async function loadMla(
   const config = checkpoint.config.attention;
   invariant(config.kind === 'mla', 'loadMla called for a model without a latent');
   const queryRows = times(rank.heads, config.nopeDim + config.ropeDim);
-  const queryRole = config.queryLoraDim === null ? 'query' : 'queryUp';
   const whole: Range = { start: 0, end: config.latentDim };
-  const allLocal: Range = { start: 0, end: size(rank.heads) };
-  const decode = await loadProjection(config, uploader, layer, rank.heads, allLocal, rank.latent, rotation);
-  const prefillHeads = {
-    start: rank.prefillHeads.start - rank.heads.start,
-    end: rank.prefillHeads.end - rank.heads.start,
-  };
+  const merged = plan.scheme === 'dcp' ? rank.prefillHeads : rank.heads;
+  const project = (parts: ProjectionParts): Promise<MlaProjection> =>
+    loadProjection(checkpoint.config, uploader, layer, rank.heads.start, parts, rotation);
+  const decode = await project({ heads: rank.heads, outputHeads: merged, latent: rank.latent });
   return {
     kind: 'mla',
     queryDown:
       config.queryLoraDim === null
         ? undefined
-        : { matrix: await uploader.matrix('queryDown', layer), gain: await uploader.vector('queryDownNorm', layer) },
-    query: await uploader.matrix(queryRole, layer, queryRows),
+        : {
+            matrix: await uploader.matrix('queryDown', layer),
+            bias: await uploader.optionalVector('queryDownBias', layer),
+            gain: await uploader.vector('queryDownNorm', layer),
+          },
     queryBias: await uploader.optionalVector('queryBias', layer, queryRows),
     ...(await loadLatentDown(config, checkpoint.config.hiddenDim, uploader, layer, rotation)),
     latentShard: rank.latent,
+    ropeShard: rank.ropeKey,
     decode,
     prefill:
       plan.latentGroups === 1
         ? decode
-        : size(prefillHeads) === 0
+        : size(rank.prefillHeads) === 0
           ? undefined
-          : await loadProjection(config, uploader, layer, rank.heads, prefillHeads, whole, rotation),
-    output: await uploader.matrix('output', layer, undefined, times(rank.heads, config.valueDim)),
+          : await project({ heads: rank.prefillHeads, outputHeads: rank.prefillHeads, latent: whole }),
     outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
     frequencies,
   };
 }
 
+/** Heads of the model, not counted from the first local one. */
+interface ProjectionParts {
+  readonly heads: Range;
+  readonly outputHeads: Range;
+  readonly latent: Range;
+}
+
 /**
- * Rows of W_UK and W_UV for some local heads, over some latent columns.
- * @param local the rank's heads, of all  @param heads counted from local.start
+ * Matrices of some heads: W_Q, W_O, and W_UK and W_UV over some latent columns.
+ * @param firstLocal the first of the rank's heads
  */
 async function loadProjection(
-  config: MlaConfig,
+  { attention: config, hiddenDim }: ModelConfig,
   uploader: WeightUploader,
   layer: number,
-  local: Range,
-  heads: Range,
-  latent: Range,
+  firstLocal: number,
+  { heads, outputHeads, latent }: ProjectionParts,
   rotation: Float32Array | undefined,
 ): Promise<MlaProjection> {
+  invariant(config.kind === 'mla', 'a projection of a model without a latent');
   const { nopeDim, valueDim, latentDim } = config;
   const count = size(heads);
-  const rows = times({ start: local.start + heads.start, end: local.start + heads.end }, nopeDim + valueDim);
+  const rows = times(heads, nopeDim + valueDim);
   let up = await uploader.floats('latentUp', layer, rows); // [heads * (n + v), r]
   if (config.latentNormEps !== null) scaleColumns(up, await uploader.floats('latentNorm', layer));
   if (rotation !== undefined) up = timesTransposed(up, rotation, size(rows), latentDim, latentDim);
@@ -112,7 +128,17 @@ async function loadProjection(
   }
   const type = uploader.floatTypeFor('latentUp', layer);
   return {
-    heads,
+    heads: { start: heads.start - firstLocal, end: heads.end - firstLocal },
+    query: await uploader.matrix(
+      config.queryLoraDim === null ? 'query' : 'queryUp',
+      layer,
+      times(heads, nopeDim + config.ropeDim),
+    ),
+    // In dcp with more ranks than heads, some merge none.
+    output:
+      size(outputHeads) === 0
+        ? uploader.floatTensor(new Float32Array(0), [hiddenDim, 0], 'f32')
+        : await uploader.matrix('output', layer, undefined, times(outputHeads, valueDim)),
     keyUp: nopeDim === 0 ? undefined : uploader.floatTensor(keyUp, [count, width, nopeDim], type),
     valueUp: uploader.floatTensor(valueUp, [count, valueDim, width], type),
   };

@@ -8,7 +8,8 @@ import { invariant } from '../config/errors.ts';
 import { cut, size, type Range } from '../config/shard-plan.ts';
 import type { Kernels, ProgramSet, Tensor } from './kernels/kernels.ts';
 import { normed } from './layer.ts';
-import { ProgramCache, bytesOf, type RankParts } from './programs.ts';
+import { ProgramCache } from './programs.ts';
+import { bytesOf, type RankParts } from './rank-parts.ts';
 
 /** The rows of every second moment that a rank accumulates. */
 export function momentRows(hiddenDim: number, worldSize: number, rank: number): Range {

@@ -3,41 +3,46 @@
  * shape; the few most recent signatures are kept. Read next: layer.ts for what a program computes.
  */
 import { invariant } from '../config/errors.ts';
-import type { ModelConfig } from '../config/model-config.ts';
+import type { Deal } from '../config/shard-plan.ts';
 import type { AttentionInputs } from './attention.ts';
 import { causalMask, type Chunk } from './chunks.ts';
-import type { Kernels, ProgramSet, Tensor } from './kernels/kernels.ts';
-import type { LatentCache } from './latent-cache.ts';
+import { bytesOf, type RankParts } from './rank-parts.ts';
+import { createExchange } from './schemes/create-exchange.ts';
+import type { Exchange, RankSeat } from './schemes/exchange.ts';
+import type { Kernels, ProgramBuilder, ProgramSet, Tensor } from './kernels/kernels.ts';
 import { attentionDelta, feedForwardDelta, normed } from './layer.ts';
-import type { RankWeights } from './weights.ts';
 
-export interface RankParts {
-  readonly kernels: Kernels;
-  readonly model: ModelConfig;
-  readonly weights: RankWeights;
-  readonly cache: LatentCache;
-}
-
-/** Two programs per layer, attention and feed-forward, over `x` and the chunk's inputs. */
+/** Programs of each layer over `x` and the chunk's inputs: attention, in two halves around an exchange or in one, and feed-forward. */
 export class ChunkPrograms implements Disposable {
   readonly x: Tensor; // [tokens, hidden]
   private readonly kernels: Kernels;
   private readonly positions: Tensor; // [tokens] i32
   private readonly cacheRows: Tensor; // [tokens] i32
   private readonly stagingRows: Tensor; // [tokens] i32: positions in the one sequence that is being prefilled
-  private readonly masks: readonly Tensor[]; // per segment [length, paddedRows]
+  /** For each window that some layer has: per segment [length, paddedRows]. */
+  private readonly masks: ReadonlyMap<number, readonly Tensor[]>;
+  private readonly deal: Deal;
+  private readonly exchange: Exchange | undefined;
   private readonly set: ProgramSet;
   private loaded: Chunk | undefined;
 
-  constructor({ kernels, model, weights, cache }: RankParts, chunk: Chunk, staged: boolean) {
+  constructor(parts: RankParts, seat: RankSeat, chunk: Chunk, staged: boolean) {
+    const { kernels, model, weights, cache } = parts;
     this.kernels = kernels;
+    this.deal = cache.layout.deal;
     const tokens = chunk.tokens.length;
     this.x = kernels.allocate('f32', [tokens, model.hiddenDim]);
     this.positions = kernels.allocate('i32', [tokens]);
     this.cacheRows = kernels.allocate('i32', [tokens]);
     this.stagingRows = kernels.allocate('i32', [tokens]);
-    this.masks = chunk.segments.map((segment) => kernels.allocate('f32', [segment.length, segment.paddedRows]));
-    const inputs: AttentionInputs = {
+    const windowOf = (layer: number): number => model.slidingWindows[layer] ?? 0;
+    this.masks = new Map(
+      [...new Set(weights.layers.map((_, layer) => windowOf(layer)))].map((window) => [
+        window,
+        chunk.segments.map((segment) => kernels.allocate('f32', [segment.length, segment.paddedRows])),
+      ]),
+    );
+    const inputsOf = (layer: number): AttentionInputs => ({
       positions: this.positions,
       cacheRows: this.cacheRows,
       segments: chunk.segments.map((segment, i) => ({
@@ -45,15 +50,26 @@ export class ChunkPrograms implements Disposable {
         length: segment.length,
         cacheStart: segment.slot * cache.rowsPerSlot,
         cacheRows: segment.paddedRows,
-        mask: defined(this.masks[i]),
+        mask: defined(this.masks.get(windowOf(layer))?.[i]),
       })),
       staging: staged ? { rows: defined(cache.staging), indices: this.stagingRows } : undefined,
-    };
+    });
+    // Staged latents are whole: attention over them is exact without an exchange.
+    const exchange = staged ? undefined : createExchange(parts, seat, chunk);
+    this.exchange = exchange;
     this.set = kernels.compile(
-      weights.layers.flatMap((layer, i) => [
-        (ops) => present(attentionDelta(ops, model, layer, defined(cache.layers[i]), this.x, inputs)),
-        (ops) => present(feedForwardDelta(ops, model, layer, this.x)),
-      ]),
+      weights.layers.flatMap((layer, i): ProgramBuilder[] => {
+        const rows = defined(cache.layers[i]);
+        const inputs = inputsOf(i);
+        const feedForward: ProgramBuilder = (ops) => present(feedForwardDelta(ops, model, layer, this.x));
+        if (exchange === undefined)
+          return [(ops) => present(attentionDelta(ops, model, layer, rows, this.x, inputs)), feedForward];
+        return [
+          (ops) => exchange.before(ops, layer, rows, this.x, inputs),
+          (ops) => present(exchange.after(ops, layer, rows, inputs)),
+          feedForward,
+        ];
+      }),
     );
   }
 
@@ -63,27 +79,56 @@ export class ChunkPrograms implements Disposable {
     this.kernels.upload(this.positions, bytesOf(Int32Array.from(chunk.positions)));
     this.kernels.upload(this.cacheRows, bytesOf(Int32Array.from(chunk.cacheRows)));
     this.kernels.upload(this.stagingRows, bytesOf(Int32Array.from(chunk.positions)));
-    chunk.segments.forEach((segment, i) => this.kernels.upload(defined(this.masks[i]), bytesOf(causalMask(segment))));
+    for (const [window, masks] of this.masks)
+      chunk.segments.forEach((segment, i) =>
+        this.kernels.upload(defined(masks[i]), bytesOf(causalMask(segment, this.deal, window))),
+      );
+    this.exchange?.load(chunk);
     this.loaded = chunk;
   }
 
-  /** Computes this rank's part of one sublayer's delta for the loaded chunk. @param x, delta [tokens, hidden] */
-  run(layer: number, part: 'attention' | 'feedForward', x: Float32Array, delta: Float32Array): void {
-    const index = 2 * layer + (part === 'attention' ? 0 : 1);
-    const output = this.set.outputs[index]?.[0];
-    if (output === undefined && part === 'feedForward') {
-      delta.fill(0);
-      return;
-    }
+  /**
+   * This rank's part of the attention's delta for the loaded chunk. Also without a part in it, a rank writes its cache.
+   * @param x, delta [tokens, hidden]  @param label names the exchange, if there is one
+   */
+  async attention(layer: number, x: Float32Array, delta: Float32Array, label: string): Promise<void> {
     this.kernels.upload(this.x, bytesOf(x));
+    let index = this.exchange === undefined ? 2 * layer : 3 * layer;
     this.set.run(index);
+    if (this.exchange !== undefined) {
+      await this.exchange.run(this.set.outputs[index] ?? [], label);
+      index++;
+      this.set.run(index);
+    }
+    this.read(index, delta);
+  }
+
+  /** This rank's part of the feed-forward's delta. @param x, delta [tokens, hidden] */
+  feedForward(layer: number, x: Float32Array, delta: Float32Array): void {
+    const index = this.exchange === undefined ? 2 * layer + 1 : 3 * layer + 2;
+    if (this.set.outputs[index]?.[0] !== undefined) {
+      this.kernels.upload(this.x, bytesOf(x));
+      this.set.run(index);
+    }
+    this.read(index, delta);
+  }
+
+  private read(index: number, delta: Float32Array): void {
+    const output = this.set.outputs[index]?.[0];
     if (output === undefined) delta.fill(0);
     else this.kernels.download(output, delta);
   }
 
   [Symbol.dispose](): void {
     this.set[Symbol.dispose]();
-    this.kernels.release([this.x, this.positions, this.cacheRows, this.stagingRows, ...this.masks]);
+    this.exchange?.[Symbol.dispose]();
+    this.kernels.release([
+      this.x,
+      this.positions,
+      this.cacheRows,
+      this.stagingRows,
+      ...[...this.masks.values()].flat(),
+    ]);
   }
 }
 
@@ -97,7 +142,10 @@ export class HeadProgram implements Disposable {
     this.kernels = kernels;
     this.x = kernels.allocate('f32', [rows, model.hiddenDim]);
     this.set = kernels.compile([
-      (ops) => [ops.matmul(weights.head, normed(ops, this.x, weights.finalNorm, model.normEps))],
+      (ops) => {
+        const logits = ops.matmul(weights.head, normed(ops, this.x, weights.finalNorm, model.normEps));
+        return [model.logitSoftcap === 0 ? logits : ops.softcap(logits, model.logitSoftcap)];
+      },
     ]);
   }
 
@@ -114,16 +162,21 @@ export class HeadProgram implements Disposable {
   }
 }
 
-/** Rows of the embedding matrix. */
+/** Rows of the embedding matrix, scaled where the model scales them. */
 export class EmbeddingProgram implements Disposable {
   private readonly kernels: Kernels;
   private readonly ids: Tensor; // [tokens] i32
   private readonly set: ProgramSet;
 
-  constructor({ kernels, weights }: RankParts, tokens: number) {
+  constructor({ kernels, model, weights }: RankParts, tokens: number) {
     this.kernels = kernels;
     this.ids = kernels.allocate('i32', [tokens]);
-    this.set = kernels.compile([(ops) => [ops.gatherRows(weights.embedding, this.ids)]]);
+    this.set = kernels.compile([
+      (ops) => {
+        const rows = ops.gatherRows(weights.embedding, this.ids);
+        return [model.embeddingScale === 1 ? rows : ops.scale(rows, model.embeddingScale)];
+      },
+    ]);
   }
 
   /** @param ids [tokens], local rows  @param x [tokens, hidden] */
@@ -164,10 +217,6 @@ export class ProgramCache<Programs extends Disposable> implements Disposable {
     for (const programs of this.entries.values()) programs[Symbol.dispose]();
     this.entries.clear();
   }
-}
-
-export function bytesOf(values: Float32Array | Int32Array): Uint8Array {
-  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 }
 
 function present(output: Tensor | undefined): Tensor[] {

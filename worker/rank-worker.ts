@@ -15,7 +15,7 @@ import { CalibrationSession } from './calibration/calibration-session.ts';
 import { Forward } from './forward.ts';
 import { LatentCache } from './latent-cache.ts';
 import { MomentAccumulator } from './moments.ts';
-import type { RankParts } from './programs.ts';
+import type { RankParts } from './rank-parts.ts';
 import { WeightUploader } from './weight-uploader.ts';
 import { loadWeights } from './weights.ts';
 

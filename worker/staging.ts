@@ -7,7 +7,8 @@ import { invariant } from '../config/errors.ts';
 import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
 import type { Kernels, Ops, ProgramSet, Tensor } from './kernels/kernels.ts';
-import { ProgramCache, bytesOf, type RankParts } from './programs.ts';
+import { ProgramCache } from './programs.ts';
+import { bytesOf, type RankParts } from './rank-parts.ts';
 
 /** Rows gathered at once. */
 const blockRows = 256;
@@ -38,36 +39,50 @@ export class LatentStager implements Disposable {
     invariant(attention.kind === 'mla', 'staging is for latent caches');
     const { latentDim, ropeDim } = attention;
     const programs = this.programs.get(`${rows}`, () => new BlockPrograms(this.parts, rows));
-    const width = size(this.rank.latent) + ropeDim;
-    const own = new Float32Array(rows * width); // [rows, latentShard + p]
+    const width = size(this.rank.latent) + size(this.rank.ropeKey);
+    const own = new Float32Array(rows * width); // [rows, latentShard + ropeShard]
     programs.read(layer, slot * cache.rowsPerSlot + start, own);
 
-    const contributors = this.plan.ranks.map((rank) => this.firstOfGroup(rank));
-    const lengths = this.plan.ranks.map((rank, i) => (contributors[i] ? rows * size(rank.latent) : 0));
-    const part = contributors[this.rank.rank]
-      ? leadingColumns(own, rows, width, size(this.rank.latent))
-      : new Float32Array(0);
-    const gathered = new Float32Array(rows * latentDim);
-    await this.group.allGather(part, lengths, gathered, `layer ${layer}, latents of ${rows} earlier tokens`);
+    const widths = this.plan.ranks.map((rank) => this.gatheredWidth(rank, ropeDim));
+    const part = leadingColumns(own, rows, width, widths[this.rank.rank] ?? 0);
+    const gathered = new Float32Array(rows * widths.reduce((sum, columns) => sum + columns, 0));
+    await this.group.allGather(
+      part,
+      widths.map((columns) => rows * columns),
+      gathered,
+      `layer ${layer}, latents of ${rows} earlier tokens`,
+    );
 
-    const whole = new Float32Array(rows * (latentDim + ropeDim)); // [rows, r + p]
+    const wholeWidth = latentDim + ropeDim;
+    const whole = new Float32Array(rows * wholeWidth); // [rows, r + p]
+    /** Columns `from` .. of source [rows, sourceWidth] to columns `to` .. of whole. */
+    const place = (source: Float32Array, sourceWidth: number, from: number, columns: number, to: number): void => {
+      for (let row = 0; row < rows; row++) {
+        const first = row * sourceWidth + from;
+        whole.set(source.subarray(first, first + columns), row * wholeWidth + to);
+      }
+    };
     let offset = 0;
-    this.plan.ranks.forEach((rank, i) => {
-      if (!contributors[i]) return;
-      const columns = size(rank.latent);
-      for (let row = 0; row < rows; row++)
-        whole.set(
-          gathered.subarray(offset + row * columns, offset + (row + 1) * columns),
-          row * (latentDim + ropeDim) + rank.latent.start,
-        );
+    this.plan.ranks.forEach(({ latent, ropeKey }, i) => {
+      const columns = widths[i] ?? 0;
+      if (columns === 0) return;
+      const source = gathered.subarray(offset, offset + rows * columns);
+      place(source, columns, 0, size(latent), latent.start);
+      place(source, columns, size(latent), columns - size(latent), latentDim + ropeKey.start);
       offset += rows * columns;
     });
-    for (let row = 0; row < rows; row++)
-      whole.set(
-        own.subarray(row * width + width - ropeDim, (row + 1) * width),
-        row * (latentDim + ropeDim) + latentDim,
-      );
+    if (!this.ropeIsCut(ropeDim)) place(own, width, width - ropeDim, ropeDim, latentDim);
     programs.write(start, whole);
+  }
+
+  /** Columns that a rank sends: those of its cache that the first rank of every latent group does not share. */
+  private gatheredWidth(rank: RankPlan, ropeDim: number): number {
+    if (!this.firstOfGroup(rank)) return 0;
+    return size(rank.latent) + (this.ropeIsCut(ropeDim) ? size(rank.ropeKey) : 0);
+  }
+
+  private ropeIsCut(ropeDim: number): boolean {
+    return this.plan.ranks.some((rank) => size(rank.ropeKey) < ropeDim);
   }
 
   private firstOfGroup(rank: RankPlan): boolean {
@@ -108,7 +123,7 @@ class BlockPrograms implements Disposable {
     ]);
   }
 
-  /** @param out [rows, latentShard + p] */
+  /** @param out [rows, latentShard + ropeShard] */
   read(layer: number, firstRow: number, out: Float32Array): void {
     this.load(firstRow);
     this.set.run(layer);

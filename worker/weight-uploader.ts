@@ -7,7 +7,7 @@ import { size, type Range } from '../config/shard-plan.ts';
 import type { Checkpoint, LayerRole, ModelRole, Weight, WeightType } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
 import { fromFloat32, toFloat32 } from '../model/dequantize.ts';
-import type { Kernels, Tensor } from './kernels/kernels.ts';
+import type { Kernels, Tensor, TensorUse } from './kernels/kernels.ts';
 import type { WorkerOptions } from '../collective/messages.ts';
 
 /** Packs rows of float32 into a quantised type. @param values [rows, cols] */
@@ -34,10 +34,49 @@ export class WeightUploader {
     this.quantize = quantize;
   }
 
-  /** Rows and columns of a matrix. [rows, cols] */
+  /** Rows and columns of a matrix that will only be multiplied with. [rows, cols] */
   async matrix(role: ModelRole | LayerRole, layer: number | undefined, rows?: Range, cols?: Range): Promise<Tensor> {
-    const weight = await this.readSlice(role, layer, rows, cols);
-    return this.upload(this.stored(weight));
+    return this.upload(this.stored(await this.readSlice(role, layer, rows, cols)), 'matmul');
+  }
+
+  /** Rows of a matrix that will be looked up, or looked up and multiplied with. [rows, cols] */
+  async table(role: ModelRole, rows: Range): Promise<Tensor> {
+    return this.upload(this.stored(await this.readSlice(role, undefined, rows)), 'any');
+  }
+
+  /** The table as a matrix to multiply with: a copy only where the backend has a faster layout for one. [rows, cols] */
+  async matrixOfTable(role: ModelRole, table: Tensor, rows: Range): Promise<Tensor> {
+    return this.kernels.repacks(table.type, table.shape) ? await this.matrix(role, undefined, rows) : table;
+  }
+
+  /**
+   * The same rows and columns of several experts, whose matrices lie one below the other.
+   * @param experts which  @param rows of each  @returns [size(experts), size(rows), size(cols)]
+   */
+  async stack(
+    role: 'expertGate' | 'expertUp' | 'expertDown',
+    layer: number,
+    experts: Range,
+    rows: Range,
+    cols?: Range,
+  ): Promise<Tensor> {
+    const shape = this.checkpoint.shapeOf(role, layer);
+    const count = this.checkpoint.config.experts?.count;
+    invariant(shape !== undefined && count !== undefined, `${role} of layer ${layer}: the model has no experts`);
+    const rowsPerExpert = shape.rows / count;
+    let tensor: Tensor | undefined;
+    let offsetBytes = 0;
+    for (let expert = experts.start; expert < experts.end; expert++) {
+      const first = expert * rowsPerExpert;
+      const range = { start: first + rows.start, end: first + rows.end };
+      const weight = this.stored(await this.readSlice(role, layer, range, cols));
+      tensor ??= this.kernels.allocate(weight.type, [size(experts), weight.rows, weight.cols]);
+      this.kernels.upload(tensor, weight.bytes, offsetBytes);
+      offsetBytes += weight.bytes.byteLength;
+    }
+    invariant(tensor !== undefined, `${role} of layer ${layer}: no experts to load`);
+    this.uploadedBytes += offsetBytes;
+    return tensor;
   }
 
   /** A vector, or a part of it, as f32. [length] */
@@ -131,8 +170,8 @@ export class WeightUploader {
     return weight.cols % weightLayout(this.storage).blockSize === 0 ? this.storage : 'f16';
   }
 
-  private upload(weight: Weight): Tensor {
-    const tensor = this.kernels.allocate(weight.type, [weight.rows, weight.cols]);
+  private upload(weight: Weight, use: TensorUse): Tensor {
+    const tensor = this.kernels.allocate(weight.type, [weight.rows, weight.cols], use);
     this.kernels.upload(tensor, weight.bytes);
     this.uploadedBytes += weight.bytes.byteLength;
     return tensor;

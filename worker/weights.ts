@@ -6,6 +6,7 @@
 import type { GqaConfig } from '../config/model-config.ts';
 import { size, times, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
+import { loadFeedForward, type LayerFeedForward } from './feed-forward.ts';
 import type { Tensor } from './kernels/kernels.ts';
 import { loadMla, type MlaWeights } from './mla-weights.ts';
 import type { WeightUploader } from './weight-uploader.ts';
@@ -13,31 +14,27 @@ import type { WeightUploader } from './weight-uploader.ts';
 export interface RankWeights {
   /** Rows of this rank's part of the vocabulary. [localVocab, hidden] */
   readonly embedding: Tensor;
-  /** The same tensor when the model ties them. [localVocab, hidden] */
+  /** When the model ties them: the embedding, or a copy of it in a layout for products. [localVocab, hidden] */
   readonly head: Tensor;
   readonly finalNorm: Tensor; // [hidden], replicated
   readonly layers: readonly LayerWeights[];
 }
 
-export interface LayerWeights {
+export interface LayerWeights extends LayerFeedForward {
   readonly attentionNorm: Tensor; // [hidden], replicated
   /** undefined: there are more ranks than heads and this one has none. */
   readonly attention: GqaWeights | MlaWeights | undefined;
   readonly feedForwardNorm: Tensor; // [hidden], replicated
-  /** undefined: this rank has no columns. */
-  readonly feedForward: FeedForwardWeights | undefined;
-}
-
-export interface FeedForwardWeights {
-  readonly gate: Tensor; // [localFeedForward, hidden]
-  readonly up: Tensor; // [localFeedForward, hidden]
-  readonly down: Tensor; // [hidden, localFeedForward]: its product is partial
+  /** On the summed outputs of attention and feed-forward, on the host; undefined: the model has none. [hidden] */
+  readonly postNorms: { readonly attention: Float32Array; readonly feedForward: Float32Array } | undefined;
 }
 
 export interface GqaWeights {
   readonly kind: 'gqa';
   readonly query: Tensor; // [localHeads * headDim, hidden]
   readonly queryBias: Tensor | undefined;
+  /** Gains of the norms of each head, queries' and keys'. [headDim] */
+  readonly headNorms: { readonly query: Tensor; readonly key: Tensor } | undefined;
   readonly key: Tensor; // [localKvHeads * headDim, hidden]
   readonly keyBias: Tensor | undefined;
   readonly value: Tensor; // [localKvHeads * headDim, hidden]
@@ -59,8 +56,10 @@ export async function loadWeights(
   uploader: WeightUploader,
 ): Promise<RankWeights> {
   const model = checkpoint.config;
-  const embedding = await uploader.matrix('embedding', undefined, rank.vocab);
-  const head = model.tiedEmbeddings ? embedding : await uploader.matrix('head', undefined, rank.vocab);
+  const embedding = await uploader.table('embedding', rank.vocab);
+  const head = model.tiedEmbeddings
+    ? await uploader.matrixOfTable('embedding', embedding, rank.vocab)
+    : await uploader.matrix('head', undefined, rank.vocab);
   const frequencies = uploader.values(Float32Array.from(model.rope.frequencies));
   const layers: LayerWeights[] = [];
   for (let layer = 0; layer < model.numLayers; layer++) {
@@ -69,7 +68,13 @@ export async function loadWeights(
       attentionNorm: await uploader.vector('attentionNorm', layer),
       attention: size(rank.heads) === 0 ? undefined : await loadAttention(layer, table),
       feedForwardNorm: await uploader.vector('feedForwardNorm', layer),
-      feedForward: size(rank.feedForward) === 0 ? undefined : await loadFeedForward(rank, uploader, layer),
+      postNorms: model.postNorms
+        ? {
+            attention: await uploader.floats('attentionPostNorm', layer),
+            feedForward: await uploader.floats('feedForwardPostNorm', layer),
+          }
+        : undefined,
+      ...(await loadFeedForward(model, rank, uploader, layer)),
     });
   }
   return { embedding, head, finalNorm: await uploader.vector('finalNorm', undefined), layers };
@@ -79,14 +84,6 @@ export async function loadWeights(
       return await loadMla(checkpoint, plan, rank, uploader, layer, table, rotations[layer]);
     return await loadGqa(model.attention, model.numHeads, rank, uploader, layer, table);
   }
-}
-
-async function loadFeedForward(rank: RankPlan, uploader: WeightUploader, layer: number): Promise<FeedForwardWeights> {
-  return {
-    gate: await uploader.matrix('gate', layer, rank.feedForward),
-    up: await uploader.matrix('up', layer, rank.feedForward),
-    down: await uploader.matrix('down', layer, undefined, rank.feedForward),
-  };
 }
 
 async function loadGqa(
@@ -103,6 +100,9 @@ async function loadGqa(
     kind: 'gqa',
     query: await uploader.matrix('query', layer, queryRows),
     queryBias: await uploader.optionalVector('queryBias', layer, queryRows),
+    headNorms: config.headNorms
+      ? { query: await uploader.vector('queryNorm', layer), key: await uploader.vector('keyNorm', layer) }
+      : undefined,
     key: await uploader.matrix('key', layer, kvRows),
     keyBias: await uploader.optionalVector('keyBias', layer, kvRows),
     value: await uploader.matrix('value', layer, kvRows),

@@ -5,9 +5,11 @@ import { ConfigError } from '../../config/errors.ts';
 import { layOut } from '../cluster-layout.ts';
 import type { Cluster } from '../cluster.ts';
 import { decodeUtf8, type CommandContext } from '../command-context.ts';
-import { generate, requireRoom, type Generation, type Usage } from '../engine.ts';
-import { clusterFlags, jsonFlag, samplingFlags, type FlagsOf } from '../flags.ts';
-import { openModel, startCluster } from '../session.ts';
+import { generate } from '../engine.ts';
+import { clusterFlags, jsonFlag, samplingFlags } from '../flags.ts';
+import { requireRoom, type Generation, type Usage } from '../generation.ts';
+import type { Sampling } from '../sampler.ts';
+import { openModel, startCluster, type SessionFlags } from '../session.ts';
 import { formatBytes, formatMs, formatTable } from '../table.ts';
 import { openText, type ModelText } from '../text.ts';
 
@@ -21,7 +23,18 @@ const runFlags = <T>(command: Argv<T>) =>
     })
     .option('system', { type: 'string', describe: 'system message of the chat' });
 
-type RunFlags = FlagsOf<ReturnType<typeof runFlags>>;
+/** What `run` needs of its flags; the demo fills it from constants. */
+export interface RunRequest extends SessionFlags, Sampling {
+  /** undefined: standard input is read. */
+  readonly prompt: string | undefined;
+  readonly raw: boolean;
+  readonly system: string | undefined;
+  readonly maxTokens: number;
+  /** undefined: a random one. */
+  readonly seed: number | undefined;
+  readonly stop: readonly string[] | undefined;
+  readonly json: boolean;
+}
 
 export function addRunCommand(program: Argv, context: CommandContext): Argv {
   return program.command(
@@ -32,7 +45,8 @@ export function addRunCommand(program: Argv, context: CommandContext): Argv {
   );
 }
 
-async function run(flags: RunFlags, context: CommandContext): Promise<void> {
+/** Starts a cluster, streams one answer, prints the table. */
+export async function run(flags: RunRequest, context: CommandContext): Promise<void> {
   const prompt = await promptOf(flags, context);
   await using model = await openModel(flags, context);
   const text = await openText(model.checkpoint.path);
@@ -63,7 +77,7 @@ async function run(flags: RunFlags, context: CommandContext): Promise<void> {
  * An empty prompt is refused in a chat; raw it means the start token alone, where the model has one.
  * @throws ConfigError when there is none, or standard input is not UTF-8
  */
-async function promptOf({ prompt: argument, raw }: RunFlags, context: CommandContext): Promise<string> {
+async function promptOf({ prompt: argument, raw }: RunRequest, context: CommandContext): Promise<string> {
   if (argument === undefined && context.inputIsTerminal)
     throw new ConfigError('prompt: none given; write `tpla run "text"` or pipe a text into it');
   const prompt = argument ?? decodeUtf8(await context.readInput(), 'prompt on standard input').replace(/\r?\n$/, '');
@@ -130,7 +144,7 @@ function rankTable({ scheme, ranks, promptTokens, generatedTokens, timings, perR
   );
 }
 
-function generationOf(flags: RunFlags, promptIds: readonly number[], seed: number, text: ModelText): Generation {
+function generationOf(flags: RunRequest, promptIds: readonly number[], seed: number, text: ModelText): Generation {
   const { temperature, topK, topP, minP, repeatPenalty } = flags;
   return {
     promptIds,

@@ -5,8 +5,10 @@
  */
 import { z } from 'zod';
 import { ConfigError } from '../../config/errors.ts';
+import { plainFeatures } from '../../config/model-config.ts';
 import { without, type ModelDescription, type Role, type TensorNames, type Tensors } from './description.ts';
 import { hubActivation, layerCount, parseKeys, positive, size } from './hub-config.ts';
+import { isTied } from './hub-decoder.ts';
 
 const names: TensorNames = {
   embedding: 'model.embed_tokens.weight',
@@ -56,15 +58,16 @@ const schema = z.object({
 });
 
 /** @throws ConfigError listing the keys of config.json that are missing, wrong or not supported */
-export function describeConverted(config: unknown, tensors: Tensors): ModelDescription {
+export function describeConverted(config: unknown, tensors: Tensors | undefined): ModelDescription {
   const keys = parseKeys(schema, config, 'config.json');
   if (keys.rope_frequencies.length * 2 !== keys.qk_rope_head_dim)
     throw new ConfigError(
       `config.json: rope_frequencies has ${keys.rope_frequencies.length} entries, expected ${keys.qk_rope_head_dim / 2} = qk_rope_head_dim / 2`,
     );
-  const tied = keys.tie_word_embeddings || !tensors.has('lm_head.weight');
+  const tied = isTied(keys, tensors);
   return {
     config: {
+      ...plainFeatures,
       architecture: 'tpla_mla',
       hiddenDim: keys.hidden_size,
       numLayers: keys.num_hidden_layers,
@@ -81,6 +84,7 @@ export function describeConverted(config: unknown, tensors: Tensors): ModelDescr
         queryLoraDim: null,
         latentNormEps: null,
         scoreScale: keys.softmax_scale,
+        scoreSoftcap: 0,
       },
       rope: { frequencies: keys.rope_frequencies, attentionFactor: 1, interleaved: false },
       feedForward: { kind: 'gated', dim: keys.intermediate_size, activation: hubActivation(keys.hidden_act) },

@@ -9,7 +9,7 @@ import type { StoredTensor } from '../tensor-store.ts';
 
 export type Role = ModelRole | LayerRole;
 
-/** `{layer}` stands for the layer's number. */
+/** `{layer}` stands for the layer's number, `{expert}` for the expert's: such a role is stored as one matrix per expert. */
 export type TensorNames = Readonly<Partial<Record<Role, string>>>;
 
 export type Tensors = ReadonlyMap<string, StoredTensor>;
@@ -25,10 +25,16 @@ export interface ModelDescription {
    * order (i, i + headDim/2) when read.
    */
   readonly neighbourPairs: readonly Role[];
+  /** Norms whose stored numbers are the gain minus 1. */
+  readonly gainsMinusOne?: readonly Role[];
+  /** Rows and columns of a block that shares a scale, of fp8 matrices with a `_scale_inv` beside them. */
+  readonly scaleBlock?: readonly [number, number] | undefined;
+  /** latentUp stored in two tensors: key part [H, r, n] (transposed) and value part [H, v, r]. Instead of a name. */
+  readonly latentParts?: { readonly key: string; readonly value: string };
 }
 
-/** @param config the parsed config.json */
-export type DescribeHub = (config: unknown, tensors: Tensors) => ModelDescription;
+/** @param config the parsed config.json  @param tensors undefined where the configuration alone is at hand */
+export type DescribeHub = (config: unknown, tensors: Tensors | undefined) => ModelDescription;
 
 export interface GgufSource {
   readonly metadata: GgufMetadata;

@@ -54,11 +54,29 @@ export function parseKeys<T>(schema: z.ZodType<T>, keys: unknown, where: string)
   throw new ConfigError(`${where}: ${mistakes.join('; ')}`);
 }
 
-export function hubRope(config: z.infer<z.ZodObject<typeof ropeFields>>): { theta: number; scaling: RopeScaling } {
+/** @param defaultTheta where the file has none */
+export function hubRope(
+  config: z.infer<z.ZodObject<typeof ropeFields>>,
+  defaultTheta = 10000,
+): { theta: number; scaling: RopeScaling; mscaleAllDim: number } {
   const keys = config.rope_parameters ?? config.rope_scaling ?? {};
-  const theta = keys.rope_theta ?? config.rope_theta ?? 10000;
-  return { theta, scaling: hubScaling(keys, config.max_position_embeddings) };
+  const theta = keys.rope_theta ?? config.rope_theta ?? defaultTheta;
+  const scaling = hubScaling(keys, config.max_position_embeddings);
+  return { theta, scaling, mscaleAllDim: keys.mscale_all_dim ?? 0 };
 }
+
+/** Quantised with 8-bit floats in blocks, or not at all; other methods are refused by name. */
+export const quantizationField = {
+  quantization_config: z
+    .object({ quant_method: z.string(), weight_block_size: z.tuple([size, size]).nullish() })
+    .nullish()
+    .superRefine((keys, context) => {
+      if (keys && keys.quant_method !== 'fp8')
+        context.addIssue(`quant_method '${keys.quant_method}' is not supported; fp8 is, or a GGUF file`);
+      else if (keys && !keys.weight_block_size)
+        context.addIssue('fp8 without weight_block_size (a scale per matrix) is not supported');
+    }),
+};
 
 export function hubActivation(name: string): FeedForwardConfig['activation'] {
   switch (name) {

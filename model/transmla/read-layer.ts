@@ -16,7 +16,24 @@ export function convertibleAttention(config: ModelConfig): GqaConfig {
     throw new ConfigError(
       `convert: this ${config.architecture} model has latent attention already (kv_lora_rank ${config.attention.latentDim}); run or serve it as it is`,
     );
+  refuseFeatures(config);
   return config.attention;
+}
+
+/** What a converted folder cannot record would be lost without a word. */
+function refuseFeatures(config: ModelConfig): void {
+  const attention = config.attention;
+  const features = [
+    attention.kind === 'gqa' && attention.headNorms ? 'norms on queries and keys' : '',
+    config.slidingWindows.some((window) => window > 0) ? 'a sliding window' : '',
+    attention.scoreSoftcap > 0 || config.logitSoftcap > 0 ? 'soft-capped scores' : '',
+    config.postNorms ? 'norms behind attention and feed-forward' : '',
+    config.experts === null ? '' : 'routed experts',
+  ].filter((feature) => feature !== '');
+  if (features.length > 0)
+    throw new ConfigError(
+      `convert: this ${config.architecture} model has ${features.join(', ')}, which the conversion does not support; run it with --scheme gqa`,
+    );
 }
 
 export function headLayout(config: ModelConfig): HeadLayout {

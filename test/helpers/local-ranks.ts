@@ -2,7 +2,15 @@
  * All ranks of a cluster inside this process, over the in-process group: the worker's code and arithmetic without
  * sockets and processes, for parity tests.
  */
-import { chooseScheme, planShards, size, type Scheme, type ShardPlan } from '../../config/shard-plan.ts';
+import {
+  chooseScheme,
+  defaultLatentGroups,
+  planShards,
+  size,
+  type ExpertSharding,
+  type Scheme,
+  type ShardPlan,
+} from '../../config/shard-plan.ts';
 import { createLocalGroups } from '../../collective/local-group.ts';
 import type { Setup, Step, WorkerOptions } from '../../collective/messages.ts';
 import { openCheckpoint } from '../../model/open.ts';
@@ -34,18 +42,19 @@ export const exactOptions: WorkerOptions = {
 export async function startLocalRanks(
   modelPath: string,
   worldSize: number,
-  options: Partial<WorkerOptions> & { scheme?: Scheme; latentGroups?: number } = {},
+  options: Partial<WorkerOptions> & { scheme?: Scheme; latentGroups?: number; expertSharding?: ExpertSharding } = {},
 ): Promise<LocalRanks> {
-  const { scheme: wanted, latentGroups, ...rest } = options;
+  const { scheme: wanted, latentGroups, expertSharding, ...rest } = options;
   const checkpoint = await openCheckpoint(modelPath);
   const { config: model, identity } = checkpoint;
   await checkpoint[Symbol.asyncDispose]();
-  const scheme = wanted ?? chooseScheme(model, worldSize).scheme;
+  const scheme = wanted ?? chooseScheme(model, worldSize, true).scheme;
   const plan = planShards(model, {
     worldSize,
     scheme,
-    latentGroups: latentGroups ?? (scheme === 'tpla' ? worldSize : 1),
+    latentGroups: latentGroups ?? defaultLatentGroups(scheme, worldSize),
     blockSize: 1,
+    ...(expertSharding === undefined ? {} : { expertSharding }),
   });
   const groups = createLocalGroups(worldSize);
   const workers = await Promise.all(

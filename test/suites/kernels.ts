@@ -5,7 +5,9 @@
 import { describe, expect } from 'vitest';
 import type { Kernels } from '../../worker/kernels/kernels.ts';
 import { describeAttention } from './kernels/attention.ts';
+import { describeAttentionParts } from './kernels/attention-parts.ts';
 import { describeElementwise } from './kernels/elementwise.ts';
+import { describeExperts } from './kernels/experts.ts';
 import { openKernelSuite } from './kernels/harness.ts';
 import type { KernelSuiteOptions } from './kernels/harness.ts';
 import { describeMatmul } from './kernels/matmul.ts';
@@ -22,10 +24,12 @@ export function describeKernels(name: string, create: () => Kernels, options: Ke
       expect(kernels.supportsWeights('f32')).toBe(true);
     });
     describeMatmul(suite);
+    describeExperts(suite);
     describeElementwise(suite);
     describeRopeAndNorm(suite);
     describeViews(suite);
     describeAttention(suite);
+    describeAttentionParts(suite);
     describePrograms(suite);
   });
 }

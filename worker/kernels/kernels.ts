@@ -25,6 +25,12 @@ export type TensorType =
   | 'q6_K'
   | 'iq4_nl';
 
+/**
+ * What a tensor will be used for. 'matmul': only ever the weight of `matmul`, 2-D, uploaded whole, never viewed; a
+ * backend may then keep it in a layout of its own. 'any': whatever the operations allow.
+ */
+export type TensorUse = 'any' | 'matmul';
+
 /** Opaque handle of a backend's tensor. */
 export interface Tensor {
   readonly type: TensorType;
@@ -40,9 +46,11 @@ export interface Kernels extends Disposable {
 
   /** Whether `matmul` and `gatherRows` take weights of this type. Others must be converted to f32 or f16 before `allocate`. */
   supportsWeights(type: TensorType): boolean;
+  /** Whether a tensor allocated for 'matmul' gets a layout of its own, in which products are faster. */
+  repacks(type: TensorType, shape: readonly number[]): boolean;
 
   /** Memory that lives until `release` or disposal, filled with zeros. Quantised types: the last axis is a multiple of the block. */
-  allocate(type: TensorType, shape: readonly number[]): Tensor;
+  allocate(type: TensorType, shape: readonly number[], use?: TensorUse): Tensor;
   release(tensors: readonly Tensor[]): void;
 
   /** Copies bytes in the tensor's own storage type; `offsetBytes` from its start. Only for what `allocate` returned. */
@@ -73,6 +81,15 @@ export interface Ops {
    * batches: batch b of x reads batch floor(b * Bw / Bx) of weight. Weight may be quantised and may be a view whose rows are contiguous.
    */
   matmul(weight: Tensor, x: Tensor): Tensor;
+  /**
+   * Products with the experts that each token chose: y[t, j, m] = sum_k weights[ids[t, j], m, k] * x[t, j, k]; where x has one
+   * row per token, every slot j reads it. Weights may be quantised. Ids outside 0 .. experts - 1 are the caller's mistake.
+   * @param weights [experts, m, k] allocated  @param x [tokens, slots or 1, k]  @param ids [tokens, slots] i32
+   * @returns [tokens, slots, m]
+   */
+  expertMatmul(weights: Tensor, x: Tensor, ids: Tensor): Tensor;
+  /** y[t, m] = sum_j shares[t, j] * x[t, j, m]. @param x [tokens, slots, m]  @param shares [tokens, slots] */
+  weightedSum(x: Tensor, shares: Tensor): Tensor;
   /** Element-wise; b has a's shape or its trailing axes (broadcast over leading ones). */
   add(a: Tensor, b: Tensor): Tensor;
   multiply(a: Tensor, b: Tensor): Tensor;
@@ -95,6 +112,17 @@ export interface Ops {
    * @returns [H, T, dv]
    */
   attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor;
+  /**
+   * `attend` over a part of the positions. With logSumExp, the logarithm of the sum of exp of the scaled, capped and
+   * masked scores, the parts are merged exactly (online softmax, arXiv 1805.02867, section 3).
+   * @returns out [H, T, dv], logSumExp [H, T]; where no position is visible: zeros, and a finite number below -1e29
+   */
+  attendPartial(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): PartialAttention;
+  /**
+   * The second half of `attend`: softmax(cap(scale * scores) + mask) values, for scores that were summed over ranks.
+   * @param scores [H, T, S] f32  @param values [G, S, dv]  @param mask [T, S]  @returns [H, T, dv]
+   */
+  attendScores(scores: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor;
   /** softmax(scale * x + mask) over the last axis of x [H, T, S], mask [T, S]. */
   softmax(x: Tensor, mask: Tensor, scale: number): Tensor;
   /** target[indices[t], :] = rows[t, :], converted to target's type (f32, f16, q8_0). target is 2-D and allocated. */
@@ -120,6 +148,11 @@ export interface RopeOptions {
   /** true: pairs (2i, 2i+1); false: (i, i + dim/2). */
   readonly interleaved: boolean;
   readonly attentionFactor: number;
+}
+
+export interface PartialAttention {
+  readonly out: Tensor;
+  readonly logSumExp: Tensor;
 }
 
 export interface AttendOptions {

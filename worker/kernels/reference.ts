@@ -7,6 +7,7 @@ import { InvariantError, invariant } from '../../config/errors.ts';
 import type { Kernels, Ops, ProgramBuilder, ProgramSet, Tensor, TensorType } from './kernels.ts';
 import {
   activate,
+  attendScoresStep,
   attendStep,
   capped,
   copyStep,
@@ -19,6 +20,7 @@ import {
   softmaxStep,
 } from './reference/ops.ts';
 import type { Step } from './reference/ops.ts';
+import { expertMatmulStep, weightedSumStep } from './reference/expert-ops.ts';
 import * as shapes from './reference/shapes.ts';
 import {
   allocateStorage,
@@ -41,6 +43,7 @@ export function createReferenceKernels(): Kernels {
     name: 'reference',
     device: 'plain JavaScript, float64 sums',
     supportsWeights: (type) => WEIGHT_TYPES.includes(type),
+    repacks: () => false,
     allocate(type, shape) {
       if (type !== 'i32' && !WEIGHT_TYPES.includes(type)) {
         throw new InvariantError(`allocate: ${type} [${shape.join(', ')}], expected i32, ${WEIGHT_TYPES.join(', ')}`);
@@ -102,6 +105,12 @@ function recordOps(steps: Step[], results: Storage[]): Ops {
   return {
     matmul: (weight, x) =>
       record(shapes.matmulShape(weight, x), (out) => matmulStep(asStrided(weight), asStrided(x), out)),
+    expertMatmul: (weights, x, ids) =>
+      record(shapes.expertMatmulShape(weights, x, ids), (out) =>
+        expertMatmulStep(asStrided(weights), asStrided(x), asStrided(ids), out),
+      ),
+    weightedSum: (x, shares) =>
+      record(shapes.weightedSumShape(x, shares), (out) => weightedSumStep(asStrided(x), asStrided(shares), out)),
     add: (a, b) => elementwise(shapes.broadcastShape('add', a, b), a, b, (left, right) => left + right),
     multiply: (a, b) => elementwise(shapes.broadcastShape('multiply', a, b), a, b, (left, right) => left * right),
     scale: (x, factor) => elementwise(shapes.broadcastShape('scale', x, x), x, x, (value) => value * factor),
@@ -120,6 +129,27 @@ function recordOps(steps: Step[], results: Storage[]): Ops {
     attend: (q, keys, values, mask, options) =>
       record(shapes.attendShape(q, keys, values, mask), (out) =>
         attendStep(asStrided(q), asStrided(keys), asStrided(values), asStrided(mask), options, out),
+      ),
+    attendPartial(q, keys, values, mask, options) {
+      const shape = shapes.attendShape(q, keys, values, mask);
+      // One step fills both results; the second is recorded with a step that does nothing.
+      const logSumExp = record(shape.slice(0, 2), () => () => undefined);
+      const out = record(shape, (result) =>
+        attendStep(
+          asStrided(q),
+          asStrided(keys),
+          asStrided(values),
+          asStrided(mask),
+          options,
+          result,
+          asStrided(logSumExp),
+        ),
+      );
+      return { out, logSumExp };
+    },
+    attendScores: (scores, values, mask, options) =>
+      record(shapes.attendScoresShape(scores, values, mask), (out) =>
+        attendScoresStep(asStrided(scores), asStrided(values), asStrided(mask), options, out),
       ),
     softmax: (x, mask, scale) =>
       record(shapes.softmaxShape(x, mask), (out) => softmaxStep(asStrided(x), asStrided(mask), scale, out)),

@@ -43,7 +43,7 @@ describe('what is accepted', () => {
         window: 0,
         sinks: 0,
       },
-      cache: { type: 'f16', contextTokens: 0, slots: 1 },
+      cache: { type: 'f16', contextTokens: 0, slots: 0 },
       compute: { backend: 'ggml', threads: 1, weights: 'keep', maxStepTokens: 256 },
       collective: { transport: 'auto', timeoutMs: 10_000 },
       ranks: [
@@ -118,7 +118,6 @@ describe('flags', () => {
       { scheme: 'tpal' },
       '--scheme: expected auto, gqa, mla, tpla, tpla-exact, dcp, gla, got "tpal"; did you mean tpla?',
     ],
-    [{ scheme: 'dcp' }, '--scheme: dcp is not available yet; use auto, gqa, mla, tpla'],
     [{ transport: 'mpi' }, '--transport: mpi is not available yet; use auto, shm, zeromq'],
     [{ context: 1.5 }, '--context: expected a whole number, got 1.5'],
     [{ cacheType: 'f8' }, '--cache-type: expected f16, f32, q8_0, got "f8"'],

@@ -2,19 +2,23 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { ConfigError } from '../../../config/errors.ts';
-import type { ModelConfig } from '../../../config/model-config.ts';
+import { plainFeatures, type ModelConfig } from '../../../config/model-config.ts';
 import {
   chooseScheme,
   cut,
+  defaultLatentGroups,
+  heldPositions,
   planShards,
   size,
   validLatentGroups,
   type PlanRequest,
   type Range,
+  type Scheme,
   type ShardPlan,
 } from '../../../config/shard-plan.ts';
 
 const sizes = {
+  ...plainFeatures,
   architecture: 'test',
   hiddenDim: 64,
   numLayers: 2,
@@ -34,7 +38,7 @@ function gqaModel(
     ...sizes,
     numHeads: numKvHeads * queriesPerKvHead,
     vocabSize,
-    attention: { kind: 'gqa', numKvHeads, headDim: 16, scoreScale: 0.25 },
+    attention: { kind: 'gqa', numKvHeads, headDim: 16, scoreScale: 0.25, scoreSoftcap: 0, headNorms: false },
     feedForward: { kind: 'gated', dim: feedForwardDim, activation: 'silu' },
   };
 }
@@ -53,6 +57,7 @@ function mlaModel(numHeads: number, latentDim: number, feedForwardDim = 100, voc
       queryLoraDim: null,
       latentNormEps: 1e-6,
       scoreScale: 0.25,
+      scoreSoftcap: 0,
     },
     feedForward: { kind: 'gated', dim: feedForwardDim, activation: 'silu' },
   };
@@ -195,6 +200,48 @@ describe('planShards', () => {
     );
   });
 
+  test('tpla-exact: every rank has all heads, and latent and rotary key lie on the ranks once', () => {
+    const plan = planShards(mlaModel(9, 30), { worldSize: 4, scheme: 'tpla-exact', latentGroups: 4, blockSize: 1 });
+    expect(plan.ranks.map((rank) => size(rank.heads))).toEqual([9, 9, 9, 9]);
+    expectEachOnce(
+      plan.ranks.map((rank) => rank.latent),
+      30,
+    );
+    expectEachOnce(
+      plan.ranks.map((rank) => rank.ropeKey),
+      8,
+    );
+  });
+
+  test('gla: every head lies on one rank, with the latent columns of its group', () => {
+    const plan = planShards(mlaModel(9, 30), { worldSize: 4, scheme: 'gla', latentGroups: 2, blockSize: 1 });
+    expectEachOnce(
+      plan.ranks.map((rank) => rank.heads),
+      9,
+    );
+    expect(plan.ranks.map((rank) => rank.latent.start)).toEqual([0, 0, 15, 15]);
+    expect(plan.ranks.map((rank) => rank.prefillHeads)).toEqual(plan.ranks.map((rank) => rank.heads));
+  });
+
+  test('dcp: each rank has all heads and the whole latent, merges some heads and holds some positions', () => {
+    const plan = planShards(mlaModel(9, 30), { worldSize: 4, scheme: 'dcp', latentGroups: 1, blockSize: 1 });
+    expect(plan.ranks.map((rank) => [size(rank.heads), size(rank.latent), size(rank.ropeKey)])).toEqual(
+      new Array(4).fill([9, 30, 8]),
+    );
+    expectEachOnce(
+      plan.ranks.map((rank) => rank.prefillHeads),
+      9,
+    );
+    for (let length = 0; length < 300; length++) {
+      const held = plan.ranks.map((rank) => heldPositions(rank.positions, length));
+      expect(held.reduce((sum, count) => sum + count, 0)).toBe(length);
+      expect(Math.max(...held) - Math.min(...held)).toBeLessThanOrEqual(16);
+      // Consecutive blocks: the next position goes to one rank, as its next row.
+      const next = plan.ranks.filter((rank) => heldPositions(rank.positions, length + 1) > (held[rank.rank] ?? 0));
+      expect(next.map((rank) => rank.rank)).toEqual([Math.floor(length / 16) % 4]);
+    }
+  });
+
   test('9 heads and 3 KV heads on 4 ranks: a KV head whose readers are split is held twice', () => {
     const plan = planShards(gqaModel(3, 3, 12, 8), { worldSize: 4, scheme: 'gqa', latentGroups: 1, blockSize: 1 });
     expect(plan.ranks.map((rank) => rank.heads)).toEqual([
@@ -241,13 +288,19 @@ describe('planShards', () => {
       'gqa for a latent model',
       mlaModel(8, 32),
       { worldSize: 2, scheme: 'gqa', latentGroups: 1 },
-      'scheme: gqa needs a key-value cache per head, but this model is MLA; use mla or tpla',
+      'scheme: gqa needs a key-value cache per head, but this model is MLA; use mla, dcp or tpla',
     ],
     [
       'groups where the latent is whole',
       mlaModel(8, 32),
       { worldSize: 2, scheme: 'mla', latentGroups: 2 },
       'latentGroups: 2 has no meaning for scheme mla; leave it out or use scheme tpla',
+    ],
+    [
+      'tpla-exact with fewer groups than ranks',
+      mlaModel(8, 32),
+      { worldSize: 4, scheme: 'tpla-exact', latentGroups: 2 },
+      'latentGroups: scheme tpla-exact cuts the latent over all 4 ranks, got 2; leave it out or use 4',
     ],
     ['no ranks', mlaModel(8, 32), { worldSize: 0 }, 'ranks: expected a whole number from 1 to 64, got 0'],
     ['too many ranks', mlaModel(8, 32), { worldSize: 65 }, 'ranks: expected a whole number from 1 to 64, got 65'],
@@ -292,10 +345,25 @@ test('validLatentGroups are the divisors', () => {
   expect(validLatentGroups(12)).toEqual([1, 2, 3, 4, 6, 12]);
 });
 
+test.each<[Scheme, number, number]>([
+  ['mla', 4, 1],
+  ['gqa', 4, 1],
+  ['dcp', 4, 1],
+  ['tpla', 4, 4],
+  ['tpla-exact', 4, 4],
+  ['gla', 4, 4],
+])('%s on %i ranks has %i latent groups unless told otherwise', (scheme, worldSize, groups) => {
+  expect(defaultLatentGroups(scheme, worldSize)).toBe(groups);
+});
+
+test('auto for a latent model on several hosts', () => {
+  expect(chooseScheme(mlaModel(8, 32), 2, false).scheme).toBe('tpla');
+});
+
 test.each<[string, ModelConfig, number, ShardPlan['scheme']]>([
   ['a model without latent', gqaModel(2, 2, 8, 8), 4, 'gqa'],
   ['a latent model on one rank', mlaModel(8, 32), 1, 'mla'],
-  ['a latent model on several', mlaModel(8, 32), 3, 'tpla'],
+  ['a latent model on several of one host', mlaModel(8, 32), 3, 'dcp'],
 ])('auto for %s', (_, model, worldSize, scheme) => {
-  expect(chooseScheme(model, worldSize).scheme).toBe(scheme);
+  expect(chooseScheme(model, worldSize, true).scheme).toBe(scheme);
 });

@@ -171,8 +171,11 @@ describe('llama', () => {
   });
 
   it.each([
-    [{ 'general.architecture': { string: 'rwkv6' } }, /general\.architecture 'rwkv6' is not supported; known: llama$/],
-    [{ 'llama.expert_count': { u32: 8 } }, /^metadata llama: expert_count: .*got 8$/],
+    [
+      { 'general.architecture': { string: 'rwkv6' } },
+      /general\.architecture 'rwkv6' is not supported; known: llama, qwen2, qwen3, qwen3moe, gemma2, deepseek2$/,
+    ],
+    [{ 'llama.expert_count': { u32: 8 } }, /^metadata llama\.expert_used_count is missing; expected 1 to 8$/],
     [
       { 'llama.attention.head_count': { u32: 5 } },
       /^metadata llama: 5 query heads cannot share 2 KV heads; expected a divisor$/,

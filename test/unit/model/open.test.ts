@@ -170,7 +170,7 @@ describe('mistakes', () => {
   it('unknown family', async () => {
     const path = await copyOf('unknown', (config) => (config['model_type'] = 'gpt_neox'));
     expect(await messageOf(path)).toMatch(
-      /config\.json: model_type 'gpt_neox' is not supported; known: llama, tpla_mla/,
+      /config\.json: model_type 'gpt_neox' is not supported; known: llama, mistral, .*tpla_mla$/,
     );
   });
 
@@ -322,6 +322,7 @@ describe('converted folders', () => {
       queryLoraDim: null,
       latentNormEps: null,
       scoreScale: 0.3,
+      scoreSoftcap: 0,
     });
     expect(checkpoint.config.rope).toEqual({
       frequencies: [1, 0.5, 0.25, 0.125],

@@ -18,8 +18,16 @@ import type { AttendOptions } from '../kernels.ts';
 import type { GraphRecorder } from './graph.ts';
 
 const TILE_ROWS = 64;
+/** ggml_op_pool */
+const POOL_MAX = 0;
 /** Heads of other sizes are not computed in tiles: the widest vector, in f32 numbers. */
 const TILE_COLUMNS = 16;
+
+/** out [H, T, dv], logSumExp [H, T] */
+export interface PartialAttention {
+  readonly out: GgmlTensor;
+  readonly logSumExp: GgmlTensor;
+}
 
 export interface Attention {
   readonly q: GgmlTensor; // [H, T, dk] row-major
@@ -42,6 +50,56 @@ export function attend(recorder: GraphRecorder, attention: Attention): GgmlTenso
   return attendFused(recorder, attention) ?? attendInSteps(recorder, attention);
 }
 
+/**
+ * Always in steps. The largest share of a row is 1 / sum of exp(score - largest score), so that the logarithm of the
+ * sum needs two maxima and no pass of logarithms over all scores.
+ * @returns [H, T, dv] and [H, T]
+ */
+export function attendPartial(recorder: GraphRecorder, attention: Attention): PartialAttention {
+  checkAttention(attention);
+  const { mask, options, constants } = attention;
+  const { scale, softcap } = options;
+  const { scores: raw, wideValues } = scoresOf(recorder, attention);
+  const scores =
+    softcap === 0
+      ? recorder.emit('f32', raw.shape, (c, f) => f.scale(c, raw.pointer, scale))
+      : capped(recorder, raw, scale, softcap);
+  const visible = recorder.emit('f32', raw.shape, (c, f) => f.add(c, scores.pointer, mask.pointer));
+  const shares = softMax(recorder, constants, scores, mask, 1);
+  return {
+    out: mixed(recorder, shares, wideValues),
+    logSumExp: logSumExp(recorder, largestOfRows(recorder, visible), largestOfRows(recorder, shares)),
+  };
+}
+
+/** @param scores [H, T, S], before scale and cap  @returns [H, T, dv] */
+export function attendScores(
+  recorder: GraphRecorder,
+  scores: GgmlTensor,
+  { values, mask, options, constants }: Omit<Attention, 'q' | 'keys'>,
+): GgmlTensor {
+  checkScores(scores, values, mask);
+  const shares = sharesOf(recorder, scores, mask, options, constants);
+  return mixed(recorder, shares, widen(recorder, constants, values));
+}
+
+/**
+ * Largest score minus log of the largest share. Where nothing is visible ggml's pooling returns the lowest float as the
+ * largest score, and the small number keeps log(0) finite; it is far below a share of 1 in any number of positions.
+ */
+function logSumExp(recorder: GraphRecorder, score: GgmlTensor, share: GgmlTensor): GgmlTensor {
+  const above0 = recorder.emit('f32', share.shape, (c, f) => f.scaleBias(c, share.pointer, 1, 1e-30));
+  const log = recorder.emit('f32', share.shape, (c, f) => f.log(c, above0.pointer));
+  return recorder.emit('f32', share.shape, (c, f) => f.sub(c, score.pointer, log.pointer));
+}
+
+/** @param x [H, T, S]  @returns [H, T] */
+function largestOfRows(recorder: GraphRecorder, x: GgmlTensor): GgmlTensor {
+  const [H, T, S] = sizes(x);
+  const pooled = recorder.emit('f32', [H, T, 1], (c, f) => f.pool2d(c, x.pointer, POOL_MAX, S, 1, S, 1, 0, 0));
+  return recorder.reshape(pooled, [H, T]);
+}
+
 function checkAttention({ q, keys, values, mask }: Attention): void {
   const at = `attend: q ${describe(q)}, keys ${describe(keys)}, values ${describe(values)}, mask ${describe(mask)}`;
   const [H, T, dk] = sizes(q);
@@ -62,8 +120,33 @@ function checkAttention({ q, keys, values, mask }: Attention): void {
   }
 }
 
-/** Heads of one group become rows of one matrix, so that its keys and values are read once. */
-function attendInSteps(recorder: GraphRecorder, { q, keys, values, mask, options, constants }: Attention): GgmlTensor {
+function checkScores(scores: GgmlTensor, values: GgmlTensor, mask: GgmlTensor): void {
+  const at = `attendScores: scores ${describe(scores)}, values ${describe(values)}, mask ${describe(mask)}`;
+  const [H, T, S] = sizes(scores);
+  const [G, length] = sizes(values);
+  check(
+    scores.shape.length === 3 && values.shape.length === 3 && length === S && String(mask.shape) === String([T, S]),
+    `${at}: expected [H, T, S], [G, S, dv], [T, S]`,
+  );
+  check(G > 0 && H % G === 0 && S > 0, `${at}: ${H} query heads are no multiple of ${G} heads of values`);
+  check(isContiguous(scores) && isContiguous(mask) && hasContiguousRows(values), `${at}: strides`);
+  check(values.type === 'f32' || values.type === 'f16', `${at}: values must be f32 or f16`);
+}
+
+function attendInSteps(recorder: GraphRecorder, attention: Attention): GgmlTensor {
+  const { scores, wideValues } = scoresOf(recorder, attention);
+  const { mask, options, constants } = attention;
+  return mixed(recorder, sharesOf(recorder, scores, mask, options, constants), wideValues);
+}
+
+/**
+ * Heads of one group become rows of one matrix, so that its keys and values are read once.
+ * @returns scores [H, T, S] before scale and cap, and the values as f32
+ */
+function scoresOf(
+  recorder: GraphRecorder,
+  { q, keys, values, constants }: Attention,
+): { scores: GgmlTensor; wideValues: GgmlTensor } {
   const [H, T, dk] = sizes(q);
   const [G, S, dv] = sizes(values);
   const rows = (H / G) * T;
@@ -72,13 +155,26 @@ function attendInSteps(recorder: GraphRecorder, { q, keys, values, mask, options
   const wideValues = isPrefix(values, keys) ? recorder.slice(wideKeys, 2, 0, dv) : widen(recorder, constants, values);
   const grouped = recorder.reshape(q, [G, rows, dk]);
   const raw = recorder.emit('f32', [G, rows, S], (c, f) => f.mulMat(c, wideKeys.pointer, grouped.pointer));
-  const scores = recorder.reshape(raw, [H, T, S]);
-  const { scale, softcap } = options;
-  const shares =
-    softcap === 0
-      ? softMax(recorder, constants, scores, mask, scale)
-      : softMax(recorder, constants, capped(recorder, scores, scale, softcap), mask, 1);
-  const sums = weightedSums(recorder, wideValues, recorder.reshape(shares, [G, rows, S]));
+  return { scores: recorder.reshape(raw, [H, T, S]), wideValues };
+}
+
+/** softmax(cap(scale * scores) + mask) */
+function sharesOf(
+  recorder: GraphRecorder,
+  scores: GgmlTensor, // [H, T, S]
+  mask: GgmlTensor, // [T, S]
+  { scale, softcap }: AttendOptions,
+  constants: Constants,
+): GgmlTensor {
+  if (softcap === 0) return softMax(recorder, constants, scores, mask, scale);
+  return softMax(recorder, constants, capped(recorder, scores, scale, softcap), mask, 1);
+}
+
+/** @param shares [H, T, S]  @param values [G, S, dv] f32  @returns [H, T, dv] */
+function mixed(recorder: GraphRecorder, shares: GgmlTensor, values: GgmlTensor): GgmlTensor {
+  const [H, T, S] = sizes(shares);
+  const [G, , dv] = sizes(values);
+  const sums = weightedSums(recorder, values, recorder.reshape(shares, [G, (H / G) * T, S]));
   return recorder.reshape(sums, [H, T, dv]);
 }
 

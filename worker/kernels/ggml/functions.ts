@@ -30,6 +30,7 @@ export interface GgmlFunctions {
   readonly backendBufferType: (backend: Pointer) => Pointer;
 
   readonly allocateContext: (context: Pointer, backend: Pointer) => Pointer | null;
+  readonly allocateContextIn: (context: Pointer, bufferType: Pointer) => Pointer | null;
   readonly bufferClear: (buffer: Pointer, value: number) => void;
   readonly bufferFree: (buffer: Pointer) => void;
   readonly tensorSet: (tensor: Pointer, data: Uint8Array, offset: number, size: number) => void;
@@ -67,12 +68,21 @@ export interface GgmlFunctions {
   readonly getRows: Binary;
   readonly setRows: (context: Pointer, target: Pointer, rows: Pointer, indices: Pointer) => Pointer;
   readonly mulMat: Binary;
+  readonly mulMatId: (context: Pointer, weights: Pointer, x: Pointer, ids: Pointer) => Pointer;
   readonly outProd: Binary;
   readonly add: Binary;
   readonly mul: Binary;
   readonly div: Binary;
   readonly scale: (context: Pointer, a: Pointer, factor: number) => Pointer;
   readonly scaleBias: (context: Pointer, a: Pointer, factor: number, bias: number) => Pointer;
+  readonly sub: Binary;
+  readonly log: Unary;
+  readonly pool2d: (
+    context: Pointer,
+    a: Pointer,
+    kind: number,
+    ...sizes: [k0: number, k1: number, step0: number, step1: number, pad0: number, pad1: number]
+  ) => Pointer;
   readonly sqr: Unary;
   readonly tanh: Unary;
   readonly sigmoid: Unary;
@@ -133,6 +143,36 @@ export function bindSetThreads(address: Pointer): (backend: Pointer, threads: nu
   };
 }
 
+/** ggml_backend_dev_get_extra_bufts of a device's own library. @returns buffer types, best first */
+export function extraBufferTypes(address: Pointer, device: Pointer): Pointer[] {
+  const list: Pointer | null = koffi.call(address, koffi.proto('void *', ['void *']), device);
+  if (list === null) return [];
+  const types: Pointer[] = [];
+  for (;;) {
+    const type: Pointer | null = koffi.decode(list, types.length * koffi.sizeof('void *'), 'void *');
+    if (type === null) return types;
+    types.push(type);
+  }
+}
+
+const logCallback = koffi.pointer(koffi.proto('void', ['int', 'str', 'void *']));
+
+/** Runs `work` and returns what ggml would have written to stderr meanwhile. */
+export function captureLog(functions: Pick<GgmlFunctions, 'setLog'>, work: () => void): string {
+  let text = '';
+  const callback = koffi.register((_level: number, line: string) => {
+    text += line;
+  }, logCallback);
+  functions.setLog(callback, null);
+  try {
+    work();
+  } finally {
+    functions.setLog(null, null);
+    koffi.unregister(callback);
+  }
+  return text;
+}
+
 type DeviceNames = 'version' | 'setLog' | 'loadBackends' | 'procAddress' | `device${string}` | `backend${string}`;
 type MemoryNames =
   | 'init'
@@ -146,7 +186,7 @@ type MemoryNames =
   | 'quantizeChunk'
   | 'blockSize'
   | `type${string}`
-  | 'allocateContext'
+  | `allocateContext${string}`
   | `buffer${string}`
   | `tensor${string}`
   | `graph${string}`
@@ -178,6 +218,7 @@ function bindMemory(base: LibraryHandle): Part<MemoryNames> {
     init: base.func('ggml_init', 'void *', [initParameters]),
     free: base.func('void ggml_free(void *)'),
     allocateContext: base.func('void *ggml_backend_alloc_ctx_tensors(void *, void *)'),
+    allocateContextIn: base.func('void *ggml_backend_alloc_ctx_tensors_from_buft(void *, void *)'),
     bufferClear: base.func('void ggml_backend_buffer_clear(void *, uint8_t)'),
     bufferFree: base.func('void ggml_backend_buffer_free(void *)'),
     tensorSet: base.func('void ggml_backend_tensor_set(void *, const void *, size_t, size_t)'),
@@ -220,12 +261,16 @@ function bindOperations(base: LibraryHandle): Omit<GgmlFunctions, DeviceNames | 
     getRows: binary('ggml_get_rows'),
     setRows: base.func('void *ggml_set_rows(void *, void *, void *, void *)'),
     mulMat: binary('ggml_mul_mat'),
+    mulMatId: base.func('void *ggml_mul_mat_id(void *, void *, void *, void *)'),
     outProd: binary('ggml_out_prod'),
     add: binary('ggml_add'),
     mul: binary('ggml_mul'),
     div: binary('ggml_div'),
     scale: base.func('void *ggml_scale(void *, void *, float)'),
     scaleBias: base.func('void *ggml_scale_bias(void *, void *, float, float)'),
+    sub: binary('ggml_sub'),
+    log: unary('ggml_log'),
+    pool2d: base.func('void *ggml_pool_2d(void *, void *, int, int, int, int, int, float, float)'),
     sqr: unary('ggml_sqr'),
     tanh: unary('ggml_tanh'),
     sigmoid: unary('ggml_sigmoid'),

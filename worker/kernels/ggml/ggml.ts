@@ -3,12 +3,13 @@
  * step is one foreign call per upload, run or download; nothing is allocated for it.
  * Next: ops.ts (what a program consists of), library.ts (where ggml comes from).
  */
-import type { Kernels, ProgramBuilder, ProgramSet, Tensor, TensorType } from '../kernels.ts';
+import type { Kernels, ProgramBuilder, ProgramSet, Tensor, TensorType, TensorUse } from '../kernels.ts';
 import { CONSTANT_LENGTH, WIDEN_ROWS, type Constants } from './compound.ts';
 import { bindSetThreads, type GgmlFunctions, type Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
 import { BackendUnavailable, loadGgml, type GgmlLibrary } from './library.ts';
 import { compilePrograms } from './programs.ts';
+import { RepackedMemory } from './repack.ts';
 import {
   GgmlTensor,
   NO_POINTER,
@@ -19,6 +20,7 @@ import {
   describe,
   elements,
   ggmlShape,
+  isRepacked,
   type Memory,
   type Origin,
 } from './tensor.ts';
@@ -46,6 +48,7 @@ class GgmlKernels implements Kernels {
   readonly #backend: Pointer;
   readonly #tensors = new Set<GgmlTensor>();
   readonly #constants: Constants;
+  readonly #repacked: RepackedMemory;
   #disposed = false;
 
   constructor(library: GgmlLibrary, device: Pointer, threads: number) {
@@ -54,6 +57,7 @@ class GgmlKernels implements Kernels {
     const backend = functions.deviceInit(device, null);
     if (backend === null) throw new BackendUnavailable(`ggml: device ${functions.deviceName(device)} does not start`);
     this.#backend = backend;
+    this.#repacked = new RepackedMemory(functions, device, backend);
     const setThreads = functions.procAddress(functions.deviceRegistry(device), 'ggml_backend_set_n_threads');
     if (setThreads !== null) bindSetThreads(setThreads)(backend, threads);
     const onCpu = functions.deviceName(device) === 'CPU';
@@ -76,9 +80,17 @@ class GgmlKernels implements Kernels {
     return type !== 'i32';
   }
 
-  allocate(type: TensorType, shape: readonly number[]): GgmlTensor {
+  repacks(type: TensorType, shape: readonly number[]): boolean {
+    const repacked = this.#repacked.allocate(type, shape);
+    if (repacked !== undefined) this.#free(repacked.memory);
+    return repacked !== undefined;
+  }
+
+  allocate(type: TensorType, shape: readonly number[], use: TensorUse = 'any'): GgmlTensor {
     checkShape(type, shape);
     if (elements(shape) === 0) return this.#keep(type, shape, NO_POINTER, undefined);
+    const repacked = use === 'matmul' ? this.#repacked.allocate(type, shape) : undefined;
+    if (repacked !== undefined) return this.#keep(type, shape, repacked.pointer, repacked.memory, true);
     const functions = this.#functions;
     const context = openContext(functions, functions.tensorOverhead());
     const pointer = functions.newTensor(context, STORAGE[type].id, ...ggmlShape(shape));
@@ -103,6 +115,10 @@ class GgmlKernels implements Kernels {
       `upload of ${bytes.byteLength} bytes at ${offsetBytes} to ${describe(tensor)}, which has ${size}`,
     );
     if (bytes.byteLength === 0) return;
+    if (isRepacked(target)) {
+      check(bytes.byteLength === size, `upload of a part of ${describe(tensor)}, which was allocated for matmul`);
+      return this.#repacked.upload(target.pointer, bytes);
+    }
     this.#functions.tensorSet(target.pointer, bytes, offsetBytes, bytes.byteLength);
   }
 
@@ -136,8 +152,14 @@ class GgmlKernels implements Kernels {
     return tensor;
   }
 
-  #keep(type: TensorType, shape: readonly number[], pointer: Pointer, memory: Memory | undefined): GgmlTensor {
-    const origin: Origin = { kind: 'allocated', memory, released: false };
+  #keep(
+    type: TensorType,
+    shape: readonly number[],
+    pointer: Pointer,
+    memory: Memory | undefined,
+    repacked = false,
+  ): GgmlTensor {
+    const origin: Origin = { kind: 'allocated', memory, repacked, released: false };
     const tensor = new GgmlTensor({ type, shape: [...shape], pointer, origin });
     this.#tensors.add(tensor);
     return tensor;
@@ -156,9 +178,12 @@ class GgmlKernels implements Kernels {
     if (origin.kind !== 'allocated') return;
     this.#tensors.delete(tensor);
     origin.released = true;
-    if (origin.memory === undefined) return;
-    this.#functions.bufferFree(origin.memory.buffer);
-    this.#functions.free(origin.memory.context);
+    if (origin.memory !== undefined) this.#free(origin.memory);
+  }
+
+  #free({ buffer, context }: Memory): void {
+    this.#functions.bufferFree(buffer);
+    this.#functions.free(context);
   }
 }
 

@@ -14,6 +14,7 @@ import {
   ggmlShape,
   hasContiguousRows,
   isContiguous,
+  isRepacked,
 } from './tensor.ts';
 import type { Tensor, TensorType } from '../kernels.ts';
 import type { GgmlFunctions, Pointer } from './functions.ts';
@@ -59,8 +60,15 @@ export class GraphRecorder {
     return this.#contexts.at(-1)!;
   }
 
-  /** Checks that an argument may be used in this program. */
+  /** Checks that an argument may be used in this program, and read as rows. */
   own(tensor: Tensor): GgmlTensor {
+    const owned = this.ownWeight(tensor);
+    check(!isRepacked(owned), `${describe(tensor)} was allocated for matmul only`);
+    return owned;
+  }
+
+  /** The same for the weight of a product, which may be in a layout of its own. */
+  ownWeight(tensor: Tensor): GgmlTensor {
     check(tensor instanceof GgmlTensor, `${describe(tensor)} belongs to another backend`);
     const { origin } = tensor;
     if (origin.kind === 'allocated') {

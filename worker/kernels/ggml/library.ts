@@ -7,7 +7,7 @@ import { readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import koffi from 'koffi';
-import { bindFunctions, type GgmlFunctions } from './functions.ts';
+import { bindFunctions, captureLog, type GgmlFunctions } from './functions.ts';
 
 /** The one version whose C API functions.ts describes: the one inside @node-llama-cpp 3.21.1. */
 const GGML_VERSION = '0.23.0';
@@ -95,6 +95,7 @@ function loadFrom(folder: string): GgmlLibrary {
     const registry = koffi.load(join(folder, libraryFile(files, 'ggml')), { global: true });
     const functions = bindFunctions(base, registry);
     checkVersion(functions.version(), folder);
+    // ggml reports on stderr which library it chose; a worker's stderr is for failures, so keep the text instead.
     const log = captureLog(functions, () => functions.loadBackends(folder));
     return { functions, cpuVariant: /ggml-cpu-([\w.]+?)\.(?:so|dylib|dll)/.exec(log)?.[1] ?? '' };
   } catch (error) {
@@ -112,23 +113,4 @@ export function libraryFile(files: readonly string[], stem: string): string {
   const file = files.find((name) => pattern.test(name));
   if (file === undefined) throw new BackendUnavailable(`ggml: no ${stem} library among ${files.join(', ')}`);
   return file;
-}
-
-/** ggml reports on stderr which library it chose; a worker's stderr is for failures, so keep the text instead. */
-function captureLog(functions: GgmlFunctions, work: () => void): string {
-  let text = '';
-  const callback = koffi.register(
-    (_level: number, line: string) => {
-      text += line;
-    },
-    koffi.pointer(koffi.proto('void', ['int', 'str', 'void *'])),
-  );
-  functions.setLog(callback, null);
-  try {
-    work();
-  } finally {
-    functions.setLog(null, null);
-    koffi.unregister(callback);
-  }
-  return text;
 }

@@ -4,7 +4,8 @@
  * An index of scatterRows or gatherRows outside its matrix ends the process: callers check token ids and positions.
  * Next: graph.ts (recording), attend.ts, compound.ts.
  */
-import { attend } from './attend.ts';
+import { attend, attendPartial, attendScores, type Attention, type PartialAttention } from './attend.ts';
+import { expertMatmul, weightedSum } from './experts.ts';
 import { capped, geluTanh, reciprocal, softMax, zeros, type Constants } from './compound.ts';
 import {
   MAX_AXES,
@@ -16,6 +17,7 @@ import {
   elements,
   hasContiguousRows,
   isContiguous,
+  isRepacked,
   type GgmlTensor,
 } from './tensor.ts';
 import type { AttendOptions, Ops, RopeOptions, Tensor } from '../kernels.ts';
@@ -35,12 +37,13 @@ export class GgmlOps implements Ops {
   }
 
   matmul(weight: Tensor, x: Tensor): Tensor {
-    const w = this.#recorder.own(weight);
-    const input = this.#rows('matmul: x', x);
+    const w = this.#recorder.ownWeight(weight);
+    const input = isRepacked(w) ? this.#packed('matmul: x', x) : this.#rows('matmul: x', x);
     const at = `matmul of weight ${describe(w)} and x ${describe(x)}`;
     const axes = w.shape.length;
     check((axes === 2 || axes === 3) && x.shape.length === axes, `${at}: expected two matrices or two batches of them`);
     check(w.shape.at(-1) === x.shape.at(-1), `${at}: inner sizes differ`);
+    check(!isRepacked(w) || axes === 2, `${at}: a weight allocated for matmul is a matrix`);
     check(w.type !== 'i32' && hasContiguousRows(w), `${at}: rows of weight must be contiguous numbers`);
     check(
       axes === 2 || x.shape[0] === w.shape[0] || x.shape[0]! % w.shape[0]! === 0,
@@ -49,6 +52,17 @@ export class GgmlOps implements Ops {
     const shape = [...x.shape.slice(0, -1), w.shape.at(-2)!];
     if (x.shape.at(-1) === 0) return zeros(this.#recorder, this.#constants, shape);
     return this.#recorder.emit('f32', shape, (c, f) => f.mulMat(c, w.pointer, input.pointer));
+  }
+
+  expertMatmul(weights: Tensor, x: Tensor, ids: Tensor): Tensor {
+    const recorder = this.#recorder;
+    const input = this.#packed('expertMatmul: x', x);
+    return expertMatmul(recorder, this.#constants, recorder.own(weights), input, recorder.packed(recorder.own(ids)));
+  }
+
+  weightedSum(x: Tensor, shares: Tensor): Tensor {
+    const input = this.#packed('weightedSum: x', x);
+    return weightedSum(this.#recorder, this.#constants, input, this.#packed('weightedSum: shares', shares));
   }
 
   add(a: Tensor, b: Tensor): Tensor {
@@ -118,15 +132,16 @@ export class GgmlOps implements Ops {
   }
 
   attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor {
-    const recorder = this.#recorder;
-    return attend(recorder, {
-      q: this.#packed('attend: q', q),
-      keys: recorder.withContiguousRows(recorder.own(keys)),
-      values: recorder.withContiguousRows(recorder.own(values)),
-      mask: this.#packed('attend: mask', mask),
-      options,
-      constants: this.#constants,
-    });
+    return attend(this.#recorder, this.#attention(q, keys, values, mask, options));
+  }
+
+  attendPartial(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): PartialAttention {
+    return attendPartial(this.#recorder, this.#attention(q, keys, values, mask, options));
+  }
+
+  attendScores(scores: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor {
+    const packed = this.#packed('attendScores: scores', scores);
+    return attendScores(this.#recorder, packed, this.#mixture(values, mask, options));
   }
 
   softmax(x: Tensor, mask: Tensor, scale: number): Tensor {
@@ -254,6 +269,20 @@ export class GgmlOps implements Ops {
     const result = reciprocal(this.#recorder, this.#constants, source);
     this.#reciprocals.set(source, result);
     return result;
+  }
+
+  #attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Attention {
+    const rows = this.#recorder.withContiguousRows(this.#recorder.own(keys));
+    return { ...this.#mixture(values, mask, options), q: this.#packed('attend: q', q), keys: rows };
+  }
+
+  #mixture(values: Tensor, mask: Tensor, options: AttendOptions): Omit<Attention, 'q' | 'keys'> {
+    return {
+      values: this.#recorder.withContiguousRows(this.#recorder.own(values)),
+      mask: this.#packed('attend: mask', mask),
+      options,
+      constants: this.#constants,
+    };
   }
 
   #broadcast(name: string, a: Tensor, b: Tensor): [GgmlTensor, GgmlTensor] {

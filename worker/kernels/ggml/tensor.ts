@@ -52,7 +52,13 @@ export interface Memory {
 
 /** Where a tensor's memory comes from: `allocate`, or the program that computes it. */
 export type Origin =
-  | { readonly kind: 'allocated'; readonly memory: Memory | undefined; released: boolean }
+  | {
+      readonly kind: 'allocated';
+      readonly memory: Memory | undefined;
+      /** The memory has a layout that only products understand. */
+      readonly repacked: boolean;
+      released: boolean;
+    }
   | { readonly kind: 'program'; readonly program: object };
 
 export class GgmlTensor implements Tensor {
@@ -88,6 +94,10 @@ export class GgmlTensor implements Tensor {
     this.offset = fields.offset ?? 0;
     this.permuted = fields.permuted;
   }
+}
+
+export function isRepacked({ origin }: GgmlTensor): boolean {
+  return origin.kind === 'allocated' && origin.repacked;
 }
 
 export function describe(tensor: Tensor): string {

@@ -21,6 +21,7 @@ import {
   StridedTensor,
   writeBytes,
 } from '../reference/strided-tensor.ts';
+import * as expertSteps from './expert-steps.ts';
 import { KernelCache } from './kernel-cache.ts';
 import type { GpuJsMode } from './kernel-cache.ts';
 import { chooseMode } from './mode.ts';
@@ -52,6 +53,7 @@ function kernelsInMode(mode: GpuJsMode, remark: string): Kernels {
     name: 'gpujs',
     device: `gpu.js in mode ${mode}: ${MODE_NAMES[mode]}${remark === '' ? '' : ` (${remark})`}`,
     supportsWeights: (type) => WEIGHT_TYPES.includes(type),
+    repacks: () => false,
     allocate(type, shape) {
       if (type !== 'i32' && !WEIGHT_TYPES.includes(type)) {
         throw new InvariantError(`allocate: ${type} [${shape.join(', ')}], expected i32, ${WEIGHT_TYPES.join(', ')}`);
@@ -125,6 +127,12 @@ function recordOps(recorder: Recorder): Ops {
   const s = asStrided;
   return {
     matmul: (weight, x) => record(shapes.matmulShape(weight, x), (out) => steps.matmul(recorder, s(weight), s(x), out)),
+    expertMatmul: (weights, x, ids) =>
+      record(shapes.expertMatmulShape(weights, x, ids), (out) =>
+        expertSteps.expertMatmul(recorder, s(weights), s(x), s(ids), out),
+      ),
+    weightedSum: (x, shares) =>
+      record(shapes.weightedSumShape(x, shares), (out) => expertSteps.weightedSum(recorder, s(x), s(shares), out)),
     add: (a, b) => record(shapes.broadcastShape('add', a, b), (out) => steps.binary(recorder, '+', s(a), s(b), out)),
     multiply: (a, b) =>
       record(shapes.broadcastShape('multiply', a, b), (out) => steps.binary(recorder, '*', s(a), s(b), out)),
@@ -144,6 +152,18 @@ function recordOps(recorder: Recorder): Ops {
     attend: (q, keys, values, mask, options) =>
       record(shapes.attendShape(q, keys, values, mask), (out) =>
         steps.attend(recorder, s(q), s(keys), s(values), s(mask), options, out),
+      ),
+    attendPartial(q, keys, values, mask, options) {
+      const shape = shapes.attendShape(q, keys, values, mask);
+      const logSumExp = recorder.result(shape.slice(0, 2));
+      const out = record(shape, (result) =>
+        steps.attend(recorder, s(q), s(keys), s(values), s(mask), options, result, logSumExp),
+      );
+      return { out, logSumExp };
+    },
+    attendScores: (scores, values, mask, options) =>
+      record(shapes.attendScoresShape(scores, values, mask), (out) =>
+        steps.attendScores(recorder, s(scores), s(values), s(mask), options, out),
       ),
     softmax: (x, mask, scale) =>
       record(shapes.softmaxShape(x, mask), (out) =>

@@ -69,14 +69,31 @@ export function attend(
   mask: StridedTensor, // [tokens, length]
   options: AttendOptions,
   out: StridedTensor, // [heads, tokens, valueDim]
+  logSumExp?: StridedTensor, // [heads, tokens]
 ): void {
-  const [heads, tokens, valueDim] = threeAxes(out);
-  const [groups, length] = threeAxes(keys);
+  const [heads, tokens] = threeAxes(out);
+  const length = keys.shape[1]!;
   if (isTrivial(recorder, out, length)) return;
   const scores = recorder.result([heads, tokens, length]);
   argumentMatmul(recorder, keys, q, scores);
+  attendScores(recorder, scores, values, mask, options, out, logSumExp);
+}
+
+export function attendScores(
+  recorder: Recorder,
+  scores: StridedTensor, // [heads, tokens, length]
+  values: StridedTensor, // [groups, length, valueDim]
+  mask: StridedTensor, // [tokens, length]
+  options: AttendOptions,
+  out: StridedTensor, // [heads, tokens, valueDim]
+  logSumExp?: StridedTensor, // [heads, tokens]
+): void {
+  const [heads, tokens, valueDim] = threeAxes(out);
+  const [groups, length] = threeAxes(values);
+  if (isTrivial(recorder, out, length)) return;
   const weights = recorder.result([heads, tokens, length]);
-  maskedSoftmax(recorder, scores, mask, options, weights);
+  const stats = maskedSoftmax(recorder, scores, mask, options, weights);
+  if (logSumExp !== undefined && stats !== undefined) recorder.push(() => logSumExpOf(stats, logSumExp));
   const stack = stackOf(recorder, values);
   const source = sources.mixSource(stack.layout, { groups, batches: heads }, { tokens, length, columns: valueDim });
   const output = [cells(valueDim), tokens, heads] as const;
@@ -84,15 +101,16 @@ export function attend(
   runKernel(recorder, { source, output, lanes: 4, width: valueDim, constants: {} }, inputs, out);
 }
 
+/** @returns [heads * tokens, 2]: of each row the maximum and the sum of exp(score - maximum) */
 export function maskedSoftmax(
   recorder: Recorder,
   x: StridedTensor, // [heads, tokens, length]
   mask: StridedTensor, // [tokens, length]
   options: AttendOptions,
   out: StridedTensor, // [heads, tokens, length]
-): void {
+): StridedTensor | undefined {
   const [heads, tokens, length] = threeAxes(x);
-  if (isTrivial(recorder, out, length)) return;
+  if (isTrivial(recorder, out, length)) return undefined;
   const rows = heads * tokens;
   const scores = recorder.result(x.shape);
   const stats = recorder.result([rows, 2]);
@@ -133,6 +151,17 @@ export function maskedSoftmax(
     [packed(recorder, scores, [length, rows]), packed(recorder, stats, [2, rows])],
     out,
   );
+  return stats;
+}
+
+/** maximum + log(sum); the maximum alone, far below every score, where all is masked. */
+function logSumExpOf(stats: StridedTensor, out: StridedTensor): void {
+  const from = floats(stats.storage).subarray(stats.offset);
+  const to = floats(out.storage).subarray(out.offset);
+  for (let row = 0; row < elementCount(out.shape); row++) {
+    const sum = from[2 * row + 1]!;
+    to[row] = sum > 0 ? from[2 * row]! + Math.log(sum) : from[2 * row]!;
+  }
 }
 
 export function rmsNorm(recorder: Recorder, x: StridedTensor, eps: number, out: StridedTensor): void {

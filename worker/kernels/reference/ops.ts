@@ -105,6 +105,7 @@ export function ropeStep(
   };
 }
 
+/** @param logSumExp [heads, tokens]; undefined: not asked for */
 export function attendStep(
   q: StridedTensor, // [heads, tokens, keyDim]
   keys: StridedTensor, // [groups, length, keyDim]
@@ -112,19 +113,49 @@ export function attendStep(
   mask: StridedTensor, // [tokens, length]
   options: AttendOptions,
   out: StridedTensor, // [heads, tokens, valueDim]
+  logSumExp?: StridedTensor,
+): Step {
+  const [groups = 0, , keyDim = 0] = keys.shape;
+  const heads = out.shape[0]!;
+  const score = (h: number, t: number, s: number): number =>
+    dot(q, rowOffset(q, h, t), keys, rowOffset(keys, Math.floor((h * groups) / heads), s), keyDim);
+  return mixStep(score, values, mask, options, out, logSumExp);
+}
+
+export function attendScoresStep(
+  scores: StridedTensor, // [heads, tokens, length]
+  values: StridedTensor, // [groups, length, valueDim]
+  mask: StridedTensor, // [tokens, length]
+  options: AttendOptions,
+  out: StridedTensor, // [heads, tokens, valueDim]
+): Step {
+  const score = (h: number, t: number, s: number): number =>
+    scores.storage.data[rowOffset(scores, h, t) + s * lastStride(scores)]!;
+  return mixStep(score, values, mask, options, out, undefined);
+}
+
+/** out = softmax(cap(scale * score) + mask) values */
+function mixStep(
+  score: (h: number, t: number, s: number) => number,
+  values: StridedTensor, // [groups, length, valueDim]
+  mask: StridedTensor, // [tokens, length]
+  options: AttendOptions,
+  out: StridedTensor, // [heads, tokens, valueDim]
+  logSumExp: StridedTensor | undefined, // [heads, tokens]
 ): Step {
   const [heads = 0, tokens = 0, valueDim = 0] = out.shape;
-  const [groups = 0, length = 0, keyDim = 0] = keys.shape;
+  const [groups = 0, length = 0] = values.shape;
   const weights = new Float64Array(length); // [length]
   return () => {
     for (let h = 0; h < heads; h++) {
       const group = Math.floor((h * groups) / heads);
       for (let t = 0; t < tokens; t++) {
-        for (let s = 0; s < length; s++) {
-          const score = options.scale * dot(q, rowOffset(q, h, t), keys, rowOffset(keys, group, s), keyDim);
-          weights[s] = capped(score, options.softcap) + mask.storage.data[elementOffset(mask, t, s)]!;
-        }
-        normalise(weights);
+        for (let s = 0; s < length; s++)
+          weights[s] =
+            capped(options.scale * score(h, t, s), options.softcap) + mask.storage.data[elementOffset(mask, t, s)]!;
+        const total = normalise(weights);
+        if (logSumExp !== undefined)
+          logSumExp.storage.data[elementOffset(logSumExp, h, t)] = Math.max(total, NOTHING_VISIBLE);
         for (let d = 0; d < valueDim; d++) {
           let sum = 0;
           for (let s = 0; s < length; s++) {
@@ -194,17 +225,24 @@ export function checkedIndex(name: string, indices: StridedTensor, t: number, li
   return index;
 }
 
-/** Softmax in place. A row that is masked throughout gives zeros, not NaN. */
-function normalise(weights: Float64Array): void {
+/** What stands for log(0): a number with which arithmetic gives no NaN. */
+export const NOTHING_VISIBLE = -1e30;
+
+/**
+ * Softmax in place. A row that is masked throughout gives zeros, not NaN.
+ * @returns log of the sum of exp(weight)
+ */
+function normalise(weights: Float64Array): number {
   let max = -Infinity;
   for (const weight of weights) if (weight > max) max = weight;
   if (max === -Infinity) {
     weights.fill(0);
-    return;
+    return -Infinity;
   }
   let sum = 0;
   for (let i = 0; i < weights.length; i++) sum += weights[i] = Math.exp(weights[i]! - max);
   for (let i = 0; i < weights.length; i++) weights[i]! /= sum;
+  return max + Math.log(sum);
 }
 
 function dot(a: StridedTensor, aOffset: number, b: StridedTensor, bOffset: number, length: number): number {

@@ -21,6 +21,33 @@ export function matmulShape(weight: Tensor, x: Tensor): Shape {
   return [a[0]!, a[1]!, w[1]!];
 }
 
+export function expertMatmulShape(weights: Tensor, x: Tensor, ids: Tensor): Shape {
+  const [, rows, columns] = weights.shape;
+  const [tokens, slots] = ids.shape;
+  invariant(
+    weights.shape.length === 3 &&
+      ids.shape.length === 2 &&
+      (sameShape(x.shape, [tokens!, slots!, columns!]) || sameShape(x.shape, [tokens!, 1, columns!])),
+    `expertMatmul: weights [${weights.shape.join(', ')}], x [${x.shape.join(', ')}], ids [${ids.shape.join(', ')}], ` +
+      `expected [e, m, k], [t, j or 1, k], [t, j]`,
+  );
+  expectType('expertMatmul: weights', weights, ['f32', 'f16', 'bf16']);
+  expectType('expertMatmul: x', x, ['f32']);
+  expectType('expertMatmul: ids', ids, ['i32']);
+  return [tokens!, slots!, rows!];
+}
+
+export function weightedSumShape(x: Tensor, shares: Tensor): Shape {
+  const [tokens, slots, columns] = x.shape;
+  invariant(
+    x.shape.length === 3 && sameShape(shares.shape, [tokens!, slots!]),
+    `weightedSum: x [${x.shape.join(', ')}] and shares [${shares.shape.join(', ')}], expected [t, j, m] and [t, j]`,
+  );
+  expectType('weightedSum: x', x, ['f32']);
+  expectType('weightedSum: shares', shares, ['f32']);
+  return [tokens!, columns!];
+}
+
 export function broadcastShape(name: string, a: Tensor, b: Tensor): Shape {
   const trailing = a.shape.slice(a.shape.length - b.shape.length);
   invariant(
@@ -79,6 +106,23 @@ export function attendShape(q: Tensor, keys: Tensor, values: Tensor, mask: Tenso
   expectType('attend: values', values, ['f32', 'f16']);
   expectType('attend: mask', mask, ['f32']);
   expectGroups('attend: heads of q', heads!, 'heads of keys', groups!);
+  return [heads!, tokens!, valueDim!];
+}
+
+export function attendScoresShape(scores: Tensor, values: Tensor, mask: Tensor): Shape {
+  const [heads, tokens, length] = scores.shape;
+  const [groups, , valueDim] = values.shape;
+  invariant(
+    scores.shape.length === 3 &&
+      sameShape(values.shape, [groups!, length!, valueDim!]) &&
+      sameShape(mask.shape, [tokens!, length!]),
+    `attendScores: scores [${scores.shape.join(', ')}], values [${values.shape.join(', ')}], mask [${mask.shape.join(', ')}], ` +
+      `expected [h, t, s], [g, s, dv], [t, s]`,
+  );
+  expectType('attendScores: scores', scores, ['f32']);
+  expectType('attendScores: values', values, ['f32', 'f16']);
+  expectType('attendScores: mask', mask, ['f32']);
+  expectGroups('attendScores: heads of scores', heads!, 'heads of values', groups!);
   return [heads!, tokens!, valueDim!];
 }
 

@@ -1,0 +1,235 @@
+/**
+ * Continuous batching: many generations over the slots of one cluster. Each turn is one step of all ranks: either one
+ * token for every running sequence, or a piece of one prompt; the two kinds alternate while there is work for both.
+ * Which prompt: the one with the least left, so that a short one does not wait for a long one, but every fourth piece
+ * belongs to the oldest, so that the long one ends too. Knows no HTTP and no text.
+ * Read next: sequence.ts (one generation), cluster.ts (the step).
+ *
+ * Rounding: with quantised weights the logits of a batched sequence have the same bits as those of the sequence alone
+ * (measured with q4_1). With f32 weights ggml sums a matrix product of one column in another order than of several,
+ * which moves logits by some 4e-6: only an exact tie can choose another token.
+ */
+import { invariant } from '../config/errors.ts';
+import type { Cluster, StepResult } from './cluster.ts';
+import { requireRoom, type Generation, type GenerationEvent } from './generation.ts';
+import { Sequence, type Work } from './sequence.ts';
+
+/** What the scheduler needs of a cluster; a supervised one may be another after a failure. */
+export type StepRunner = Pick<Cluster, 'step' | 'options' | 'vocabSize'>;
+
+export interface SchedulerOptions {
+  /** Generations that may wait for a slot. */
+  readonly maxQueued: number;
+  /** Told after each step, for metrics. */
+  readonly onStep?: ((turn: Turn, result: StepResult, ms: number) => void) | undefined;
+  /** Asked when a step has failed: resolves when an empty cache is ready and all sequences are to be computed again. */
+  readonly recover?: ((error: Error) => Promise<void>) | undefined;
+}
+
+/** What one step was made of. */
+export interface Turn {
+  readonly phase: 'prefill' | 'decode';
+  readonly sequences: readonly { readonly sequence: Sequence; readonly work: Work }[];
+}
+
+/** Too many generations are waiting. */
+export class QueueFullError extends Error {
+  override readonly name = 'QueueFullError';
+  readonly queued: number;
+
+  constructor(queued: number) {
+    super(`queue: ${queued} requests are waiting already; try again later`);
+    this.queued = queued;
+  }
+}
+
+/** Prompt tokens of a step while other sequences wait for it: what they lose is this long. */
+const sharedPieceTokens = 64;
+/** Of the pieces of prompts, every so many belong to the oldest prompt. */
+const oldestEvery = 4;
+
+export class Scheduler implements AsyncDisposable {
+  readonly #cluster: StepRunner;
+  readonly #options: SchedulerOptions;
+  /** By slot. */
+  readonly #running: (Sequence | undefined)[];
+  readonly #queue: Sequence[] = [];
+  #loop: Promise<void> | undefined;
+  #lastPhase: Turn['phase'] = 'decode';
+  #pieces = 0;
+  #closed: Error | undefined;
+
+  constructor(cluster: StepRunner, options: SchedulerOptions) {
+    this.#cluster = cluster;
+    this.#options = options;
+    this.#running = new Array<Sequence | undefined>(cluster.options.slots).fill(undefined);
+  }
+
+  get queued(): number {
+    return this.#queue.length;
+  }
+
+  get running(): number {
+    return this.#sequences().length;
+  }
+
+  get slots(): number {
+    return this.#running.length;
+  }
+
+  /**
+   * Takes the request now and gives its events as they come. Leaving the iteration early gives the slot back; so does
+   * the request's signal, also between two events.
+   * @throws ConfigError when the prompt does not fit, QueueFullError; what ends the cluster ends the events
+   */
+  submit(request: Generation): AsyncGenerator<GenerationEvent, void> {
+    requireRoom(request.promptIds.length, this.#cluster.options.contextTokens);
+    request.signal?.throwIfAborted();
+    if (this.#closed !== undefined) throw this.#closed;
+    if (this.running + this.#queue.length >= this.slots + this.#options.maxQueued)
+      throw new QueueFullError(this.#queue.length);
+    const sequence = new Sequence(request, this.#cluster.options.contextTokens);
+    this.#queue.push(sequence);
+    this.#loop ??= this.#run();
+    return this.#eventsOf(sequence);
+  }
+
+  /** Takes no more requests: the next ones get this error. Those that are here go on. */
+  close(error: Error): void {
+    this.#closed ??= error;
+  }
+
+  /** Resolves when nothing is running or waiting. */
+  async idle(): Promise<void> {
+    while (this.#loop !== undefined) await this.#loop;
+  }
+
+  /** Ends what is running, with an error, after the step in flight. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    const error = new Error('the scheduler was stopped');
+    this.close(error);
+    this.#failAll(error);
+    await this.idle();
+  }
+
+  async *#eventsOf(sequence: Sequence): AsyncGenerator<GenerationEvent, void> {
+    const { signal } = sequence.request;
+    const abort = (): void => sequence.fail(asError(signal?.reason));
+    signal?.addEventListener('abort', abort, { once: true });
+    try {
+      yield* sequence.events;
+    } finally {
+      signal?.removeEventListener('abort', abort);
+      // The loop gives the slot to another after the step in flight.
+      sequence.finished = true;
+    }
+  }
+
+  async #run(): Promise<void> {
+    // Requests of the same moment share the first steps.
+    await Promise.resolve();
+    for (;;) {
+      this.#clear();
+      this.#admit();
+      const turn = this.#nextTurn();
+      if (turn === undefined) break;
+      try {
+        await this.#take(turn);
+      } catch (error) {
+        await this.#stumble(asError(error));
+      }
+    }
+    this.#loop = undefined;
+  }
+
+  /** Frees the slots of what has finished or was cancelled. */
+  #clear(): void {
+    for (const [slot, sequence] of this.#running.entries())
+      if (sequence?.finished === true) this.#running[slot] = undefined;
+    for (let i = this.#queue.length - 1; i >= 0; i--) if (this.#queue[i]?.finished === true) this.#queue.splice(i, 1);
+  }
+
+  /** The lowest free slot first: batches then have few shapes, for each of which a rank builds programs. */
+  #admit(): void {
+    for (const [slot, sequence] of this.#running.entries()) {
+      if (sequence !== undefined) continue;
+      const next = this.#queue.shift();
+      if (next === undefined) return;
+      next.slot = slot;
+      this.#running[slot] = next;
+    }
+  }
+
+  #nextTurn(): Turn | undefined {
+    const all = this.#sequences();
+    const prompts = all.filter((sequence) => sequence.promptLeft > 0);
+    const others = all.filter((sequence) => sequence.promptLeft === 0);
+    if (all.length === 0) return undefined;
+    const phase = others.length === 0 || (prompts.length > 0 && this.#lastPhase === 'decode') ? 'prefill' : 'decode';
+    this.#lastPhase = phase;
+    const { maxStepTokens } = this.#cluster.options;
+    if (phase === 'decode') {
+      // Blocks of tokens only occur when a lost cache is rebuilt; one token of each otherwise.
+      const sequences = others.map((sequence) => ({ sequence, work: sequence.work(maxStepTokens) }));
+      return { phase, sequences };
+    }
+    const sequence = this.#choosePrompt(prompts);
+    const limit = all.length === 1 ? maxStepTokens : Math.min(maxStepTokens, sharedPieceTokens);
+    return { phase, sequences: [{ sequence, work: sequence.work(limit) }] };
+  }
+
+  #choosePrompt(prompts: readonly Sequence[]): Sequence {
+    const wantsOldest = ++this.#pieces % oldestEvery === 0;
+    const rank = (sequence: Sequence): number => (wantsOldest ? sequence.arrival : sequence.promptLeft);
+    const [chosen] = [...prompts].sort((a, b) => rank(a) - rank(b) || a.arrival - b.arrival);
+    invariant(chosen !== undefined, 'a prefill turn without a prompt');
+    return chosen;
+  }
+
+  async #take(turn: Turn): Promise<void> {
+    const startedAt = performance.now();
+    const wanted = turn.sequences.some(({ sequence, work }) => sequence.samplesAfter(work));
+    const result = await this.#cluster.step({
+      phase: turn.phase,
+      sequences: turn.sequences.map(({ sequence, work }) => ({
+        slot: sequence.slot ?? 0,
+        start: work.start,
+        tokens: [...work.tokens],
+      })),
+      want: { kind: wanted ? 'last' : 'none' },
+    });
+    this.#options.onStep?.(turn, result, performance.now() - startedAt);
+    const { vocabSize } = this.#cluster;
+    for (const [row, { sequence, work }] of turn.sequences.entries()) {
+      if (sequence.finished) continue;
+      const logits = sequence.samplesAfter(work)
+        ? result.logits.subarray(row * vocabSize, (row + 1) * vocabSize)
+        : undefined;
+      sequence.advance(work, result.perRank, logits);
+    }
+  }
+
+  /** After a failed step: everything is computed again on a cluster that has recovered, or ends with the error. */
+  async #stumble(error: Error): Promise<void> {
+    const { recover } = this.#options;
+    if (recover === undefined) return this.#failAll(error);
+    try {
+      await recover(error);
+    } catch (cause) {
+      return this.#failAll(asError(cause));
+    }
+    for (const sequence of this.#sequences()) sequence.cached = 0;
+  }
+
+  #failAll(error: Error): void {
+    for (const sequence of [...this.#sequences(), ...this.#queue]) sequence.fail(error);
+  }
+
+  #sequences(): Sequence[] {
+    return this.#running.filter((sequence) => sequence !== undefined);
+  }
+}
+
+function asError(reason: unknown): Error {
+  return reason instanceof Error ? reason : new Error(String(reason));
+}

@@ -1,0 +1,142 @@
+/**
+ * Scheme dcp: the positions of a sequence are dealt to the ranks in blocks. Every rank computes all heads' attention over
+ * the positions it caches, and the parts are merged by their log-sum-exp (online softmax, arXiv 1805.02867, section 3).
+ *
+ * part = mixed [tokens, heads * v], logSumExp [tokens, heads]: values are mapped by W_UV before they travel, v numbers
+ * instead of r. Each rank merges its own heads and multiplies them with its columns of W_O. Cost per layer: one
+ * all-gather of heads * (v + 1) numbers per token and rank; the query projections are replicated. Prompts take the same
+ * way in blocks, each rank all heads and 1 / worldSize of the positions.
+ */
+import { invariant } from '../../config/errors.ts';
+import { size, type Range } from '../../config/shard-plan.ts';
+import { biased, dim, joined, queryOfTokens, tokensFirst, writeLatent, type AttentionInputs } from '../attention.ts';
+import type { Chunk } from '../chunks.ts';
+import type { Ops, Tensor } from '../kernels/kernels.ts';
+import type { LayerCache } from '../latent-cache.ts';
+import { normed } from '../layer.ts';
+import { bytesOf, type RankParts } from '../rank-parts.ts';
+import type { LayerWeights } from '../weights.ts';
+import type { Exchange, RankSeat } from './exchange.ts';
+import { mlaLayer, rowsOf } from './mla-layer.ts';
+
+export class DealtPositions implements Exchange {
+  private readonly parts: RankParts;
+  private readonly seat: RankSeat;
+  private readonly sizes: PartSizes;
+  private readonly merged: Tensor; // [tokens, own heads * v]
+  private readonly mergedValues: Float32Array; // the same
+  private readonly part: Float32Array; // [tokens, heads * v] then [tokens, heads]
+  private readonly gathered: Float32Array; // one part after another
+  private readonly lengths: readonly number[];
+
+  constructor(parts: RankParts, seat: RankSeat, chunk: Chunk) {
+    this.parts = parts;
+    this.seat = seat;
+    const { attention, numHeads } = parts.model;
+    invariant(attention.kind === 'mla', 'dcp is for latent caches');
+    const tokens = chunk.tokens.length;
+    this.sizes = { worldSize: seat.plan.worldSize, tokens, heads: numHeads, valueDim: attention.valueDim };
+    const width = size(seat.rank.prefillHeads) * attention.valueDim;
+    this.merged = parts.kernels.allocate('f32', [tokens, width]);
+    this.mergedValues = new Float32Array(tokens * width);
+    this.part = new Float32Array(tokens * numHeads * (attention.valueDim + 1));
+    this.gathered = new Float32Array(this.part.length * seat.plan.worldSize);
+    this.lengths = seat.plan.ranks.map(() => this.part.length);
+  }
+
+  before(ops: Ops, weights: LayerWeights, cache: LayerCache, x: Tensor, inputs: AttentionInputs): readonly Tensor[] {
+    const { model } = this.parts;
+    const { config, mla, rows } = mlaLayer(model, weights, cache);
+    const h = normed(ops, x, weights.attentionNorm, model.normEps);
+    writeLatent(ops, model, config, mla, rows, h, inputs);
+    const query = queryOfTokens(ops, model, config, mla, mla.decode, mla.ropeShard, h, inputs); // [tokens, heads, columns]
+    const columns = dim(query, 2);
+    const segments = inputs.segments.map((segment) => {
+      const held = rowsOf(ops, rows, segment);
+      const keys = ops.slice(held, 2, dim(rows, 1) - columns, columns); // [1, paddedRows, columns]
+      const values = ops.slice(held, 2, 0, config.latentDim); // [1, paddedRows, r]
+      const q = ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]);
+      const options = { scale: config.scoreScale, softcap: 0 };
+      const { out, logSumExp } = ops.attendPartial(q, keys, values, segment.mask, options); // [heads, length, r], [heads, length]
+      return {
+        mixed: tokensFirst(ops, ops.matmul(mla.decode.valueUp, out)), // [length, heads * v]
+        logSumExp: ops.contiguous(ops.permute(logSumExp, [1, 0])), // [length, heads]
+      };
+    });
+    return [
+      joined(
+        ops,
+        segments.map(({ mixed }) => mixed),
+      ),
+      joined(
+        ops,
+        segments.map(({ logSumExp }) => logSumExp),
+      ),
+    ];
+  }
+
+  after(ops: Ops, weights: LayerWeights, cache: LayerCache): Tensor | undefined {
+    const { mla } = mlaLayer(this.parts.model, weights, cache);
+    if (size(this.seat.rank.prefillHeads) === 0) return undefined;
+    return biased(ops, ops.matmul(mla.decode.output, this.merged), mla.outputBias);
+  }
+
+  /** Which positions a rank sees is in the masks. */
+  load(): void {}
+
+  async run([mixed, logSumExp]: readonly Tensor[], label: string): Promise<void> {
+    invariant(mixed !== undefined && logSumExp !== undefined, 'attention over dealt positions has two outputs');
+    const { tokens, heads, valueDim } = this.sizes;
+    const { kernels } = this.parts;
+    kernels.download(mixed, this.part.subarray(0, tokens * heads * valueDim));
+    kernels.download(logSumExp, this.part.subarray(tokens * heads * valueDim));
+    await this.seat.group.allGather(this.part, this.lengths, this.gathered, label);
+    mergeParts(this.gathered, this.sizes, this.seat.rank.prefillHeads, this.mergedValues);
+    kernels.upload(this.merged, bytesOf(this.mergedValues));
+  }
+
+  [Symbol.dispose](): void {
+    this.parts.kernels.release([this.merged]);
+  }
+}
+
+export interface PartSizes {
+  readonly worldSize: number;
+  readonly tokens: number;
+  readonly heads: number;
+  readonly valueDim: number;
+}
+
+/** Far below any score, above what stands for the logarithm of an empty sum. */
+const nothingVisible = -1e29;
+
+/**
+ * Softmax over all positions from the parts: each part counts exp(logSumExp), relative to the largest. A part that sees
+ * no position counts nothing, whatever its numbers are.
+ * @param gathered parts, each mixed [tokens, heads * v] then logSumExp [tokens, heads]
+ * @param own the heads to merge  @param out [tokens, own heads * v], overwritten
+ */
+export function mergeParts(gathered: Float32Array, sizes: PartSizes, own: Range, out: Float32Array): void {
+  const { worldSize, tokens, heads, valueDim } = sizes;
+  const partLength = tokens * heads * (valueDim + 1);
+  const logSumExps = tokens * heads * valueDim;
+  let to = 0;
+  for (let t = 0; t < tokens; t++)
+    for (let h = own.start; h < own.end; h++, to += valueDim) {
+      const row = t * heads + h;
+      let largest = -Infinity;
+      for (let rank = 0; rank < worldSize; rank++)
+        largest = Math.max(largest, gathered[rank * partLength + logSumExps + row] ?? 0);
+      out.fill(0, to, to + valueDim);
+      let total = 0;
+      for (let rank = 0; rank < worldSize; rank++) {
+        const logSumExp = gathered[rank * partLength + logSumExps + row] ?? 0;
+        if (logSumExp < nothingVisible) continue;
+        const weight = Math.exp(logSumExp - largest);
+        total += weight;
+        const from = rank * partLength + row * valueDim;
+        for (let d = 0; d < valueDim; d++) out[to + d] = (out[to + d] ?? 0) + weight * (gathered[from + d] ?? 0);
+      }
+      if (total > 0) for (let d = 0; d < valueDim; d++) out[to + d] = (out[to + d] ?? 0) / total;
+    }
+}
