@@ -48,7 +48,7 @@ test('--exact keeps perplexity and greedy text', async () => {
 });
 
 test('the same seed gives the same bytes, and the report is in the folder', async () => {
-  const flags = ['--rope-dim', '8', '--freqfold', '2', '--seed', '5'];
+  const flags = ['--method', 'published', '--rope-dim', '8', '--freqfold', '2', '--seed', '5'];
   const [first, again] = await Promise.all([convert('first', ...flags), convert('again', ...flags)]);
   for (const file of ['config.json', 'model.safetensors', 'tpla_rotation.safetensors', 'tokenizer.json'])
     expect(readFileSync(join(first.out, file)).equals(readFileSync(join(again.out, file))), file).toBe(true);
@@ -72,7 +72,7 @@ test('an occupied folder, a converted source and wrong flags are refused', async
   const [inTheWay, latent, fold, balance] = await Promise.all([
     refused(stories, '--out', occupied, '--force'),
     refused(join(sandbox.folder, 'exact'), '--out', `${occupied}2`),
-    refused(stories, '--out', `${occupied}2`, '--freqfold', '3'),
+    refused(stories, '--out', `${occupied}2`, '--method', 'published', '--freqfold', '3'),
     refused(stories, '--out', `${occupied}2`, '--balance', 'much'),
   ]);
   expect(inTheWay).toContain(`out: ${occupied} holds files but no converted checkpoint`);

@@ -11,7 +11,7 @@ import { invariant } from '../../config/errors.ts';
 import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';
 import type { Kernels, Ops, ProgramSet, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
-import { bytesOf } from '../programs.ts';
+import { bytesOf } from '../rank-parts.ts';
 import type { WholeLayer } from './whole-layer.ts';
 
 export class StatisticsPrograms implements Disposable {

@@ -10,7 +10,7 @@ import { fromFloat32, toFloat32 } from '../../model/dequantize.ts';
 import { weightLayout } from '../../model/tensor-types.ts';
 import type { Backend } from '../backend.ts';
 import type { Tensor } from '../kernels/kernels.ts';
-import { bytesOf } from '../programs.ts';
+import { bytesOf } from '../rank-parts.ts';
 
 type FeedForwardType = 'q8_0' | 'f16' | 'f32';
 
