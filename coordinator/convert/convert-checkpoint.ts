@@ -29,7 +29,7 @@ import { Stopwatch } from './stopwatch.ts';
 
 /** Longest window; shorter where the model's context or the asked tokens are. */
 const maxWindow = 1024;
-const heldOutWindows = 4;
+const heldOutWindows = 2;
 
 /**
  * @returns the report that also stands in the folder

@@ -9,7 +9,13 @@ import {
   type KeyValueStatistics,
 } from '../../model/transmla/layer-statistics.ts';
 import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
-import { applyRecipe, planRecipe, recipeLoss, type RecipeSettings } from '../../model/transmla/recipe.ts';
+import {
+  applyRecipe,
+  planRecipe,
+  recipeLoss,
+  recipeRotation,
+  type RecipeSettings,
+} from '../../model/transmla/recipe.ts';
 import { encodeLayer, type EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
 import { recipeCandidates } from './choose-settings.ts';
@@ -86,7 +92,9 @@ async function convertLayers(
     const output = await readOutputMap(source, layer);
     const plan = planRecipe(output, own, layout, ropeDim);
     const converted = applyRecipe(maps, output, own, layout, rope, plan, latentDim);
-    final.push(encodeLayer(layer, converted.maps, converted.rotation, options.dtype, converted.output));
+    final.push(
+      encodeLayer(layer, converted.maps, recipeRotation(own, plan, latentDim), options.dtype, converted.output),
+    );
     if (fullRank > latentDim) {
       const whole = applyRecipe(maps, output, own, layout, rope, plan, fullRank);
       withoutRank.push(encodeLayer(layer, whole.maps, undefined, options.dtype, whole.output));

@@ -28,7 +28,7 @@ import {
 import { symmetricEigen, symmetricRoot } from './eigen.ts';
 import type { LatentRotation } from './latent-rotation.ts';
 import type { HeadStatistics, KeyValueStatistics } from './layer-statistics.ts';
-import { checkSettings, type SourceRope } from './published.ts';
+import type { SourceRope } from './published.ts';
 
 export interface RecipeSettings {
   /** p */
@@ -48,8 +48,6 @@ const rankTolerance = 1e-12;
 
 export interface RecipeLayer {
   readonly maps: MlaMaps;
-  /** Principal axes of the latent, all tokens alike. */
-  readonly rotation: LatentRotation;
   /** Replaces o_proj; its bias carries the mean value. [D, H d + 1] */
   readonly output: Dense;
 }
@@ -98,7 +96,7 @@ export function applyRecipe(
   latentDim: number,
 ): RecipeLayer {
   const merged = layout.numKvHeads * layout.headDim;
-  const encoder = multiply(rowsOf(plan.axes, 0, latentDim), plan.weighting); // [r, 2 G d]
+  const encoder = encoderOf(plan, latentDim);
   // Decoders by regression on the latent, whose covariance is diagonal: the spectrum.
   const largest = plan.spectrum[0] ?? 0;
   const inverse = plan.spectrum
@@ -120,14 +118,21 @@ export function applyRecipe(
       latentUp: latentUpRows(scaled(keyUp, factor), valueUp, statistics, layout),
       frequencies: plan.kept.map((slot) => rope.frequencies[slot.frequency] ?? 0),
     },
-    rotation: rotationOf(encoder, statistics),
     output: withMeanValue(output, rowsOf(statistics.mean, merged, 2 * merged), layout),
   };
 }
 
-/** @throws ConfigError for sizes that do not fit a layer of this layout */
-export function checkRecipeSettings({ ropeDim, latentDim }: RecipeSettings, layout: HeadLayout): void {
-  checkSettings({ ropeDim, latentDim, freqfold: 1, balance: 1 }, layout);
+/** Principal axes of the latent that applyRecipe makes, all tokens alike. */
+export function recipeRotation(statistics: KeyValueStatistics, plan: RecipePlan, latentDim: number): LatentRotation {
+  const encoder = encoderOf(plan, latentDim);
+  const centring = joinCols([encoder, scaled(multiply(encoder, statistics.mean), -1)]); // [r, 2 G d + 1]
+  const { values, vectors } = symmetricEigen(congruence(centring, statistics.plainMoment));
+  return { vectors, energy: values };
+}
+
+/** The latent is encoder ([key; value] - mean). [r, 2 G d] */
+function encoderOf(plan: RecipePlan, latentDim: number): Dense {
+  return multiply(rowsOf(plan.axes, 0, latentDim), plan.weighting);
 }
 
 /** Multiplication of every pair of a head by its phase. [d, d] */
@@ -164,13 +169,6 @@ function weightingOf(output: Dense, statistics: KeyValueStatistics, layout: Head
   });
   const keyRoot = scaled(blockDiagonal(keys.map(symmetricRoot)), scoreErrorWeight);
   return blockDiagonal([multiply(keyRoot, residual), blockDiagonal(values.map(symmetricRoot))]);
-}
-
-/** The latent is encoder ([key; value] - mean). */
-function rotationOf(encoder: Dense, statistics: KeyValueStatistics): LatentRotation {
-  const centring = joinCols([encoder, scaled(multiply(encoder, statistics.mean), -1)]); // [r, 2 G d + 1]
-  const { values, vectors } = symmetricEigen(congruence(centring, statistics.plainMoment));
-  return { vectors, energy: values };
 }
 
 /** Subtracts the mean from what the constant input 1 contributes. @param rows [r, D + 1]  @param mean [r, 1] */

@@ -20,7 +20,7 @@ import {
   type KeyValueStatistics,
   keyValueStatistics,
 } from '../../../../model/transmla/layer-statistics.ts';
-import { applyRecipe, planRecipe, recipeLoss } from '../../../../model/transmla/recipe.ts';
+import { applyRecipe, planRecipe, recipeLoss, recipeRotation } from '../../../../model/transmla/recipe.ts';
 import { random, randomDense, randomInputs, randomLayer } from './random-layer.ts';
 import { apply, gqaAttention, mlaAttention, type Rope } from './reference-attention.ts';
 
@@ -160,7 +160,8 @@ describe.each(sizes)('H %i, G %i, d %i', (numHeads, numKvHeads, headDim) => {
   it('gives the principal axes of the latent it writes', () => {
     const one = makeCase([numHeads, numKvHeads, headDim], true, () => [0.7, 0]);
     const plan = planRecipe(one.output, one.statistics, one.layout, 4);
-    const { maps, rotation } = applyRecipe(one.maps, one.output, one.statistics, one.layout, turning, plan, 6);
+    const { maps } = applyRecipe(one.maps, one.output, one.statistics, one.layout, turning, plan, 6);
+    const rotation = recipeRotation(one.statistics, plan, 6);
     const { moment } = randomInputs(300, hiddenDim, 7);
     const rotated = multiply(rotation.vectors, rowsOf(maps.latentDown, 0, 6));
     const second = congruence(rotated, moment);
