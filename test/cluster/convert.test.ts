@@ -60,6 +60,19 @@ test('the same seed gives the same bytes, and the report is in the folder', asyn
   expect(sandbox.leftovers().filter((name) => name.startsWith('.'))).toEqual([]);
 });
 
+test('the recipe loses less than the published method, and the report says which it was', async () => {
+  const [recipe, published] = await Promise.all([
+    convert('recipe', '--seed', '5'),
+    convert('published', '--seed', '5', '--method', 'published'),
+  ]);
+  expect(recipe.report).toMatchObject({ method: 'recipe', cacheFloatsAfter: 32, freqfold: 1, balance: null });
+  expect(published.report).toMatchObject({ method: 'published', cacheFloatsAfter: 32 });
+  expect(recipe.report.calibrationHash).toBe(published.report.calibrationHash);
+  expect(recipe.report.originalPpl).toBe(published.report.originalPpl);
+  expect(recipe.report.afterRankPpl).toBeLessThan(published.report.afterRankPpl);
+  expect(recipe.report.afterRopePpl).toBeLessThan(published.report.afterRopePpl);
+});
+
 test('an occupied folder, a converted source and wrong flags are refused', async () => {
   const occupied = join(sandbox.folder, 'occupied');
   mkdirSync(occupied);
