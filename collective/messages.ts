@@ -19,6 +19,7 @@ export const shardPlanSchema = z.strictObject({
   scheme: z.enum(schemes),
   worldSize: count,
   latentGroups: count,
+  exactTokens: z.strictObject({ sinks: count, window: count }),
   expertSharding: z.enum(expertShardings),
   ranks: z
     .array(

@@ -48,6 +48,7 @@ async function demo(flags: FlagsOf<ReturnType<typeof demoFlags>>, context: Comma
       prompt: flags.prompt,
       raw: false,
       system: undefined,
+      chatTemplate: undefined,
       maxTokens: 64,
       temperature: 0,
       topK: 0,
