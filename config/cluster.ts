@@ -4,7 +4,7 @@
  * nothing is ignored. Read next: load.ts, which reads a file, puts flags over it and reports all mistakes at once.
  */
 import { z } from 'zod';
-import { maxWorldSize, schemes } from './shard-plan.ts';
+import { expertShardings, maxWorldSize, schemes } from './shard-plan.ts';
 
 export const schemeNames = ['auto', ...schemes] as const;
 export const backendNames = ['ggml', 'gpujs', 'reference'] as const;
@@ -48,6 +48,8 @@ const computeSchema = z.strictObject({
   threads: wholeNumber.min(1).max(256).default(1),
   /** Storage type of matrices; keep: as in the file. */
   weights: z.enum(weightNames).default('keep'),
+  /** How routed experts are spread: columns of each on every rank, or whole experts dealt out. */
+  expertSharding: z.enum(expertShardings).default('columns'),
   /** Most tokens of one step: a longer prompt is prefilled in pieces of this size. */
   maxStepTokens: wholeNumber.min(1).max(4096).default(256),
 });

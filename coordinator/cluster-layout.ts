@@ -28,6 +28,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
     scheme,
     latentGroups,
     blockSize: columnBlock(checkpoint, config.compute.weights),
+    expertSharding: config.compute.expertSharding,
     shares: config.ranks.map((rank) => rank.share),
     exactTokens: { sinks: config.attention.sinks, window: config.attention.window },
   });
@@ -71,8 +72,10 @@ function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; 
 function columnBlock(checkpoint: Checkpoint, weights: ClusterConfig['compute']['weights']): number {
   let block = weights === 'keep' ? 1 : weightLayout(weights).blockSize;
   for (let layer = 0; layer < checkpoint.config.numLayers; layer++) {
-    const shape = checkpoint.shapeOf('down', layer);
-    if (shape !== undefined) block = Math.max(block, weightLayout(shape.type).blockSize);
+    for (const role of ['down', 'expertDown', 'sharedDown'] as const) {
+      const shape = checkpoint.shapeOf(role, layer);
+      if (shape !== undefined) block = Math.max(block, weightLayout(shape.type).blockSize);
+    }
   }
   return block;
 }

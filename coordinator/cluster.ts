@@ -168,6 +168,8 @@ export class Cluster implements AsyncDisposable {
     const { plan } = this;
     log(`scheme ${plan.scheme} on ${plan.worldSize} rank${plan.worldSize === 1 ? '' : 's'}: ${this.schemeReason}`);
     this.#signal?.addEventListener('abort', this.#interrupt, { once: true });
+    // The signal may have come while the socket was bound, and does not come twice.
+    if (this.#signal?.aborted === true) this.#interrupt();
     this.#receiving = this.#loop.run((message) => {
       if (message.kind !== 'hello' || message.token === this.#token) return true;
       this.#server.forget(message.rank);

@@ -4,7 +4,7 @@
  * wait ends with the same error. Knows nothing of models. Read next: cluster.ts, which asks the questions.
  */
 import { setTimeout as after } from 'node:timers/promises';
-import { InvariantError, invariant } from '../config/errors.ts';
+import { InvariantError, PeerError, invariant } from '../config/errors.ts';
 import type { Failed, RankRequest, Reply, ToCoordinator, ToRank } from '../collective/messages.ts';
 import type { ControlServer, Received } from '../collective/zmq.ts';
 import { explainFailures, type ProcessExit, type RankFailure } from './failures.ts';
@@ -99,9 +99,7 @@ export class ControlLoop {
   fail(error: Error): void {
     const isFirst = this.#failure === undefined;
     this.#failure ??= error;
-    const waiters = [...this.#waiters.values()];
-    this.#waiters.clear();
-    for (const waiter of waiters) waiter.reject(this.#failure);
+    for (const { reject } of this.#takeWaiters()) reject(this.#failure);
     if (isFirst) this.onFailure(this.#failure);
   }
 
@@ -109,13 +107,21 @@ export class ControlLoop {
     return this.#failure !== undefined;
   }
 
-  /** From here on processes may end and the socket may close. */
+  /** From here on processes may end and the socket may close; who still waits is told so. */
   close(): void {
     this.#closing = true;
+    for (const { doing, reject } of this.#takeWaiters()) reject(new PeerError(`the cluster was stopped ${doing}`));
+  }
+
+  #takeWaiters(): Waiter[] {
+    const waiters = [...this.#waiters.values()];
+    this.#waiters.clear();
+    return waiters;
   }
 
   async #wait(key: AnswerKey, deadlineMs: number, doing: string): Promise<Received<ToCoordinator>[]> {
     if (this.#failure !== undefined) throw this.#failure;
+    if (this.#closing) throw new InvariantError(`the cluster is stopped; it cannot answer ${doing}`);
     const timer = new AbortController();
     const answered = new Promise<Received<ToCoordinator>[]>((resolve, reject) => {
       this.#waiters.set(key, { answers: new Map(), doing, resolve, reject });

@@ -15,7 +15,7 @@ import {
   weightNames,
 } from '../config/cluster.ts';
 import { ConfigError } from '../config/errors.ts';
-import { maxWorldSize } from '../config/shard-plan.ts';
+import { expertShardings, maxWorldSize } from '../config/shard-plan.ts';
 
 /** What a command's handler receives. */
 export type FlagsOf<Built> = Built extends Argv<infer Flags> ? ArgumentsCamelCase<Flags> : never;
@@ -76,6 +76,10 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
     .option('weights', {
       choices: weightNames,
       describe: 'storage of matrices; keep: as in the file (default: keep)',
+    })
+    .option('expert-sharding', {
+      choices: expertShardings,
+      describe: 'routed experts: columns of each on every rank, or whole experts dealt out (default: columns)',
     });
 }
 

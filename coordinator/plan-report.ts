@@ -3,11 +3,19 @@
  * are counted as ../worker/weights.ts cuts them; norms and biases, far below a percent, are left out.
  */
 import type { ModelConfig } from '../config/model-config.ts';
-import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import {
+  planShards,
+  size,
+  validLatentGroups,
+  type PlanRequest,
+  type RankPlan,
+  type Scheme,
+  type ShardPlan,
+} from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/messages.ts';
 import type { Checkpoint, LayerRole, ModelRole, WeightType } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
-import { bytesSentPerToken, cacheBytesPerToken, schemeCosts } from './scheme-costs.ts';
+import { bytesSentPerToken, cacheBytesPerToken, cacheNumbersOf, schemeCosts } from './scheme-costs.ts';
 
 export interface RankForecast extends RankPlan {
   readonly weightBytes: number;
@@ -32,6 +40,32 @@ export function forecast(checkpoint: Checkpoint, plan: ShardPlan, options: Worke
   });
 }
 
+/** Cache numbers of one token in one layer, on each rank (the one that holds most) under each scheme that fits the model. */
+export function cacheNumbersByScheme(model: ModelConfig, worldSize: number): Readonly<Record<string, number>> {
+  const requests: [string, PlanRequest][] =
+    model.attention.kind === 'gqa'
+      ? [[worldSize === 1 ? 'gqa' : `gqa on ${worldSize} ranks`, request('gqa', worldSize, 1)]]
+      : [
+          ['mla', request('mla', worldSize, 1)],
+          ...validLatentGroups(worldSize)
+            .filter((groups) => groups > 1)
+            .map((groups): [string, PlanRequest] => [`tpla in ${groups} groups`, request('tpla', worldSize, groups)]),
+          ...(worldSize === 1
+            ? []
+            : [[`dcp on ${worldSize} ranks`, request('dcp', worldSize, 1)] satisfies [string, PlanRequest]]),
+        ];
+  return Object.fromEntries(
+    requests.map(([name, planned]) => [
+      name,
+      Math.max(...planShards(model, planned).ranks.map((rank) => cacheNumbersOf(model, rank))),
+    ]),
+  );
+}
+
+function request(scheme: Scheme, worldSize: number, latentGroups: number): PlanRequest {
+  return { scheme, worldSize, latentGroups, blockSize: 1 };
+}
+
 /** Cache bytes of one token, all layers, of the whole model and on each of several ranks under each scheme. */
 export function cacheBytesByScheme(
   model: ModelConfig,
@@ -51,15 +85,14 @@ function weightBytesOf(
   rank: RankPlan,
   weights: WorkerOptions['weights'],
 ): number {
-  const { numHeads, vocabSize, feedForward, numLayers, attention, tiedEmbeddings } = checkpoint.config;
+  const { numHeads, vocabSize, numLayers, attention, tiedEmbeddings } = checkpoint.config;
   const part = (share: number, role: LayerRole | ModelRole, layer?: number): number =>
     share * matrixBytes(checkpoint, weights, role, layer);
   const heads = size(rank.heads) / numHeads;
-  const columns = size(rank.feedForward) / feedForward.dim;
   const rows = size(rank.vocab) / vocabSize;
   let bytes = part(rows, 'embedding') + (tiedEmbeddings ? 0 : part(rows, 'head'));
   for (let layer = 0; layer < numLayers; layer++) {
-    for (const role of ['gate', 'up', 'down'] as const) bytes += part(columns, role, layer);
+    for (const [role, share] of feedForwardShares(checkpoint.config, rank)) bytes += part(share, role, layer);
     if (heads === 0) continue;
     for (const role of ['query', 'queryUp'] as const) bytes += part(heads, role, layer);
     bytes += part(plan.scheme === 'dcp' ? size(rank.prefillHeads) / numHeads : heads, 'output', layer);
@@ -74,6 +107,29 @@ function weightBytesOf(
     if (plan.latentGroups > 1) bytes += part(size(rank.prefillHeads) / numHeads, 'latentUp', layer);
   }
   return bytes;
+}
+
+/** This rank's share of each matrix of the feed-forward, dense or routed; routers are replicated. */
+function feedForwardShares({ feedForward, experts }: ModelConfig, rank: RankPlan): [LayerRole, number][] {
+  const dense = size(rank.feedForward) / feedForward.dim;
+  const shares: [LayerRole, number][] = [
+    ['gate', dense],
+    ['up', dense],
+    ['down', dense],
+  ];
+  if (experts === null) return shares;
+  const routed = (size(rank.experts) / experts.count) * (size(rank.expertColumns) / experts.dim);
+  const shared = experts.sharedDim === 0 ? 0 : size(rank.sharedColumns) / experts.sharedDim;
+  return [
+    ...shares,
+    ['router', 1],
+    ['expertGate', routed],
+    ['expertUp', routed],
+    ['expertDown', routed],
+    ['sharedGate', shared],
+    ['sharedUp', shared],
+    ['sharedDown', shared],
+  ];
 }
 
 /** 0 for a weight that this model does not have. */

@@ -55,7 +55,7 @@ export function cacheBytesPerToken(model: ModelConfig, rank: RankPlan, type: Wor
 }
 
 /** Numbers that one token leaves in this rank's cache of one layer. */
-function cacheNumbersOf(model: ModelConfig, rank: RankPlan): number {
+export function cacheNumbersOf(model: ModelConfig, rank: RankPlan): number {
   switch (model.attention.kind) {
     case 'gqa':
       return 2 * size(rank.kvHeads) * model.attention.headDim;

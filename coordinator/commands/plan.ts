@@ -1,6 +1,7 @@
 /** `tpla plan [cluster.yaml]`: what each rank would hold and send. Reads headers only and starts nothing. */
 import type { Argv } from 'yargs';
-import type { Scheme } from '../../config/shard-plan.ts';
+import { size, type Scheme } from '../../config/shard-plan.ts';
+import { openSizes } from '../../model/config-only.ts';
 import { layOut } from '../cluster-layout.ts';
 import type { CommandContext } from '../command-context.ts';
 import { clusterFlags, jsonFlag, type FlagsOf } from '../flags.ts';
@@ -27,7 +28,7 @@ export function addPlanCommand(program: Argv, context: CommandContext): Argv {
 }
 
 async function plan(flags: PlanFlags, context: CommandContext): Promise<void> {
-  await using model = await openModel({ ...flags, config: flags.file ?? flags.config }, context);
+  await using model = await openModel({ ...flags, config: flags.file ?? flags.config }, context, openSizes);
   const { checkpoint, config } = model;
   const { plan, reason, options } = layOut(checkpoint, config);
   const ranks = forecast(checkpoint, plan, options);
@@ -69,7 +70,9 @@ function schemeTable(costs: readonly SchemeCost[], chosen: Scheme): string {
 }
 
 function planTable(ranks: readonly RankForecast[]): string {
-  const header = ['rank', 'heads', 'prefill heads', 'KV heads', 'latent', 'feed-forward', 'vocabulary'];
+  const hasExperts = ranks.some((rank) => size(rank.experts) > 0);
+  const header = ['rank', 'heads', 'prefill heads', 'KV heads', 'latent', 'feed-forward'];
+  header.push(...(hasExperts ? ['experts', 'expert columns'] : []), 'vocabulary');
   header.push('weights', 'cache/token', 'cache', 'sent/token');
   return formatTable(
     header,
@@ -80,6 +83,7 @@ function planTable(ranks: readonly RankForecast[]): string {
       formatRange(rank.kvHeads),
       formatRange(rank.latent),
       formatRange(rank.feedForward),
+      ...(hasExperts ? [formatRange(rank.experts), formatRange(rank.expertColumns)] : []),
       formatRange(rank.vocab),
       formatBytes(rank.weightBytes),
       formatBytes(rank.cacheBytesPerToken),
