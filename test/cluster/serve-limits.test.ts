@@ -85,7 +85,7 @@ describe('a full queue', () => {
 describe('a rank that is killed', () => {
   test('is started again, and the answer goes on as if nothing had happened', async () => {
     await using served = await serve(['--ranks', '2']);
-    const request = { ...greedy, max_tokens: 300 };
+    const request = { ...greedy, max_tokens: 90 };
     const expected = await served.client.completions.create(request);
     let text = '';
     let killed = false;
@@ -127,7 +127,7 @@ describe('a rank that is killed', () => {
 describe('SIGTERM', () => {
   test('lets a running stream end, refuses new requests, leaves nothing behind', async () => {
     await using served = await serve(['--ranks', '2']);
-    const stream = await served.client.completions.create({ ...greedy, max_tokens: 300, stream: true });
+    const stream = await served.client.completions.create({ ...greedy, max_tokens: 120, stream: true });
     let pieces = 0;
     let reason: string | null = null;
     let refusedStatus: number | undefined;

@@ -7,6 +7,7 @@ import {
   defaultLatentGroups,
   planShards,
   size,
+  type ExactTokens,
   type ExpertSharding,
   type ExactTokens,
   type Scheme,

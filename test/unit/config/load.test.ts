@@ -44,7 +44,7 @@ describe('what is accepted', () => {
         sinks: 0,
       },
       cache: { type: 'f16', contextTokens: 0, slots: 0 },
-      compute: { backend: 'ggml', threads: 1, weights: 'keep', maxStepTokens: 256 },
+      compute: { backend: 'ggml', threads: 1, weights: 'keep', expertSharding: 'columns', maxStepTokens: 256 },
       collective: { transport: 'auto', timeoutMs: 10_000 },
       ranks: [
         { host: 'local', device: '', share: 1 },
