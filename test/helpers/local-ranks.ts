@@ -9,7 +9,6 @@ import {
   size,
   type ExactTokens,
   type ExpertSharding,
-  type ExactTokens,
   type Scheme,
   type ShardPlan,
 } from '../../config/shard-plan.ts';
