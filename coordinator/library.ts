@@ -15,6 +15,8 @@ export type { FinishReason, GenerationEvent, TokenLogprobs, Usage } from './gene
 export interface StartOptions extends ClusterFlags {
   /** Cluster file; the other fields override it. */
   readonly config?: string;
+  /** A file with the chat template to use instead of the model's own. */
+  readonly chatTemplate?: string;
   /** Generations that run at once; each takes a context of cache. Default: the file's, else 4. */
   readonly slots?: number;
   /** Generations that may wait for a slot; more are refused. Default 1024. */
@@ -83,6 +85,7 @@ export async function startCluster(options: StartOptions): Promise<RunningCluste
     const serving = await startServing({
       config: { ...config, cache: { ...config.cache, slots } },
       checkpoint,
+      chatTemplateFile: options.chatTemplate,
       maxQueued: options.maxQueued ?? 1024,
       log,
       signal,
