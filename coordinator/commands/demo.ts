@@ -73,6 +73,7 @@ async function convertedModel(source: string, context: CommandContext): Promise<
   const report = await convertCheckpoint({
     model: source,
     out,
+    method: 'recipe',
     force: false,
     sizes: { exact: false, ropeDim: null, kvRank: null, cacheRatio: null, freqfold: 'auto', balance: 'auto' },
     calibration: 'self',
