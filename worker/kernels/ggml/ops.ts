@@ -6,6 +6,7 @@
  */
 import { attend, attendPartial, attendScores, type Attention, type PartialAttention } from './attend.ts';
 import { expertMatmul, weightedSum } from './experts.ts';
+import { rotate } from './rotate.ts';
 import { capped, geluTanh, reciprocal, softMax, zeros, type Constants } from './compound.ts';
 import {
   MAX_AXES,
@@ -22,9 +23,6 @@ import {
 } from './tensor.ts';
 import type { AttendOptions, Ops, RopeOptions, Tensor } from '../kernels.ts';
 import type { GraphRecorder } from './graph.ts';
-
-const ROPE_INTERLEAVED = 0;
-const ROPE_HALVES = 2;
 
 export class GgmlOps implements Ops {
   readonly #recorder: GraphRecorder;
@@ -97,25 +95,7 @@ export class GgmlOps implements Ops {
     check(sameShape(frequencies.shape, [dim! / 2]), `${at}: expected frequencies f32 [${dim! / 2}]`);
     const reciprocals = this.#reciprocal(frequencies);
     const index = this.#recorder.packed(this.#recorder.own(positions));
-    const mode = options.interleaved ? ROPE_INTERLEAVED : ROPE_HALVES;
-    // Base 1 makes ggml's own angle the bare position, which it divides by the factors; no YaRN (extension 0).
-    return this.#recorder.emit('f32', x.shape, (c, f) =>
-      f.rope(
-        c,
-        input.pointer,
-        index.pointer,
-        reciprocals.pointer,
-        dim!,
-        mode,
-        0,
-        1,
-        1,
-        0,
-        options.attentionFactor,
-        0,
-        0,
-      ),
-    );
+    return rotate(this.#recorder, input, index, reciprocals, options);
   }
 
   gated(gate: Tensor, up: Tensor, activation: 'silu' | 'gelu-tanh'): Tensor {
