@@ -30,6 +30,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
     blockSize: columnBlock(checkpoint, config.compute.weights),
     expertSharding: config.compute.expertSharding,
     shares: config.ranks.map((rank) => rank.share),
+    exactTokens: { sinks: config.attention.sinks, window: config.attention.window },
   });
   const contextTokens = contextOf(model, config.cache.contextTokens);
   return {
@@ -53,10 +54,12 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
 }
 
 function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; reason: string } {
-  const { scheme, latentGroups } = config.attention;
+  const { scheme, latentGroups, window, sinks } = config.attention;
   if (scheme !== 'auto') return { scheme, reason: 'as asked' };
   if (latentGroups > 1 && model.attention.kind === 'mla')
     return { scheme: 'tpla', reason: `as ${latentGroups} latent groups ask` };
+  if (window + sinks > 0 && model.attention.kind === 'mla')
+    return { scheme: 'tpla', reason: 'as exact attention to the first or last tokens asks' };
   const hosts = new Set(config.ranks.map((rank) => rank.host));
   const oneHost = hosts.size === 1 && !hosts.has('join');
   return chooseScheme(model, config.ranks.length, oneHost);

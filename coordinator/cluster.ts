@@ -13,7 +13,7 @@ import { protocolVersion, type Ready, type Reply, type Step, type WorkerOptions 
 import { ControlServer } from '../collective/zmq.ts';
 import { layOut, type Layout } from './cluster-layout.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
-import { combineScores, joinLogits, joinMoments } from './join-shards.ts';
+import { combineScores, joinLogits, joinMoments, sumOfPayloads } from './join-shards.ts';
 import { RankProcesses } from './rank-processes.ts';
 
 export interface ClusterOptions {
@@ -73,6 +73,22 @@ export class Cluster implements AsyncDisposable {
     /** Free them. */
     end: async (): Promise<void> => {
       await this.#ask({ kind: 'moments', action: 'end', layer: 0 });
+    },
+  };
+
+  readonly calibration = {
+    /** Windows of equal length; ranks divide them. */
+    begin: async (windows: readonly (readonly number[])[]): Promise<void> => {
+      await this.#ask({ kind: 'calibration', action: 'begin', windows: windows.map((window) => [...window]) });
+    },
+    /** Sums of all ranks for one layer, fields of collective/statistics.ts; layers in order. */
+    statistics: async (layer: number): Promise<Float64Array> => {
+      const replies = await this.#ask({ kind: 'calibration', action: 'statistics', layer });
+      return sumOfPayloads(replies.map(({ payload }) => payload));
+    },
+    /** Free them. */
+    end: async (): Promise<void> => {
+      await this.#ask({ kind: 'calibration', action: 'end' });
     },
   };
 

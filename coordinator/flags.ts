@@ -7,6 +7,7 @@ import {
   backendNames,
   cacheTypeNames,
   defaultContextCeiling,
+  maxExactTokens,
   prefillNames,
   reparameterizationNames,
   schemeNames,
@@ -23,7 +24,7 @@ export type FlagsOf<Built> = Built extends Argv<infer Flags> ? ArgumentsCamelCas
 export function clusterFlags<T>(program: Argv<T>) {
   return clusterFlagsWithoutWindow(program).option('window', {
     type: 'number',
-    describe: 'last tokens with exact attention; only 0 so far (default: 0)',
+    describe: `last tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 0)`,
   });
 }
 
@@ -59,7 +60,10 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
       choices: prefillNames,
       describe: 'exact: the prompt is read with whole latents; sliced: with the arithmetic of decode (default: exact)',
     })
-    .option('sinks', { type: 'number', describe: 'first tokens with exact attention; only 0 so far (default: 0)' })
+    .option('sinks', {
+      type: 'number',
+      describe: `first tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 0)`,
+    })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
     .option('device', { type: 'string', describe: "device name of the backend for all ranks (default: the backend's)" })
     .option('transport', { choices: transportNames, describe: 'what carries the sums between ranks (default: auto)' })
@@ -117,6 +121,12 @@ export function jsonFlag<T>(program: Argv<T>) {
     describe: 'print one JSON document on stdout and nothing else there',
   });
 }
+
+/** Of the commands that hold chats. */
+export const chatTemplateFlag = {
+  type: 'string',
+  describe: "file with the chat template (Jinja) to use instead of the model's own",
+} as const;
 
 /** Of the commands that run given tokens. */
 export const decodeFromFlag = {

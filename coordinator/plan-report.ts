@@ -15,12 +15,12 @@ import {
 import type { WorkerOptions } from '../collective/messages.ts';
 import type { Checkpoint, LayerRole, ModelRole, WeightType } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
-import { bytesSentPerToken, cacheBytesPerToken, cacheNumbersOf, schemeCosts } from './scheme-costs.ts';
+import { bytesSentPerToken, cacheBytesPerToken, cacheNumbersOf, schemeCosts, exactTokenBytes } from './scheme-costs.ts';
 
 export interface RankForecast extends RankPlan {
   readonly weightBytes: number;
   readonly cacheBytesPerToken: number;
-  /** Of all slots at full context. */
+  /** Of all slots at full context, tokens with exact attention included. */
   readonly cacheBytes: number;
   /** Float32 sent by this rank for each decoded token at full context: sums and gathers, as a ring sends them. */
   readonly bytesSentPerToken: number;
@@ -34,7 +34,7 @@ export function forecast(checkpoint: Checkpoint, plan: ShardPlan, options: Worke
       ...rank,
       weightBytes: Math.round(weightBytesOf(checkpoint, plan, rank, options.weights)),
       cacheBytesPerToken: cachePerToken,
-      cacheBytes: cachePerToken * options.contextTokens * options.slots,
+      cacheBytes: options.slots * (cachePerToken * options.contextTokens + exactTokenBytes(model, plan)),
       bytesSentPerToken: Math.round(bytesSentPerToken(model, plan, options.contextTokens)),
     };
   });

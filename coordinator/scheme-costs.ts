@@ -54,6 +54,13 @@ export function cacheBytesPerToken(model: ModelConfig, rank: RankPlan, type: Wor
   return (model.numLayers * cacheNumbersOf(model, rank) * blockBytes) / blockSize;
 }
 
+/** Whole latents of first and last tokens that a rank keeps beside its shard, of one sequence: float32, all layers. */
+export function exactTokenBytes(model: ModelConfig, { exactTokens, latentGroups }: ShardPlan): number {
+  if (model.attention.kind !== 'mla' || latentGroups === 1) return 0;
+  const { latentDim, ropeDim } = model.attention;
+  return model.numLayers * (exactTokens.sinks + exactTokens.window) * (latentDim + ropeDim) * 4;
+}
+
 /** Numbers that one token leaves in this rank's cache of one layer. */
 export function cacheNumbersOf(model: ModelConfig, rank: RankPlan): number {
   switch (model.attention.kind) {

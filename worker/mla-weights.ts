@@ -40,7 +40,10 @@ export interface MlaProjection {
   readonly query: Tensor; // [heads * (n + p), hidden or queryLoraDim]
   /** Columns of `heads`; in `dcp`, of the heads that this rank merges. Its product is partial. */
   readonly output: Tensor; // [hidden, heads * v]
-  /** W_UK, transposed per head; absent when the model has no nope part. [heads, latentColumns, n] */
+  /**
+   * W_UK, transposed per head; absent when the model has no nope part. Over the whole latent where some tokens are
+   * scored exactly. [heads, latentColumns, n]
+   */
   readonly keyUp: Tensor | undefined;
   readonly valueUp: Tensor; // W_UV: [heads, v, latentColumns]
 }
@@ -62,7 +65,9 @@ export async function loadMla(
   const merged = plan.scheme === 'dcp' ? rank.prefillHeads : rank.heads;
   const project = (parts: ProjectionParts): Promise<MlaProjection> =>
     loadProjection(checkpoint.config, uploader, layer, rank.heads.start, parts, rotation);
-  const decode = await project({ heads: rank.heads, outputHeads: merged, latent: rank.latent });
+  const { sinks, window } = plan.exactTokens;
+  const shard = { keys: sinks + window > 0 ? whole : rank.latent, values: rank.latent };
+  const decode = await project({ heads: rank.heads, outputHeads: merged, latent: shard });
   return {
     kind: 'mla',
     queryDown:
@@ -83,7 +88,11 @@ export async function loadMla(
         ? decode
         : size(rank.prefillHeads) === 0
           ? undefined
-          : await project({ heads: rank.prefillHeads, outputHeads: rank.prefillHeads, latent: whole }),
+          : await project({
+              heads: rank.prefillHeads,
+              outputHeads: rank.prefillHeads,
+              latent: { keys: whole, values: whole },
+            }),
     outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
     frequencies,
   };
@@ -93,7 +102,7 @@ export async function loadMla(
 interface ProjectionParts {
   readonly heads: Range;
   readonly outputHeads: Range;
-  readonly latent: Range;
+  readonly latent: { readonly keys: Range; readonly values: Range };
 }
 
 /**
@@ -115,16 +124,17 @@ async function loadProjection(
   let up = await uploader.floats('latentUp', layer, rows); // [heads * (n + v), r]
   if (config.latentNormEps !== null) scaleColumns(up, await uploader.floats('latentNorm', layer));
   if (rotation !== undefined) up = timesTransposed(up, rotation, size(rows), latentDim, latentDim);
-  const shard = columnsOf(up, size(rows), latentDim, latent); // [heads * (n + v), latentColumns]
-  const width = size(latent);
-  const keyUp = new Float32Array(count * width * nopeDim);
+  const keyWidth = size(latent.keys);
+  const width = size(latent.values);
+  const values = columnsOf(up, size(rows), latentDim, latent.values); // [heads * (n + v), latentColumns]
+  const keyUp = new Float32Array(count * keyWidth * nopeDim);
   const valueUp = new Float32Array(count * valueDim * width);
   for (let h = 0; h < count; h++) {
     const first = h * (nopeDim + valueDim);
     for (let n = 0; n < nopeDim; n++)
-      for (let column = 0; column < width; column++)
-        keyUp[(h * width + column) * nopeDim + n] = shard[(first + n) * width + column] ?? 0;
-    valueUp.set(shard.subarray((first + nopeDim) * width, (first + nopeDim + valueDim) * width), h * valueDim * width);
+      for (let column = 0; column < keyWidth; column++)
+        keyUp[(h * keyWidth + column) * nopeDim + n] = up[(first + n) * latentDim + latent.keys.start + column] ?? 0;
+    valueUp.set(values.subarray((first + nopeDim) * width, (first + nopeDim + valueDim) * width), h * valueDim * width);
   }
   const type = uploader.floatTypeFor('latentUp', layer);
   return {
@@ -139,7 +149,7 @@ async function loadProjection(
       size(outputHeads) === 0
         ? uploader.floatTensor(new Float32Array(0), [hiddenDim, 0], 'f32')
         : await uploader.matrix('output', layer, undefined, times(outputHeads, valueDim)),
-    keyUp: nopeDim === 0 ? undefined : uploader.floatTensor(keyUp, [count, width, nopeDim], type),
+    keyUp: nopeDim === 0 ? undefined : uploader.floatTensor(keyUp, [count, keyWidth, nopeDim], type),
     valueUp: uploader.floatTensor(valueUp, [count, valueDim, width], type),
   };
 }

@@ -32,7 +32,7 @@ async function plan(flags: PlanFlags, context: CommandContext): Promise<void> {
   const { checkpoint, config } = model;
   const { plan, reason, options } = layOut(checkpoint, config);
   const ranks = forecast(checkpoint, plan, options);
-  const { scheme, worldSize, latentGroups } = plan;
+  const { scheme, worldSize, latentGroups, exactTokens } = plan;
   const costs = schemeCosts(checkpoint.config, worldSize, options.cacheType, options.contextTokens);
   if (flags.json) {
     const { contextTokens, slots, cacheType, weights } = options;
@@ -42,6 +42,7 @@ async function plan(flags: PlanFlags, context: CommandContext): Promise<void> {
       reason,
       worldSize,
       latentGroups,
+      exactTokens,
       contextTokens,
       slots,
       cacheType,
@@ -50,7 +51,9 @@ async function plan(flags: PlanFlags, context: CommandContext): Promise<void> {
     return;
   }
   const groups = latentGroups > 1 ? ` in ${latentGroups} latent groups` : '';
-  context.write(`scheme ${scheme} on ${worldSize} ranks${groups}: ${reason}\n${planTable(ranks)}\n`);
+  const { sinks, window } = exactTokens;
+  const exactly = sinks + window > 0 ? `, the first ${sinks} and last ${window} tokens exactly` : '';
+  context.write(`scheme ${scheme} on ${worldSize} ranks${groups}${exactly}: ${reason}\n${planTable(ranks)}\n`);
   if (worldSize > 1 && costs.length > 1)
     context.write(
       `\nEvery scheme on ${worldSize} ranks, at ${options.contextTokens} tokens:\n${schemeTable(costs, scheme)}\n`,

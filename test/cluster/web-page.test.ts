@@ -83,7 +83,7 @@ describe.skipIf(executable === undefined)('web page', () => {
     await page.locator('#message').fill('Once upon a time');
     await page.locator('#message').press('Enter');
     const answer = page.locator('#messages > div').nth(1);
-    await expect.poll(async () => (await answer.textContent())?.length ?? 0).toBeGreaterThan(30);
+    await expect.poll(async () => (await answer.textContent())?.length ?? 0, { timeout: 20_000 }).toBeGreaterThan(30);
     expect(await page.locator('#messages').getAttribute('aria-busy')).toBe('true');
     await page.locator('#stop').click();
     await expect.poll(() => page.locator('#messages').getAttribute('aria-busy')).toBe('false');
@@ -116,7 +116,7 @@ describe.skipIf(executable === undefined)('web page', () => {
       await page.locator('#max-tokens').evaluate((field) => field.setAttribute('value', '60'));
       await page.locator('#message').press('Enter');
       await expect.poll(() => page.locator('#messages').getAttribute('aria-busy'), { timeout: 20_000 }).toBe('false');
-      await page.locator('#history polyline').waitFor();
+      await page.locator('#history polyline').waitFor({ state: 'attached' });
       await page.screenshot({ path: `${screenshots}${shape}-chat.png` });
     }
     if (width < 1000) {
@@ -149,7 +149,9 @@ describe.skipIf(executable === undefined)('web page', () => {
     expect(await page.locator('#ranks tr').nth(1).locator('td').last().textContent()).toBe('1');
     await page.locator('#message').fill('The dog');
     await page.locator('#send').click();
-    await expect.poll(() => page.locator('#messages > div').nth(1).textContent()).toMatch(/Model.{10}/s);
+    await expect
+      .poll(() => page.locator('#messages > div').nth(1).textContent(), { timeout: 15_000 })
+      .toMatch(/Model.{10}/s);
     expect(errors).toEqual([]);
     await page.close();
   });

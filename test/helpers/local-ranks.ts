@@ -7,6 +7,7 @@ import {
   defaultLatentGroups,
   planShards,
   size,
+  type ExactTokens,
   type ExpertSharding,
   type Scheme,
   type ShardPlan,
@@ -42,9 +43,14 @@ export const exactOptions: WorkerOptions = {
 export async function startLocalRanks(
   modelPath: string,
   worldSize: number,
-  options: Partial<WorkerOptions> & { scheme?: Scheme; latentGroups?: number; expertSharding?: ExpertSharding } = {},
+  options: Partial<WorkerOptions> & {
+    scheme?: Scheme;
+    latentGroups?: number;
+    expertSharding?: ExpertSharding;
+    exactTokens?: ExactTokens;
+  } = {},
 ): Promise<LocalRanks> {
-  const { scheme: wanted, latentGroups, expertSharding, ...rest } = options;
+  const { scheme: wanted, latentGroups, expertSharding, exactTokens, ...rest } = options;
   const checkpoint = await openCheckpoint(modelPath);
   const { config: model, identity } = checkpoint;
   await checkpoint[Symbol.asyncDispose]();
@@ -53,6 +59,7 @@ export async function startLocalRanks(
     worldSize,
     scheme,
     latentGroups: latentGroups ?? defaultLatentGroups(scheme, worldSize),
+    exactTokens: exactTokens ?? { sinks: 0, window: 0 },
     blockSize: 1,
     ...(expertSharding === undefined ? {} : { expertSharding }),
   });

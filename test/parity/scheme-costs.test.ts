@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { defaultLatentGroups, planShards } from '../../config/shard-plan.ts';
 import type { ModelConfig } from '../../config/model-config.ts';
 import { openCheckpoint } from '../../model/open.ts';
-import { bytesSentPerToken, schemeCosts } from '../../coordinator/scheme-costs.ts';
+import { bytesSentPerToken, exactTokenBytes, schemeCosts } from '../../coordinator/scheme-costs.ts';
 import { LatentCache } from '../../worker/latent-cache.ts';
 import { createReferenceKernels } from '../../worker/kernels/reference.ts';
 import { startLocalRanks } from '../helpers/local-ranks.ts';
@@ -67,6 +67,22 @@ describe.each(schemes)('%s', (scheme) => {
       expect(bytes / (2 * contextTokens)).toBeCloseTo(cache.bytesPerToken + (scheme === 'dcp' ? spareRow : 0), 6);
     }
   });
+});
+
+test('cache of exact tokens as allocated', () => {
+  const exactTokens = { sinks: 3, window: 20 };
+  const plan = planShards(model, { worldSize: 2, scheme: 'tpla', latentGroups: 2, blockSize: 1, exactTokens });
+  using kernels = createReferenceKernels();
+  const [rank] = plan.ranks;
+  const cache = new LatentCache(kernels, model, plan, rank!, {
+    type: 'f32',
+    contextTokens: 256,
+    slots: 2,
+    exactPrefill: false,
+  });
+  const spareRow = model.numLayers * 32 * 4;
+  const bytes = cache.recent!.layers.reduce((sum, { shape }) => sum + shape[0]! * shape[1]! * 4, 0);
+  expect(bytes).toBe(2 * exactTokenBytes(model, plan) + spareRow);
 });
 
 test('cache numbers per token and layer of a 64 + 128 conversion and of DeepSeek-V3, on 2 ranks', () => {
