@@ -21,6 +21,7 @@ export const shardPlanSchema = z.strictObject({
   scheme: z.enum(schemes),
   worldSize: count,
   latentGroups: count,
+  exactTokens: z.strictObject({ sinks: count, window: count }),
   expertSharding: z.enum(expertShardings),
   ranks: z
     .array(
@@ -187,6 +188,22 @@ const momentsSchema = z.strictObject({
   layer: count,
 });
 
+/**
+ * Statistics of every layer for the conversion of recipes: see worker/calibration/. begin: windows of equal length, window
+ * i goes to rank i mod worldSize; statistics: payload of collective/statistics.ts for one layer, layers in order; end: free.
+ */
+const calibrationSchema = z.discriminatedUnion('action', [
+  z.strictObject({
+    kind: z.literal('calibration'),
+    id: count,
+    action: z.literal('begin'),
+    windows: z.array(z.array(count)),
+  }),
+  z.strictObject({ kind: z.literal('calibration'), id: count, action: z.literal('statistics'), layer: count }),
+  z.strictObject({ kind: z.literal('calibration'), id: count, action: z.literal('end') }),
+]);
+export type CalibrationRequest = z.infer<typeof calibrationSchema>;
+
 /** Runs `count` all-reduces of `floats` elements, checks every element, replies with latencies. For doctor and bench. */
 const collectiveCheckSchema = z.strictObject({
   kind: z.literal('collectiveCheck'),
@@ -233,6 +250,7 @@ export const toRankSchema = z.discriminatedUnion('kind', [
   setupSchema,
   stepSchema,
   momentsSchema,
+  calibrationSchema,
   collectiveCheckSchema,
   rejoinSchema,
   probeSchema,

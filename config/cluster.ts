@@ -4,7 +4,7 @@
  * nothing is ignored. Read next: load.ts, which reads a file, puts flags over it and reports all mistakes at once.
  */
 import { z } from 'zod';
-import { maxWorldSize, schemes } from './shard-plan.ts';
+import { expertShardings, maxWorldSize, schemes } from './shard-plan.ts';
 
 export const schemeNames = ['auto', ...schemes] as const;
 export const backendNames = ['ggml', 'gpujs', 'reference'] as const;
@@ -17,6 +17,9 @@ export const prefillNames = ['exact', 'sliced'] as const;
 /** Where `contextTokens: 0` stops: long contexts take memory that a first run should not. */
 export const defaultContextCeiling = 4096;
 
+/** Of --window and --sinks: every rank keeps so many whole latents per sequence and layer. */
+export const maxExactTokens = 4096;
+
 const wholeNumber = z.number().int();
 
 const attentionSchema = z.strictObject({
@@ -25,8 +28,10 @@ const attentionSchema = z.strictObject({
   latentGroups: wholeNumber.min(0).max(maxWorldSize).default(0),
   reparameterization: z.enum(reparameterizationNames).default('weighted'),
   prefill: z.enum(prefillNames).default('exact'),
-  window: notYetAbove0('exact attention to the last tokens'),
-  sinks: notYetAbove0('exact attention to the first tokens'),
+  /** Last tokens that scheme tpla scores with whole latents. */
+  window: wholeNumber.min(0).max(maxExactTokens).default(0),
+  /** First tokens, likewise. */
+  sinks: wholeNumber.min(0).max(maxExactTokens).default(0),
 });
 
 const cacheSchema = z.strictObject({
@@ -43,6 +48,8 @@ const computeSchema = z.strictObject({
   threads: wholeNumber.min(1).max(256).default(1),
   /** Storage type of matrices; keep: as in the file. */
   weights: z.enum(weightNames).default('keep'),
+  /** How routed experts are spread: columns of each on every rank, or whole experts dealt out. */
+  expertSharding: z.enum(expertShardings).default('columns'),
   /** Most tokens of one step: a longer prompt is prefilled in pieces of this size. */
   maxStepTokens: wholeNumber.min(1).max(4096).default(256),
 });
@@ -107,15 +114,6 @@ function available<const Name extends string>(names: readonly Name[], now: reado
   return z.enum(names).superRefine((value, context) => {
     if (!now.includes(value)) context.addIssue(`${value} is not available yet; use ${now.join(', ')}`);
   });
-}
-
-function notYetAbove0(what: string) {
-  return wholeNumber
-    .min(0)
-    .default(0)
-    .superRefine((value, context) => {
-      if (value > 0) context.addIssue(`${value} (${what}) is not available yet; use 0`);
-    });
 }
 
 function checkHost(host: string, context: z.RefinementCtx<string>): void {

@@ -30,6 +30,7 @@ export interface ClusterFlags {
   readonly context?: number | undefined;
   readonly cacheType?: string | undefined;
   readonly weights?: string | undefined;
+  readonly expertSharding?: string | undefined;
 }
 
 export interface LoadRequest {
@@ -50,6 +51,7 @@ const flagPaths: Readonly<Record<Exclude<keyof ClusterFlags, 'ranks' | 'device'>
   backend: ['compute', 'backend'],
   threads: ['compute', 'threads'],
   weights: ['compute', 'weights'],
+  expertSharding: ['compute', 'expertSharding'],
   transport: ['collective', 'transport'],
   context: ['cache', 'contextTokens'],
   cacheType: ['cache', 'type'],

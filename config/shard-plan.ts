@@ -36,7 +36,15 @@ export interface ShardPlan {
   /** Number of latent shards (paper: g); 1 where the latent is whole or there is none. */
   readonly latentGroups: number;
   readonly expertSharding: ExpertSharding;
+  /** Tokens of which every rank keeps the whole latent and which `tpla` scores exactly; 0 elsewhere. */
+  readonly exactTokens: ExactTokens;
   readonly ranks: readonly RankPlan[];
+}
+
+/** The first `sinks` tokens of a sequence and, for each token, the last `window`, its own included. */
+export interface ExactTokens {
+  readonly sinks: number;
+  readonly window: number;
 }
 
 export interface RankPlan {
@@ -79,6 +87,8 @@ export interface PlanRequest {
   readonly expertSharding?: ExpertSharding;
   /** Relative size of each rank's share; equal when absent. [worldSize] */
   readonly shares?: readonly number[];
+  /** None when absent. */
+  readonly exactTokens?: ExactTokens;
 }
 
 export const maxWorldSize = 64;
@@ -122,7 +132,8 @@ export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan 
       vocab: at(vocab, rank),
     });
   }
-  return { scheme, worldSize, latentGroups, expertSharding, ranks };
+  const exactTokens = request.exactTokens ?? { sinks: 0, window: 0 };
+  return { scheme, worldSize, latentGroups, expertSharding, exactTokens, ranks };
 }
 
 export function size(range: Range): number {
@@ -203,7 +214,8 @@ export function cut(total: number, shares: readonly number[], block: number): Ra
   return ranges;
 }
 
-function checkRequest(model: ModelConfig, { worldSize, scheme, latentGroups }: PlanRequest): void {
+function checkRequest(model: ModelConfig, request: PlanRequest): void {
+  const { worldSize, scheme, latentGroups } = request;
   if (!Number.isInteger(worldSize) || worldSize < 1 || worldSize > maxWorldSize)
     throw new ConfigError(`ranks: expected a whole number from 1 to ${maxWorldSize}, got ${worldSize}`);
   const isMla = model.attention.kind === 'mla';
@@ -224,6 +236,11 @@ function checkRequest(model: ModelConfig, { worldSize, scheme, latentGroups }: P
   if (scheme === 'tpla-exact' && latentGroups !== worldSize)
     throw new ConfigError(
       `latentGroups: scheme tpla-exact cuts the latent over all ${worldSize} ranks, got ${latentGroups}; leave it out or use ${worldSize}`,
+    );
+  const { sinks, window } = request.exactTokens ?? { sinks: 0, window: 0 };
+  if (sinks + window > 0 && scheme !== 'tpla')
+    throw new ConfigError(
+      `window: exact attention to some tokens (window ${window}, sinks ${sinks}) is for scheme tpla, not for ${scheme}; leave both out`,
     );
   if (worldSize % latentGroups !== 0)
     throw new ConfigError(

@@ -28,7 +28,9 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
     scheme,
     latentGroups,
     blockSize: columnBlock(checkpoint, config.compute.weights),
+    expertSharding: config.compute.expertSharding,
     shares: config.ranks.map((rank) => rank.share),
+    exactTokens: { sinks: config.attention.sinks, window: config.attention.window },
   });
   const contextTokens = contextOf(model, config.cache.contextTokens);
   return {
@@ -52,10 +54,12 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
 }
 
 function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; reason: string } {
-  const { scheme, latentGroups } = config.attention;
+  const { scheme, latentGroups, window, sinks } = config.attention;
   if (scheme !== 'auto') return { scheme, reason: 'as asked' };
   if (latentGroups > 1 && model.attention.kind === 'mla')
     return { scheme: 'tpla', reason: `as ${latentGroups} latent groups ask` };
+  if (window + sinks > 0 && model.attention.kind === 'mla')
+    return { scheme: 'tpla', reason: 'as exact attention to the first or last tokens asks' };
   const hosts = new Set(config.ranks.map((rank) => rank.host));
   const oneHost = hosts.size === 1 && !hosts.has('join');
   return chooseScheme(model, config.ranks.length, oneHost);
@@ -68,8 +72,10 @@ function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; 
 function columnBlock(checkpoint: Checkpoint, weights: ClusterConfig['compute']['weights']): number {
   let block = weights === 'keep' ? 1 : weightLayout(weights).blockSize;
   for (let layer = 0; layer < checkpoint.config.numLayers; layer++) {
-    const shape = checkpoint.shapeOf('down', layer);
-    if (shape !== undefined) block = Math.max(block, weightLayout(shape.type).blockSize);
+    for (const role of ['down', 'expertDown', 'sharedDown'] as const) {
+      const shape = checkpoint.shapeOf(role, layer);
+      if (shape !== undefined) block = Math.max(block, weightLayout(shape.type).blockSize);
+    }
   }
   return block;
 }

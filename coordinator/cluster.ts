@@ -23,7 +23,7 @@ import { removeSocketFile } from '../collective/endpoint.ts';
 import { ControlServer } from '../collective/control.ts';
 import { layOut, type Layout } from './cluster-layout.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
-import { combineScores, joinLogits, joinMoments } from './join-shards.ts';
+import { combineScores, joinLogits, joinMoments, sumOfPayloads } from './join-shards.ts';
 import { RankProcesses } from './rank-processes.ts';
 
 export interface ClusterOptions {
@@ -85,6 +85,22 @@ export class Cluster implements AsyncDisposable {
     /** Free them. */
     end: async (): Promise<void> => {
       await this.#ask({ kind: 'moments', action: 'end', layer: 0 });
+    },
+  };
+
+  readonly calibration = {
+    /** Windows of equal length; ranks divide them. */
+    begin: async (windows: readonly (readonly number[])[]): Promise<void> => {
+      await this.#ask({ kind: 'calibration', action: 'begin', windows: windows.map((window) => [...window]) });
+    },
+    /** Sums of all ranks for one layer, fields of collective/statistics.ts; layers in order. */
+    statistics: async (layer: number): Promise<Float64Array> => {
+      const replies = await this.#ask({ kind: 'calibration', action: 'statistics', layer });
+      return sumOfPayloads(replies.map(({ payload }) => payload));
+    },
+    /** Free them. */
+    end: async (): Promise<void> => {
+      await this.#ask({ kind: 'calibration', action: 'end' });
     },
   };
 
@@ -218,6 +234,8 @@ export class Cluster implements AsyncDisposable {
     const { log } = this.#options;
     log(`scheme ${plan.scheme} on ${plan.worldSize} rank${plan.worldSize === 1 ? '' : 's'}: ${this.schemeReason}`);
     this.#signal?.addEventListener('abort', this.#interrupt, { once: true });
+    // The signal may have come while the socket was bound, and does not come twice.
+    if (this.#signal?.aborted === true) this.#interrupt();
     this.#receiving = this.#loop.run((message) => {
       if (message.kind !== 'hello' || message.token === this.#token) return true;
       this.#server.forget(message.rank);

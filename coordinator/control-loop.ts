@@ -5,7 +5,7 @@
  * Read next: cluster.ts, which asks the questions.
  */
 import { setTimeout as after } from 'node:timers/promises';
-import { InvariantError, invariant } from '../config/errors.ts';
+import { InvariantError, PeerError, invariant } from '../config/errors.ts';
 import type { Failed, RankRequest, Reply, ToCoordinator, ToRank } from '../collective/messages.ts';
 import type { ControlServer, Received } from '../collective/control.ts';
 import { explainFailures, type ProcessExit, type RankFailure } from './failures.ts';
@@ -141,9 +141,7 @@ export class ControlLoop {
   fail(error: Error): void {
     const isFirst = this.#failure === undefined;
     this.#failure ??= error;
-    const waiters = [...this.#waiters.values()];
-    this.#waiters.clear();
-    for (const waiter of waiters) waiter.reject(this.#failure);
+    for (const { reject } of this.#takeWaiters()) reject(this.#failure);
     if (isFirst && !this.#closing) this.onFailure(this.#failure);
   }
 
@@ -151,9 +149,16 @@ export class ControlLoop {
     return this.#failure !== undefined;
   }
 
-  /** From here on processes may end and the socket may close. */
+  /** From here on processes may end and the socket may close; who still waits is told so. */
   close(): void {
     this.#closing = true;
+    for (const { doing, reject } of this.#takeWaiters()) reject(new PeerError(`the cluster was stopped ${doing}`));
+  }
+
+  #takeWaiters(): Waiter[] {
+    const waiters = [...this.#waiters.values()];
+    this.#waiters.clear();
+    return waiters;
   }
 
   #all(): number[] {
@@ -167,6 +172,7 @@ export class ControlLoop {
     from: readonly number[],
   ): Promise<Received<ToCoordinator>[]> {
     if (this.#failure !== undefined) throw this.#failure;
+    if (this.#closing) throw new InvariantError(`the cluster is stopped; it cannot answer ${doing}`);
     if (from.length === 0) return [];
     const timer = new AbortController();
     const answered = new Promise<Received<ToCoordinator>[]>((resolve, reject) => {

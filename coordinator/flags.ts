@@ -7,6 +7,7 @@ import {
   backendNames,
   cacheTypeNames,
   defaultContextCeiling,
+  maxExactTokens,
   prefillNames,
   reparameterizationNames,
   schemeNames,
@@ -14,7 +15,7 @@ import {
   weightNames,
 } from '../config/cluster.ts';
 import { ConfigError } from '../config/errors.ts';
-import { maxWorldSize } from '../config/shard-plan.ts';
+import { expertShardings, maxWorldSize } from '../config/shard-plan.ts';
 
 /** What a command's handler receives. */
 export type FlagsOf<Built> = Built extends Argv<infer Flags> ? ArgumentsCamelCase<Flags> : never;
@@ -23,7 +24,7 @@ export type FlagsOf<Built> = Built extends Argv<infer Flags> ? ArgumentsCamelCas
 export function clusterFlags<T>(program: Argv<T>) {
   return clusterFlagsWithoutWindow(program).option('window', {
     type: 'number',
-    describe: 'last tokens with exact attention; only 0 so far (default: 0)',
+    describe: `last tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 0)`,
   });
 }
 
@@ -43,11 +44,13 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
     .option('scheme', {
       choices: schemeNames,
       describe:
-        'attention over the ranks; auto: gqa for a model with a cache per head, tpla for a latent one (default: auto)',
+        'attention over the ranks; exact: gqa (cache per head), mla (heads), tpla-exact (latent, scores summed), dcp ' +
+        '(positions); approximate: tpla (latent), gla (heads and latent); auto: gqa for a model with a cache per head, ' +
+        'dcp for a latent one on one host, tpla between hosts (default: auto)',
     })
     .option('latent-groups', {
       type: 'number',
-      describe: 'latent shards of scheme tpla, a divisor of the ranks; 0: as many as ranks (default: 0)',
+      describe: 'latent shards of schemes tpla and gla, a divisor of the ranks; 0: as many as ranks (default: 0)',
     })
     .option('reparam', {
       choices: reparameterizationNames,
@@ -57,7 +60,10 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
       choices: prefillNames,
       describe: 'exact: the prompt is read with whole latents; sliced: with the arithmetic of decode (default: exact)',
     })
-    .option('sinks', { type: 'number', describe: 'first tokens with exact attention; only 0 so far (default: 0)' })
+    .option('sinks', {
+      type: 'number',
+      describe: `first tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 0)`,
+    })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
     .option('device', { type: 'string', describe: "device name of the backend for all ranks (default: the backend's)" })
     .option('transport', { choices: transportNames, describe: 'what carries the sums between ranks (default: auto)' })
@@ -70,6 +76,10 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
     .option('weights', {
       choices: weightNames,
       describe: 'storage of matrices; keep: as in the file (default: keep)',
+    })
+    .option('expert-sharding', {
+      choices: expertShardings,
+      describe: 'routed experts: columns of each on every rank, or whole experts dealt out (default: columns)',
     });
 }
 
@@ -111,6 +121,12 @@ export function jsonFlag<T>(program: Argv<T>) {
     describe: 'print one JSON document on stdout and nothing else there',
   });
 }
+
+/** Of the commands that hold chats. */
+export const chatTemplateFlag = {
+  type: 'string',
+  describe: "file with the chat template (Jinja) to use instead of the model's own",
+} as const;
 
 /** Of the commands that run given tokens. */
 export const decodeFromFlag = {

@@ -2,70 +2,81 @@
  * What each rank of a plan holds and sends, computed from sizes alone: no weight is read, no process started. Weights
  * are counted as ../worker/weights.ts cuts them; norms and biases, far below a percent, are left out.
  */
-import { cacheNumbersPerToken, type ModelConfig } from '../config/model-config.ts';
-import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import type { ModelConfig } from '../config/model-config.ts';
+import {
+  planShards,
+  size,
+  validLatentGroups,
+  type PlanRequest,
+  type RankPlan,
+  type Scheme,
+  type ShardPlan,
+} from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/messages.ts';
 import type { Checkpoint, LayerRole, ModelRole, WeightType } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
+import { bytesSentPerToken, cacheBytesPerToken, cacheNumbersOf, schemeCosts, exactTokenBytes } from './scheme-costs.ts';
 
 export interface RankForecast extends RankPlan {
   readonly weightBytes: number;
   readonly cacheBytesPerToken: number;
-  /** Of all slots at full context. */
+  /** Of all slots at full context, tokens with exact attention included. */
   readonly cacheBytes: number;
-  /** Float32 sent by this rank for each decoded token: the sums over ranks, as a ring sends them. */
+  /** Float32 sent by this rank for each decoded token at full context: sums and gathers, as a ring sends them. */
   readonly bytesSentPerToken: number;
 }
 
 export function forecast(checkpoint: Checkpoint, plan: ShardPlan, options: WorkerOptions): RankForecast[] {
   const model = checkpoint.config;
   return plan.ranks.map((rank) => {
-    const cacheBytesPerToken = model.numLayers * cacheNumbersOf(model, rank) * cacheNumberBytes(options.cacheType);
+    const cachePerToken = cacheBytesPerToken(model, rank, options.cacheType);
     return {
       ...rank,
       weightBytes: Math.round(weightBytesOf(checkpoint, plan, rank, options.weights)),
-      cacheBytesPerToken,
-      cacheBytes: cacheBytesPerToken * options.contextTokens * options.slots,
-      bytesSentPerToken: Math.round(bytesSentPerToken(model, plan.worldSize)),
+      cacheBytesPerToken: cachePerToken,
+      cacheBytes: options.slots * (cachePerToken * options.contextTokens + exactTokenBytes(model, plan)),
+      bytesSentPerToken: Math.round(bytesSentPerToken(model, plan, options.contextTokens)),
     };
   });
 }
 
-/** Numbers that one token leaves in this rank's cache of one layer. */
-function cacheNumbersOf(model: ModelConfig, rank: RankPlan): number {
-  switch (model.attention.kind) {
-    case 'gqa':
-      return 2 * size(rank.kvHeads) * model.attention.headDim;
-    case 'mla':
-      return size(rank.latent) + model.attention.ropeDim;
-  }
+/** Cache numbers of one token in one layer, on each rank (the one that holds most) under each scheme that fits the model. */
+export function cacheNumbersByScheme(model: ModelConfig, worldSize: number): Readonly<Record<string, number>> {
+  const requests: [string, PlanRequest][] =
+    model.attention.kind === 'gqa'
+      ? [[worldSize === 1 ? 'gqa' : `gqa on ${worldSize} ranks`, request('gqa', worldSize, 1)]]
+      : [
+          ['mla', request('mla', worldSize, 1)],
+          ...validLatentGroups(worldSize)
+            .filter((groups) => groups > 1)
+            .map((groups): [string, PlanRequest] => [`tpla in ${groups} groups`, request('tpla', worldSize, groups)]),
+          ...(worldSize === 1
+            ? []
+            : [[`dcp on ${worldSize} ranks`, request('dcp', worldSize, 1)] satisfies [string, PlanRequest]]),
+        ];
+  return Object.fromEntries(
+    requests.map(([name, planned]) => [
+      name,
+      Math.max(...planShards(model, planned).ranks.map((rank) => cacheNumbersOf(model, rank))),
+    ]),
+  );
 }
 
-export function cacheNumberBytes(type: WorkerOptions['cacheType']): number {
-  const { blockBytes, blockSize } = weightLayout(type);
-  return blockBytes / blockSize;
+function request(scheme: Scheme, worldSize: number, latentGroups: number): PlanRequest {
+  return { scheme, worldSize, latentGroups, blockSize: 1 };
 }
 
-/** Cache bytes of one token, all layers, on each rank under each scheme that fits the model. */
+/** Cache bytes of one token, all layers, of the whole model and on each of several ranks under each scheme. */
 export function cacheBytesByScheme(
   model: ModelConfig,
   type: WorkerOptions['cacheType'],
   worldSize: number,
 ): Readonly<Record<string, number>> {
-  const whole = model.numLayers * cacheNumbersPerToken(model) * cacheNumberBytes(type);
-  if (model.attention.kind === 'gqa') return { gqa: whole };
-  const { latentDim, ropeDim } = model.attention;
-  const sliced = model.numLayers * (Math.ceil(latentDim / worldSize) + ropeDim) * cacheNumberBytes(type);
-  return { mla: whole, [`tpla on ${worldSize} ranks, each`]: sliced };
-}
-
-/**
- * Two sums per layer and one for the embedding, hiddenDim float32 each. In a ring of N ranks each sends 2 (N - 1) / N of
- * the buffer.
- */
-function bytesSentPerToken(model: ModelConfig, worldSize: number): number {
-  const sums = 2 * model.numLayers + 1;
-  return (sums * model.hiddenDim * 4 * 2 * (worldSize - 1)) / worldSize;
+  const [whole] = schemeCosts(model, 1, type, 0);
+  const entries = schemeCosts(model, worldSize, type, 0)
+    .filter(({ scheme }) => scheme !== 'mla')
+    .map((cost): [string, number] => [`${cost.scheme} on ${worldSize} ranks, each`, cost.cacheBytesPerToken]);
+  return Object.fromEntries([...(whole === undefined ? [] : [[whole.scheme, whole.cacheBytesPerToken]]), ...entries]);
 }
 
 function weightBytesOf(
@@ -74,17 +85,17 @@ function weightBytesOf(
   rank: RankPlan,
   weights: WorkerOptions['weights'],
 ): number {
-  const { numHeads, vocabSize, feedForward, numLayers, attention, tiedEmbeddings } = checkpoint.config;
+  const { numHeads, vocabSize, numLayers, attention, tiedEmbeddings } = checkpoint.config;
   const part = (share: number, role: LayerRole | ModelRole, layer?: number): number =>
     share * matrixBytes(checkpoint, weights, role, layer);
   const heads = size(rank.heads) / numHeads;
-  const columns = size(rank.feedForward) / feedForward.dim;
   const rows = size(rank.vocab) / vocabSize;
   let bytes = part(rows, 'embedding') + (tiedEmbeddings ? 0 : part(rows, 'head'));
   for (let layer = 0; layer < numLayers; layer++) {
-    for (const role of ['gate', 'up', 'down'] as const) bytes += part(columns, role, layer);
+    for (const [role, share] of feedForwardShares(checkpoint.config, rank)) bytes += part(share, role, layer);
     if (heads === 0) continue;
-    for (const role of ['query', 'queryUp', 'output'] as const) bytes += part(heads, role, layer);
+    for (const role of ['query', 'queryUp'] as const) bytes += part(heads, role, layer);
+    bytes += part(plan.scheme === 'dcp' ? size(rank.prefillHeads) / numHeads : heads, 'output', layer);
     if (attention.kind === 'gqa') {
       const kvHeads = size(rank.kvHeads) / attention.numKvHeads;
       bytes += part(kvHeads, 'key', layer) + part(kvHeads, 'value', layer);
@@ -96,6 +107,29 @@ function weightBytesOf(
     if (plan.latentGroups > 1) bytes += part(size(rank.prefillHeads) / numHeads, 'latentUp', layer);
   }
   return bytes;
+}
+
+/** This rank's share of each matrix of the feed-forward, dense or routed; routers are replicated. */
+function feedForwardShares({ feedForward, experts }: ModelConfig, rank: RankPlan): [LayerRole, number][] {
+  const dense = size(rank.feedForward) / feedForward.dim;
+  const shares: [LayerRole, number][] = [
+    ['gate', dense],
+    ['up', dense],
+    ['down', dense],
+  ];
+  if (experts === null) return shares;
+  const routed = (size(rank.experts) / experts.count) * (size(rank.expertColumns) / experts.dim);
+  const shared = experts.sharedDim === 0 ? 0 : size(rank.sharedColumns) / experts.sharedDim;
+  return [
+    ...shares,
+    ['router', 1],
+    ['expertGate', routed],
+    ['expertUp', routed],
+    ['expertDown', routed],
+    ['sharedGate', shared],
+    ['sharedUp', shared],
+    ['sharedDown', shared],
+  ];
 }
 
 /** 0 for a weight that this model does not have. */

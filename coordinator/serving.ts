@@ -15,6 +15,8 @@ export interface ServingOptions {
   readonly config: ClusterConfig;
   /** Open until disposal: ranks that are started again are planned from it. */
   readonly checkpoint: Checkpoint;
+  /** undefined: the model's own template. */
+  readonly chatTemplateFile: string | undefined;
   /** Requests that may wait for a slot. */
   readonly maxQueued: number;
   readonly log: (line: string) => void;
@@ -42,7 +44,7 @@ export async function startServing(options: ServingOptions): Promise<Serving> {
     ...options.config,
     cache: { ...options.config.cache, slots: options.config.cache.slots || defaultSlots },
   };
-  const text = await openText(checkpoint.path);
+  const text = await openText(checkpoint.path, options.chatTemplateFile);
   const supervisor = await whileStarting(signal, (starting) =>
     Supervisor.start({ checkpoint, config, log, signal: starting }),
   );

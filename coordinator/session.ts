@@ -24,11 +24,15 @@ export interface Session extends OpenModel {
   readonly cluster: Cluster;
 }
 
-/** Configuration and checkpoint, without any process. */
-export async function openModel(flags: SessionFlags, context: CommandContext): Promise<OpenModel> {
+/** Configuration and checkpoint, without any process. @param open openSizes where a config.json without weights will do */
+export async function openModel(
+  flags: SessionFlags,
+  context: CommandContext,
+  open: (path: string) => Promise<Checkpoint> = openCheckpoint,
+): Promise<OpenModel> {
   const model = flags.model ?? (flags.config === undefined ? 'default' : undefined);
   const config = await loadClusterConfig({ file: flags.config, flags: { ...flags, model } });
-  const checkpoint = await openCheckpoint(await resolveModel(config.model, context));
+  const checkpoint = await open(await resolveModel(config.model, context));
   return { config, checkpoint, [Symbol.asyncDispose]: () => checkpoint[Symbol.asyncDispose]() };
 }
 

@@ -32,9 +32,17 @@ export interface ModelText {
   readonly requireBos: () => number;
 }
 
-/** @param path a model folder or file  @throws ConfigError when it has no tokenizer */
-export async function openText(path: string): Promise<ModelText> {
-  const files = await loadTokenizerFiles(path);
+/**
+ * @param path a model folder or file
+ * @param chatTemplateFile --chat-template: instead of the model's own
+ * @throws ConfigError when the model has no tokenizer, or the template is not valid
+ */
+export async function openText(path: string, chatTemplateFile?: string): Promise<ModelText> {
+  const own = await loadTokenizerFiles(path);
+  const files =
+    chatTemplateFile === undefined
+      ? own
+      : { ...own, source: chatTemplateFile, chatTemplate: await readGivenText(chatTemplateFile, '--chat-template') };
   const tokenizer = makeTokenizer(files);
   const template = makeChatTemplate(files);
   const encodeRaw = (text: string): number[] => {
@@ -65,13 +73,13 @@ export async function openText(path: string): Promise<ModelText> {
   };
 }
 
-/** @throws ConfigError when the file cannot be read or is not UTF-8 */
-export async function readTextFile(path: string): Promise<string> {
+/** @param flag names the file in messages  @throws ConfigError when the file cannot be read or is not UTF-8 */
+export async function readGivenText(path: string, flag: string): Promise<string> {
   let bytes: Uint8Array;
   try {
     bytes = await readFile(path);
   } catch (cause) {
-    throw new ConfigError(`--text ${path}: cannot be read (${messageOf(cause)}); name an existing file`, { cause });
+    throw new ConfigError(`${flag} ${path}: cannot be read (${messageOf(cause)}); name an existing file`, { cause });
   }
-  return decodeUtf8(bytes, `--text ${path}`);
+  return decodeUtf8(bytes, `${flag} ${path}`);
 }

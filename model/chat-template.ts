@@ -43,7 +43,10 @@ export function makeChatTemplate({ source, chatTemplate, config }: TokenizerFile
   const where = `chat template of ${source}`;
   // The options that transformers sets.
   const program = guarded(where, () => parse(tokenize(chatTemplate, { lstrip_blocks: true, trim_blocks: true })));
-  const tokens = Object.entries(config).filter(([key, value]) => key.endsWith('_token') && typeof value === 'string');
+  const tokens = Object.entries(config).flatMap(([key, value]) => {
+    const text = key.endsWith('_token') ? tokenText(value) : undefined;
+    return text === undefined ? [] : [[key, text] as const];
+  });
   return {
     render: (messages, { addGenerationPrompt }) =>
       guarded(where, () => {
@@ -58,6 +61,13 @@ export function makeChatTemplate({ source, chatTemplate, config }: TokenizerFile
         throw new Error(`gives ${text.length} characters; at most ${maxRenderedLength} are allowed`);
       }),
   };
+}
+
+/** A token of tokenizer_config.json is written as its text, or as an object that holds it. */
+function tokenText(value: unknown): string | undefined {
+  if (typeof value === 'string') return value;
+  const isObject = typeof value === 'object' && value !== null && 'content' in value;
+  return isObject && typeof value.content === 'string' ? value.content : undefined;
 }
 
 /** Runs with a time limit; what it throws becomes a ConfigError. */

@@ -32,48 +32,51 @@ export interface Weight {
 }
 
 /** Roles outside the layers. */
-export type ModelRole = 'embedding' | 'head' | 'finalNorm';
+export const modelRoles = ['embedding', 'head', 'finalNorm'] as const;
+export type ModelRole = (typeof modelRoles)[number];
 
 /** Roles inside a layer. Matrices are [outputs, inputs], as Hugging Face stores them. */
-export type LayerRole =
-  | 'attentionNorm' // norms: gains as they multiply, whatever the file adds to them
-  | 'attentionPostNorm' // on the attention output, where the model has one
+export const layerRoles = [
+  'attentionNorm', // norms: gains as they multiply, whatever the file adds to them
+  'attentionPostNorm', // on the attention output, where the model has one
   // gqa; query is also used by MLA without a low-rank query: [H (n + p), D], per head nope rows, then rope rows
-  | 'query'
-  | 'queryBias'
-  | 'queryNorm' // [headDim]
-  | 'key'
-  | 'keyBias'
-  | 'keyNorm' // [headDim]
-  | 'value'
-  | 'valueBias'
-  | 'output'
-  | 'outputBias'
+  'query',
+  'queryBias',
+  'queryNorm', // [headDim]
+  'key',
+  'keyBias',
+  'keyNorm', // [headDim]
+  'value',
+  'valueBias',
+  'output',
+  'outputBias',
   // mla
-  | 'queryDown' // W_DQ [q_lora, D]
-  | 'queryDownBias'
-  | 'queryDownNorm'
-  | 'queryUp' // W_UQ [H (n + p), q_lora]
-  | 'latentDown' // W_DKV and W_KR [r + p, D]: latent rows, then rope key rows
-  | 'latentDownBias'
-  | 'latentNorm'
-  | 'latentUp' // W_UK and W_UV [H (n + v), r]: per head nope rows, then value rows
-  | 'ropeFrequencies' // [p / 2] f32, this layer's own table (converted models)
+  'queryDown', // W_DQ [q_lora, D]
+  'queryDownBias',
+  'queryDownNorm',
+  'queryUp', // W_UQ [H (n + p), q_lora]
+  'latentDown', // W_DKV and W_KR [r + p, D]: latent rows, then rope key rows
+  'latentDownBias',
+  'latentNorm',
+  'latentUp', // W_UK and W_UV [H (n + v), r]: per head nope rows, then value rows
+  'ropeFrequencies', // [p / 2] f32, this layer's own table (converted models)
   // feed-forward
-  | 'feedForwardNorm'
-  | 'feedForwardPostNorm'
-  | 'gate'
-  | 'up'
-  | 'down'
+  'feedForwardNorm',
+  'feedForwardPostNorm',
+  'gate',
+  'up',
+  'down',
   // instead of gate, up and down in layers that route to experts; experts one below the other
-  | 'router' // [experts, D]
-  | 'routerBias' // [experts]: added to the scores for the choice only
-  | 'expertGate' // [experts * expertDim, D]
-  | 'expertUp'
-  | 'expertDown' // [experts * D, expertDim]
-  | 'sharedGate'
-  | 'sharedUp'
-  | 'sharedDown';
+  'router', // [experts, D]
+  'routerBias', // [experts]: added to the scores for the choice only
+  'expertGate', // [experts * expertDim, D]
+  'expertUp',
+  'expertDown', // [experts * D, expertDim]
+  'sharedGate',
+  'sharedUp',
+  'sharedDown',
+] as const;
+export type LayerRole = (typeof layerRoles)[number];
 
 export interface WeightShape {
   readonly rows: number;

@@ -75,7 +75,8 @@ export function label(role: Role, layer: number | undefined): string {
   return layer === undefined ? role : `layers.${layer} ${role}`;
 }
 
-function layerHas(config: ModelConfig, role: Role, layer: number): boolean {
+/** Dense layers have no experts, and routed ones no dense matrices. */
+export function layerHas(config: ModelConfig, role: Role, layer: number): boolean {
   if (denseRoles.has(role)) return !routes(config, layer);
   return !expertRoles.has(role) || routes(config, layer);
 }

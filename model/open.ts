@@ -5,11 +5,12 @@
  */
 import { readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { z } from 'zod';
 import { ConfigError, messageOf } from '../config/errors.ts';
-import type { Checkpoint } from './checkpoint.ts';
+import type { Checkpoint, WeightType } from './checkpoint.ts';
 import { toFloat32 } from './dequantize.ts';
 import { describeConverted } from './families/converted.ts';
-import type { DescribeGguf, DescribeHub } from './families/description.ts';
+import type { DescribeGguf, DescribeHub, ModelDescription } from './families/description.ts';
 import { describeHubDeepseek2, describeHubDeepseek3, describeHubKimi2 } from './families/deepseek.ts';
 import { describeHubGemma2 } from './families/gemma2.ts';
 import {
@@ -65,6 +66,23 @@ export async function openCheckpoint(path: string): Promise<Checkpoint> {
     case 'gguf':
       return openGgufCheckpoint(path);
   }
+}
+
+/** What config.json alone says, for planning: sizes, names, and the type that the weights are said to have. */
+export async function describeConfig(
+  path: string,
+): Promise<{ readonly description: ModelDescription; readonly storedType: WeightType }> {
+  const config = await readConfig(path);
+  const describe = familyOf(hubFamilies, modelTypeOf(config, path), `${path}: model_type`);
+  return { description: describe(config, undefined), storedType: storedTypeOf(config) };
+}
+
+/** bf16 where the file does not say: so are most published ones. */
+function storedTypeOf(config: unknown): WeightType {
+  const keys = z.object({ torch_dtype: z.string().nullish(), dtype: z.string().nullish() }).safeParse(config).data;
+  const name = keys?.dtype ?? keys?.torch_dtype;
+  if (name === 'float32') return 'f32';
+  return name === 'float16' ? 'f16' : 'bf16';
 }
 
 async function kindOf(path: string): Promise<'folder' | 'safetensors' | 'gguf'> {

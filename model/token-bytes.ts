@@ -4,6 +4,7 @@
  * are neither (WordPiece, CTC), which no model of ours uses.
  */
 import { ConfigError } from '../config/errors.ts';
+import { byteCharacters } from './byte-level.ts';
 import { tokenTexts, type TokenizerJson } from './tokenizer-json.ts';
 
 export interface TokenBytes {
@@ -73,12 +74,6 @@ function sentencePieceBytes(text: string): Uint8Array {
   return new TextEncoder().encode(text.replaceAll('\u2581', ' '));
 }
 
-/** GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the other 68 follow from U+0100 on. [256] */
-const byteOfCharacter: ReadonlyMap<string, number> = (() => {
-  const isPrintable = (byte: number): boolean =>
-    (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || (byte >= 0xae && byte <= 0xff);
-  const characters = new Map<string, number>();
-  let next = 0x100;
-  for (let byte = 0; byte < 256; byte++) characters.set(String.fromCharCode(isPrintable(byte) ? byte : next++), byte);
-  return characters;
-})();
+const byteOfCharacter: ReadonlyMap<string, number> = new Map(
+  byteCharacters.map((character, byte) => [character, byte]),
+);

@@ -1,12 +1,13 @@
 /**
  * A tokenizer as the Hugging Face files describe it, wherever it comes from: tokenizer.json and tokenizer_config.json
- * of a folder, GGUF metadata, or a SentencePiece model. tokenizer.ts runs it, tokenizer-export.ts writes it back.
+ * of a folder, vocab.json with merges.txt, a tiktoken file, GGUF metadata, or a SentencePiece model. tokenizer.ts runs it, tokenizer-export.ts writes it back.
  */
 import { readFile, readdir, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import { ConfigError, messageOf } from '../config/errors.ts';
 import { sentencePieceFiles } from './sentencepiece.ts';
+import { isTiktoken, tiktokenTokenizer, vocabAndMerges } from './tokenizer-bpe-files.ts';
 import { ggufTokenizerFiles } from './tokenizer-gguf.ts';
 import {
   parseTokenizer,
@@ -33,21 +34,38 @@ const endIdsSchema = z.looseObject({
 });
 
 /**
- * @param path a model folder, a .gguf or .safetensors file, or a SentencePiece .model file
+ * @param path a model folder, a .gguf or .safetensors file, or a SentencePiece or tiktoken file
  * @throws ConfigError when there is no tokenizer or it cannot be understood
  */
 export async function loadTokenizerFiles(path: string): Promise<TokenizerFiles> {
   if (path.endsWith('.gguf')) return ggufTokenizerFiles(path);
-  if (path.endsWith('.model')) return sentencePieceFiles(path);
+  if (path.endsWith('.tiktoken')) return loneFile(path, await tiktokenTokenizer(path, undefined));
+  if (path.endsWith('.model'))
+    return (await isTiktoken(path))
+      ? loneFile(path, await tiktokenTokenizer(path, undefined))
+      : sentencePieceFiles(path);
   const folder = await folderOf(path);
   const text = await readOptional(join(folder, 'tokenizer.json'));
   if (text !== undefined) return hubFiles(folder, parseTokenizer(parseJson(text, 'tokenizer.json'), 'tokenizer.json'));
-  const pieces = (await readdir(folder)).filter((name) => name.endsWith('.model'));
-  const [model] = pieces;
-  if (model === undefined || pieces.length > 1)
-    throw new ConfigError(`tokenizer: ${folder} has neither tokenizer.json nor one SentencePiece .model file`);
-  const files = await sentencePieceFiles(join(folder, model));
+  const names = await readdir(folder);
+  const config = await readObject(join(folder, 'tokenizer_config.json'));
+  if (names.includes('vocab.json') && names.includes('merges.txt'))
+    return hubFiles(folder, await vocabAndMerges(folder, config));
+  const models = names.filter((name) => name.endsWith('.model') || name.endsWith('.tiktoken'));
+  const [name] = models;
+  if (name === undefined || models.length > 1)
+    throw new ConfigError(
+      `tokenizer: ${folder} has neither tokenizer.json, nor vocab.json and merges.txt, nor one .model or .tiktoken file`,
+    );
+  const model = join(folder, name);
+  if (await isTiktoken(model)) return hubFiles(folder, await tiktokenTokenizer(model, config));
+  const files = await sentencePieceFiles(model);
   return hubFiles(folder, files.tokenizer, files);
+}
+
+/** Nothing beside the tokenizer says which tokens begin and end a text. */
+function loneFile(source: string, tokenizer: TokenizerJson): TokenizerFiles {
+  return { source, tokenizer, config: {}, bosId: undefined, eosIds: [], chatTemplate: undefined };
 }
 
 /** A folder's own files decide; `fallback` fills what they leave open. */

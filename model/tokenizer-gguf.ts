@@ -4,10 +4,11 @@
  */
 import { z } from 'zod';
 import { ConfigError } from '../config/errors.ts';
+import { byteLevelTokenizer } from './byte-level.ts';
 import { openGguf } from './gguf.ts';
-import { cutRuleOf, preTokenizerJson } from './pre-tokenizers.ts';
-import { bosProcessor, pieceTypes, sentencePieceTokenizer, type Piece } from './sentencepiece.ts';
-import { parseTokenizer, type TokenizerFiles, type TokenizerJson } from './tokenizer-json.ts';
+import { cutRuleOf } from './pre-tokenizers.ts';
+import { pieceTypes, sentencePieceTokenizer, type Piece } from './sentencepiece.ts';
+import type { TokenizerFiles, TokenizerJson } from './tokenizer-json.ts';
 
 const id = z.number().int().min(0).optional();
 const schema = z.object({
@@ -88,44 +89,24 @@ function tokenizerOf(keys: Keys, path: string): { tokenizer: TokenizerJson; adds
       return { tokenizer: sentencePieceTokenizer(pieces, options), addsBos };
     }
     case 'gpt2':
-      return byteLevelTokenizer(keys, path);
+      return byteLevel(keys, path);
     default:
       throw new ConfigError(`${path}: tokenizer.ggml.model '${keys.model}' is not supported; gpt2 and llama are`);
   }
 }
 
-function byteLevelTokenizer(keys: Keys, path: string): { tokenizer: TokenizerJson; addsBos: boolean } {
+function byteLevel(keys: Keys, path: string): { tokenizer: TokenizerJson; addsBos: boolean } {
   const rule = cutRuleOf(keys.pre, `${path}: tokenizer.ggml.pre`);
   const addsBos = keys.add_bos_token ?? rule.addsBos ?? false;
   const bosText = addsBos && keys.bos_token_id !== undefined ? keys.tokens[keys.bos_token_id] : undefined;
   const added = keys.tokens.flatMap((content, index) => {
     const type = keys.token_type?.[index] ?? pieceTypes.normal;
     const isAdded = type === pieceTypes.control || type === pieceTypes.userDefined || type === pieceTypes.unknown;
-    return isAdded ? [{ id: index, content, special: type !== pieceTypes.userDefined, normalized: false }] : [];
+    return isAdded ? [{ id: index, content, special: type !== pieceTypes.userDefined }] : [];
   });
-  const tokenizer = {
-    version: '1.0',
-    truncation: null,
-    padding: null,
-    added_tokens: added.map((token) => ({ ...token, single_word: false, lstrip: false, rstrip: false })),
-    normalizer: rule.composed ? { type: 'NFC' } : null,
-    pre_tokenizer: preTokenizerJson(rule.patterns),
-    post_processor: bosText === undefined ? null : bosProcessor(bosText, keys.bos_token_id ?? 0),
-    decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
-    model: {
-      type: 'BPE',
-      dropout: null,
-      unk_token: null,
-      continuing_subword_prefix: null,
-      end_of_word_suffix: null,
-      fuse_unk: false,
-      byte_fallback: false,
-      ignore_merges: rule.ignoreMerges ?? false,
-      vocab: Object.fromEntries(keys.tokens.map((text, index) => [text, index])),
-      merges: keys.merges,
-    },
-  };
-  return { tokenizer: parseTokenizer(tokenizer, path), addsBos };
+  const vocab = Object.fromEntries(keys.tokens.map((text, index) => [text, index]));
+  const bos = bosText === undefined ? undefined : { text: bosText, id: keys.bos_token_id ?? 0 };
+  return { tokenizer: byteLevelTokenizer({ vocab, merges: keys.merges, added, rule, bos }, path), addsBos };
 }
 
 function piecesOf({ tokens, scores, token_type: types }: Keys, path: string): Piece[] {

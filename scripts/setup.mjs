@@ -2,7 +2,7 @@
 // Plain JavaScript without imports of ours, because nothing is installed or built when it runs.
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -27,6 +27,8 @@ if (readStamp(buildStamp) !== sourceHash) {
   rmSync(join(root, 'dist'), { recursive: true, force: true });
   run('npx', ['--no-install', 'tsc', '-p', 'tsconfig.build.json'], 'building dist/');
   mkdirSync(join(root, 'dist'), { recursive: true });
+  // The web page is served as it is written: nothing of it is compiled.
+  cpSync(join(root, 'coordinator', 'web'), join(root, 'dist', 'coordinator', 'web'), { recursive: true });
   writeFileSync(buildStamp, sourceHash);
 }
 

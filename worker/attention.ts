@@ -31,6 +31,23 @@ export interface AttentionInputs {
   readonly segments: readonly Segment[];
   /** Set when prefill is exact although the cache is a shard: whole latents of the sequence. */
   readonly staging: { readonly rows: Tensor; readonly indices: Tensor } | undefined; // [rowsPerSlot, r + p], [tokens] i32
+  /** Set when whole latents of the first and last tokens are kept beside a shard of all. */
+  readonly recent: RecentInputs | undefined;
+}
+
+export interface RecentInputs {
+  readonly rows: Tensor; // [slots * (sinks + window) + 1, r + p]
+  /** Row that each token is written to. */
+  readonly indices: Tensor; // [tokens] i32
+  readonly segments: readonly RecentSegment[];
+}
+
+export interface RecentSegment {
+  /** First row of the sequence's slot, and how many it has. */
+  readonly start: number;
+  readonly rows: number;
+  readonly mask: Tensor; // [length, rows + length]: 0 where visible, -Infinity elsewhere
+  readonly even: Tensor; // [length, 2] zeros
 }
 
 /** @param h [tokens, hidden] normed  @returns partial delta [tokens, hidden] */
@@ -95,6 +112,8 @@ export function attendMla(
   const { latent, ropeKey } = writeLatent(ops, model, config, weights, cache.rows, h, inputs);
   if (inputs.staging !== undefined)
     ops.scatterRows(inputs.staging.rows, ops.concat([latent, ropeKey], 1), inputs.staging.indices);
+  if (inputs.recent !== undefined)
+    ops.scatterRows(inputs.recent.rows, ops.concat([latent, ropeKey], 1), inputs.recent.indices);
 
   const projection = inputs.staging === undefined ? weights.decode : weights.prefill;
   if (projection === undefined) return undefined;

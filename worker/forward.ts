@@ -55,6 +55,7 @@ export class Forward implements Disposable {
   async run(step: Step): Promise<Float32Array | undefined> {
     const staged = this.exactPrefill && step.phase === 'prefill';
     invariant(!staged || step.sequences.length === 1, `step ${step.id}: exact prefill takes one sequence at a time`);
+    this.parts.cache.recent?.begin(step.sequences);
     const hidden = this.parts.model.hiddenDim;
     const chunks = chunksOf(step, this.parts.cache.layout);
     const tokens = chunks.reduce((sum, chunk) => sum + chunk.tokens.length, 0);

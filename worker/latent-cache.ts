@@ -7,6 +7,7 @@ import { invariant } from '../config/errors.ts';
 import type { ModelConfig } from '../config/model-config.ts';
 import { heldPositions, size, type Deal, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Kernels, Tensor, TensorType } from './kernels/kernels.ts';
+import { RecentTokens } from './schemes/recent-tokens.ts';
 
 /** Programs read whole blocks of rows and mask the rest, so that one program serves this many lengths. */
 export const cacheBlock = 256;
@@ -45,6 +46,8 @@ export class LatentCache {
    * [rowsPerSlot, latentDim + ropeDim]; absent when the cache itself holds the whole latent.
    */
   readonly staging: Tensor | undefined;
+  /** Absent where a rank keeps nothing beside its shard. */
+  readonly recent: RecentTokens | undefined;
 
   constructor(kernels: Kernels, model: ModelConfig, plan: ShardPlan, rank: RankPlan, options: CacheOptions) {
     this.layout = rowLayout(rank.positions, options);
@@ -65,6 +68,17 @@ export class LatentCache {
     this.staging =
       attention.kind === 'mla' && plan.latentGroups > 1 && options.exactPrefill
         ? kernels.allocate(options.type, [this.rowsPerSlot, attention.latentDim + attention.ropeDim])
+        : undefined;
+    const { exactTokens } = plan;
+    this.recent =
+      attention.kind === 'mla' && plan.latentGroups > 1 && exactTokens.sinks + exactTokens.window > 0
+        ? new RecentTokens(
+            kernels,
+            exactTokens,
+            model.numLayers,
+            options.slots,
+            attention.latentDim + attention.ropeDim,
+          )
         : undefined;
   }
 }

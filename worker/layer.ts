@@ -9,6 +9,7 @@ import { attendGqa, attendMla, type AttentionInputs } from './attention.ts';
 import { denseDelta } from './feed-forward.ts';
 import type { Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
+import { attendWindowed } from './schemes/windowed.ts';
 import type { LayerWeights } from './weights.ts';
 
 /** @param x [tokens, hidden]  @returns partial delta [tokens, hidden]; undefined: this rank has no part in it */
@@ -27,6 +28,9 @@ export function attentionDelta(
     case 'gqa':
       return attendGqa(ops, model, attention, cache, h, inputs);
     case 'mla':
+      // Staged latents are whole: nothing is left to score more exactly.
+      if (inputs.recent !== undefined && inputs.staging === undefined)
+        return attendWindowed(ops, model, attention, cache, h, inputs);
       return attendMla(ops, model, attention, cache, h, inputs);
   }
 }

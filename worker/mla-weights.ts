@@ -4,7 +4,7 @@
  * W_DKV' = U W_DKV; exact as long as nothing is cut). TPLA, arXiv 2508.15881, section 4.
  */
 import { invariant } from '../config/errors.ts';
-import type { MlaConfig } from '../config/model-config.ts';
+import type { MlaConfig, ModelConfig } from '../config/model-config.ts';
 import { size, times, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import type { Tensor } from './kernels/kernels.ts';
@@ -38,9 +38,12 @@ export interface MlaProjection {
   readonly heads: Range;
   /** Tensors of its own for each phase: a part of a matrix cannot be multiplied once a backend has repacked it. */
   readonly query: Tensor; // [heads * (n + p), hidden or queryLoraDim]
-  /** Columns of these heads; in `dcp`, of the heads that this rank merges. Its product is partial. */
+  /** Columns of `heads`; in `dcp`, of the heads that this rank merges. Its product is partial. */
   readonly output: Tensor; // [hidden, heads * v]
-  /** W_UK, transposed per head; absent when the model has no nope part. [heads, latentColumns, n] */
+  /**
+   * W_UK, transposed per head; absent when the model has no nope part. Over the whole latent where some tokens are
+   * scored exactly. [heads, latentColumns, n]
+   */
   readonly keyUp: Tensor | undefined;
   readonly valueUp: Tensor; // W_UV: [heads, v, latentColumns]
 }
@@ -59,13 +62,12 @@ export async function loadMla(
   invariant(config.kind === 'mla', 'loadMla called for a model without a latent');
   const queryRows = times(rank.heads, config.nopeDim + config.ropeDim);
   const whole: Range = { start: 0, end: config.latentDim };
-  const allLocal: Range = { start: 0, end: size(rank.heads) };
-  const ofModel = { local: rank.heads, merged: plan.scheme === 'dcp' ? rank.prefillHeads : undefined };
-  const decode = await loadProjection(config, uploader, layer, ofModel, allLocal, rank.latent, rotation);
-  const prefillHeads = {
-    start: rank.prefillHeads.start - rank.heads.start,
-    end: rank.prefillHeads.end - rank.heads.start,
-  };
+  const merged = plan.scheme === 'dcp' ? rank.prefillHeads : rank.heads;
+  const project = (parts: ProjectionParts): Promise<MlaProjection> =>
+    loadProjection(checkpoint.config, uploader, layer, rank.heads.start, parts, rotation);
+  const { sinks, window } = plan.exactTokens;
+  const shard = { keys: sinks + window > 0 ? whole : rank.latent, values: rank.latent };
+  const decode = await project({ heads: rank.heads, outputHeads: merged, latent: shard });
   return {
     kind: 'mla',
     queryDown:
@@ -84,66 +86,70 @@ export async function loadMla(
     prefill:
       plan.latentGroups === 1
         ? decode
-        : size(prefillHeads) === 0
+        : size(rank.prefillHeads) === 0
           ? undefined
-          : await loadProjection(
-              config,
-              uploader,
-              layer,
-              { local: rank.heads, merged: undefined },
-              prefillHeads,
-              whole,
-              rotation,
-            ),
+          : await project({
+              heads: rank.prefillHeads,
+              outputHeads: rank.prefillHeads,
+              latent: { keys: whole, values: whole },
+            }),
     outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
     frequencies,
   };
 }
 
+/** Heads of the model, not counted from the first local one. */
+interface ProjectionParts {
+  readonly heads: Range;
+  readonly outputHeads: Range;
+  readonly latent: { readonly keys: Range; readonly values: Range };
+}
+
 /**
- * Matrices of some local heads: W_Q, W_O, and W_UK and W_UV over some latent columns.
- * @param of heads of the model: this rank's, and those whose outputs it multiplies by W_O when they are others
- * @param heads counted from of.local.start
+ * Matrices of some heads: W_Q, W_O, and W_UK and W_UV over some latent columns.
+ * @param firstLocal the first of the rank's heads
  */
 async function loadProjection(
-  config: MlaConfig,
+  { attention: config, hiddenDim }: ModelConfig,
   uploader: WeightUploader,
   layer: number,
-  of: { readonly local: Range; readonly merged: Range | undefined },
-  heads: Range,
-  latent: Range,
+  firstLocal: number,
+  { heads, outputHeads, latent }: ProjectionParts,
   rotation: Float32Array | undefined,
 ): Promise<MlaProjection> {
+  invariant(config.kind === 'mla', 'a projection of a model without a latent');
   const { nopeDim, valueDim, latentDim } = config;
   const count = size(heads);
-  const ofModel: Range = { start: of.local.start + heads.start, end: of.local.start + heads.end };
-  const outputColumns = times(of.merged ?? ofModel, valueDim);
-  const rows = times(ofModel, nopeDim + valueDim);
+  const rows = times(heads, nopeDim + valueDim);
   let up = await uploader.floats('latentUp', layer, rows); // [heads * (n + v), r]
   if (config.latentNormEps !== null) scaleColumns(up, await uploader.floats('latentNorm', layer));
   if (rotation !== undefined) up = timesTransposed(up, rotation, size(rows), latentDim, latentDim);
-  const shard = columnsOf(up, size(rows), latentDim, latent); // [heads * (n + v), latentColumns]
-  const width = size(latent);
-  const keyUp = new Float32Array(count * width * nopeDim);
+  const keyWidth = size(latent.keys);
+  const width = size(latent.values);
+  const values = columnsOf(up, size(rows), latentDim, latent.values); // [heads * (n + v), latentColumns]
+  const keyUp = new Float32Array(count * keyWidth * nopeDim);
   const valueUp = new Float32Array(count * valueDim * width);
   for (let h = 0; h < count; h++) {
     const first = h * (nopeDim + valueDim);
     for (let n = 0; n < nopeDim; n++)
-      for (let column = 0; column < width; column++)
-        keyUp[(h * width + column) * nopeDim + n] = shard[(first + n) * width + column] ?? 0;
-    valueUp.set(shard.subarray((first + nopeDim) * width, (first + nopeDim + valueDim) * width), h * valueDim * width);
+      for (let column = 0; column < keyWidth; column++)
+        keyUp[(h * keyWidth + column) * nopeDim + n] = up[(first + n) * latentDim + latent.keys.start + column] ?? 0;
+    valueUp.set(values.subarray((first + nopeDim) * width, (first + nopeDim + valueDim) * width), h * valueDim * width);
   }
   const type = uploader.floatTypeFor('latentUp', layer);
-  const queryRole = config.queryLoraDim === null ? 'query' : 'queryUp';
   return {
-    heads,
-    query: await uploader.matrix(queryRole, layer, times(ofModel, nopeDim + config.ropeDim)),
-    // With more ranks than heads, some merge none.
+    heads: { start: heads.start - firstLocal, end: heads.end - firstLocal },
+    query: await uploader.matrix(
+      config.queryLoraDim === null ? 'query' : 'queryUp',
+      layer,
+      times(heads, nopeDim + config.ropeDim),
+    ),
+    // In dcp with more ranks than heads, some merge none.
     output:
-      size(outputColumns) === 0
-        ? uploader.floatTensor(new Float32Array(0), [uploader.checkpoint.config.hiddenDim, 0], 'f32')
-        : await uploader.matrix('output', layer, undefined, outputColumns),
-    keyUp: nopeDim === 0 ? undefined : uploader.floatTensor(keyUp, [count, width, nopeDim], type),
+      size(outputHeads) === 0
+        ? uploader.floatTensor(new Float32Array(0), [hiddenDim, 0], 'f32')
+        : await uploader.matrix('output', layer, undefined, times(outputHeads, valueDim)),
+    keyUp: nopeDim === 0 ? undefined : uploader.floatTensor(keyUp, [count, keyWidth, nopeDim], type),
     valueUp: uploader.floatTensor(valueUp, [count, valueDim, width], type),
   };
 }

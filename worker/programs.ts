@@ -5,10 +5,12 @@
 import { invariant } from '../config/errors.ts';
 import type { Deal } from '../config/shard-plan.ts';
 import type { AttentionInputs } from './attention.ts';
-import { causalMask, type Chunk } from './chunks.ts';
+import { causalMask, type Chunk, type ChunkSegment } from './chunks.ts';
 import { bytesOf, type RankParts } from './rank-parts.ts';
 import { createExchange } from './schemes/create-exchange.ts';
 import type { Exchange, RankSeat } from './schemes/exchange.ts';
+import { RecentChunk } from './schemes/recent-chunk.ts';
+import { restMask, type RecentTokens } from './schemes/recent-tokens.ts';
 import type { Kernels, ProgramBuilder, ProgramSet, Tensor } from './kernels/kernels.ts';
 import { attentionDelta, feedForwardDelta, normed } from './layer.ts';
 
@@ -22,6 +24,9 @@ export class ChunkPrograms implements Disposable {
   /** For each window that some layer has: per segment [length, paddedRows]. */
   private readonly masks: ReadonlyMap<number, readonly Tensor[]>;
   private readonly deal: Deal;
+  private readonly recent: RecentTokens | undefined;
+  private readonly recentChunk: RecentChunk | undefined;
+  private readonly staged: boolean;
   private readonly exchange: Exchange | undefined;
   private readonly set: ProgramSet;
   private loaded: Chunk | undefined;
@@ -30,6 +35,8 @@ export class ChunkPrograms implements Disposable {
     const { kernels, model, weights, cache } = parts;
     this.kernels = kernels;
     this.deal = cache.layout.deal;
+    this.recent = cache.recent;
+    this.staged = staged;
     const tokens = chunk.tokens.length;
     this.x = kernels.allocate('f32', [tokens, model.hiddenDim]);
     this.positions = kernels.allocate('i32', [tokens]);
@@ -42,6 +49,9 @@ export class ChunkPrograms implements Disposable {
         chunk.segments.map((segment) => kernels.allocate('f32', [segment.length, segment.paddedRows])),
       ]),
     );
+    const recentChunk =
+      cache.recent === undefined ? undefined : new RecentChunk(kernels, cache.recent, chunk, this.masks.keys());
+    this.recentChunk = recentChunk;
     const inputsOf = (layer: number): AttentionInputs => ({
       positions: this.positions,
       cacheRows: this.cacheRows,
@@ -53,6 +63,7 @@ export class ChunkPrograms implements Disposable {
         mask: defined(this.masks.get(windowOf(layer))?.[i]),
       })),
       staging: staged ? { rows: defined(cache.staging), indices: this.stagingRows } : undefined,
+      recent: recentChunk?.inputsOf(layer, windowOf(layer)),
     });
     // Staged latents are whole: attention over them is exact without an exchange.
     const exchange = staged ? undefined : createExchange(parts, seat, chunk);
@@ -81,10 +92,18 @@ export class ChunkPrograms implements Disposable {
     this.kernels.upload(this.stagingRows, bytesOf(Int32Array.from(chunk.positions)));
     for (const [window, masks] of this.masks)
       chunk.segments.forEach((segment, i) =>
-        this.kernels.upload(defined(masks[i]), bytesOf(causalMask(segment, this.deal, window))),
+        this.kernels.upload(defined(masks[i]), bytesOf(this.maskOf(segment, window))),
       );
+    this.recentChunk?.load(chunk);
     this.exchange?.load(chunk);
     this.loaded = chunk;
+  }
+
+  /** What the segment's tokens see of the cache's rows; what is scored from whole latents is left out. */
+  private maskOf(segment: ChunkSegment, window: number): Float32Array {
+    const { recent } = this;
+    if (recent === undefined || this.staged) return causalMask(segment, this.deal, window);
+    return restMask(segment, recent.sizes, recent.validFrom(segment.slot), window);
   }
 
   /**
@@ -122,6 +141,7 @@ export class ChunkPrograms implements Disposable {
   [Symbol.dispose](): void {
     this.set[Symbol.dispose]();
     this.exchange?.[Symbol.dispose]();
+    this.recentChunk?.[Symbol.dispose]();
     this.kernels.release([
       this.x,
       this.positions,

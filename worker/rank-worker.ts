@@ -5,13 +5,13 @@
 import { ConfigError, invariant } from '../config/errors.ts';
 import type { RankPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
-import type { RankRequest, Ready, Reply, Setup, Step } from '../collective/messages.ts';
+import type { CalibrationRequest, RankRequest, Ready, Reply, Setup, Step } from '../collective/messages.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { openCheckpoint } from '../model/open.ts';
 import { loadRotations } from '../model/tpla/rotation.ts';
 import { checkCollective } from './collective-check.ts';
-import { openBackend } from './backend.ts';
-import type { Kernels } from './kernels/kernels.ts';
+import { openBackend, type Backend } from './backend.ts';
+import { CalibrationSession } from './calibration/calibration-session.ts';
 import { Forward } from './forward.ts';
 import { LatentCache } from './latent-cache.ts';
 import { MomentAccumulator } from './moments.ts';
@@ -23,22 +23,23 @@ export class RankWorker implements AsyncDisposable {
   /** What this rank holds. */
   readonly ready: Omit<Ready, 'transport' | 'epoch'>;
   private readonly setup: Setup;
-  private readonly kernels: Kernels;
+  private readonly backend: Backend;
   private readonly checkpoint: Checkpoint;
   private readonly parts: RankParts;
   private readonly group: ProcessGroup;
   private readonly forward: Forward;
+  private calibration: CalibrationSession | undefined;
 
   private constructor(
     setup: Setup,
-    kernels: Kernels,
+    backend: Backend,
     checkpoint: Checkpoint,
     parts: RankParts,
     group: ProcessGroup,
     ready: Omit<Ready, 'transport' | 'epoch'>,
   ) {
     this.setup = setup;
-    this.kernels = kernels;
+    this.backend = backend;
     this.checkpoint = checkpoint;
     this.parts = parts;
     this.group = group;
@@ -56,7 +57,8 @@ export class RankWorker implements AsyncDisposable {
         `rank ${setup.rank}: ${setup.modelPath} has identity ${checkpoint.identity}, the coordinator's model has ${setup.modelIdentity}; give every rank the same files`,
       );
     const model = checkpoint.config;
-    const { kernels, quantize } = await openBackend(options);
+    const backend = await openBackend(options);
+    const { kernels, quantize } = backend;
     const uploader = new WeightUploader(checkpoint, kernels, options.weights, quantize);
     const rank = rankPlanOf(setup);
     const rotations = await loadRotations(setup.modelPath, model, options.reparameterization);
@@ -67,7 +69,7 @@ export class RankWorker implements AsyncDisposable {
       slots: options.slots,
       exactPrefill: options.prefill === 'exact',
     });
-    return new RankWorker(setup, kernels, checkpoint, { kernels, model, weights, cache }, group, {
+    return new RankWorker(setup, backend, checkpoint, { kernels, model, weights, cache }, group, {
       kind: 'ready',
       rank: setup.rank,
       loadMs: performance.now() - started,
@@ -107,6 +109,8 @@ export class RankWorker implements AsyncDisposable {
         return { payload: await this.forward.run(request) };
       case 'moments':
         return { payload: this.moments(request.action, request.layer) };
+      case 'calibration':
+        return { payload: await this.calibrate(request) };
       case 'collectiveCheck':
         return { latenciesUs: await checkCollective(this.group, request.floats, request.count) };
     }
@@ -126,10 +130,26 @@ export class RankWorker implements AsyncDisposable {
     return undefined;
   }
 
+  private async calibrate(request: CalibrationRequest): Promise<Float32Array | undefined> {
+    const { rank, worldSize } = this.setup;
+    if (request.action === 'begin') {
+      invariant(this.calibration === undefined, 'a calibration was begun twice');
+      const own = request.windows.filter((_, i) => i % worldSize === rank);
+      this.calibration = await CalibrationSession.begin(this.checkpoint, this.backend, own);
+      return undefined;
+    }
+    invariant(this.calibration !== undefined, `calibration ${request.action} without begin`);
+    if (request.action === 'statistics') return await this.calibration.statistics(request.layer);
+    this.calibration[Symbol.dispose]();
+    this.calibration = undefined;
+    return undefined;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
+    this.calibration?.[Symbol.dispose]();
     this.forward[Symbol.dispose]();
     this.forward.moments?.[Symbol.dispose]();
-    this.kernels[Symbol.dispose]();
+    this.backend.kernels[Symbol.dispose]();
     await this.checkpoint[Symbol.asyncDispose]();
   }
 }

@@ -6,7 +6,7 @@ import { loadClusterConfig } from '../../config/load.ts';
 import { floatTypes } from '../../model/transmla/encode-floats.ts';
 import type { CommandContext } from '../command-context.ts';
 import { defaultCacheRatio } from '../convert/choose-settings.ts';
-import type { ConversionOptions, ConversionReport } from '../convert/conversion-options.ts';
+import { conversionMethods, type ConversionOptions, type ConversionReport } from '../convert/conversion-options.ts';
 import { convertCheckpoint } from '../convert/convert-checkpoint.ts';
 import { resolveModel } from '../fetch.ts';
 import { jsonFlag, number, optionalNumber, type FlagsOf } from '../flags.ts';
@@ -23,9 +23,9 @@ const convertFlags = <T>(command: Argv<T>) =>
     .option('out', { type: 'string', demandOption: true, describe: 'folder to make; must be empty or absent' })
     .option('force', { type: 'boolean', default: false, describe: 'replace a converted checkpoint that is there' })
     .option('method', {
-      choices: ['published'] as const,
-      default: 'published' as const,
-      describe: 'published: TransMLA as in its paper and code',
+      choices: conversionMethods,
+      default: 'recipe' as const,
+      describe: 'recipe: errors weighed by what they do, least loss; published: TransMLA as in its paper and code',
     })
     .option('calibration', {
       type: 'string',
@@ -69,13 +69,13 @@ function sizeFlags<T>(command: Argv<T>) {
     .option('freqfold', {
       type: 'string',
       default: 'auto',
-      describe: 'neighbouring rotary frequencies treated as equal; 1: none; auto: searched',
+      describe: 'published: neighbouring rotary frequencies treated as equal; 1: none; auto: searched',
       coerce: (given: string) => autoOrNumber('freqfold', given),
     })
     .option('balance', {
       type: 'string',
       default: 'auto',
-      describe: 'weight of values against nope keys in the PCA; auto: 1 = equal mean norms',
+      describe: 'published: weight of values against nope keys in the PCA; auto: 1 = equal mean norms',
       coerce: (given: string) => autoOrNumber('balance', given),
     });
 }
@@ -103,6 +103,7 @@ async function optionsOf(flags: ConvertFlags, context: CommandContext): Promise<
   const model = await resolveModel(cluster.model, context);
   return {
     model,
+    method: flags.method,
     out: flags.out,
     force: flags.force,
     sizes: {

@@ -48,6 +48,7 @@ async function demo(flags: FlagsOf<ReturnType<typeof demoFlags>>, context: Comma
       prompt: flags.prompt,
       raw: false,
       system: undefined,
+      chatTemplate: undefined,
       maxTokens: 64,
       temperature: 0,
       topK: 0,
@@ -72,6 +73,7 @@ async function convertedModel(source: string, context: CommandContext): Promise<
   const report = await convertCheckpoint({
     model: source,
     out,
+    method: 'recipe',
     force: false,
     sizes: { exact: false, ropeDim: null, kvRank: null, cacheRatio: null, freqfold: 'auto', balance: 'auto' },
     calibration: 'self',

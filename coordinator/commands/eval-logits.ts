@@ -10,7 +10,7 @@ import type { CommandContext } from '../command-context.ts';
 import { windowLogits } from '../engine.ts';
 import { clusterFlags, decodeFromFlag, jsonFlag, type FlagsOf } from '../flags.ts';
 import { openModel, startCluster } from '../session.ts';
-import { openText, readTextFile } from '../text.ts';
+import { openText, readGivenText } from '../text.ts';
 
 const logitsFlags = <T>(command: Argv<T>) =>
   jsonFlag(clusterFlags(command))
@@ -73,7 +73,7 @@ async function evalLogits(flags: LogitsFlags, context: CommandContext): Promise<
 
 /** Ids, or a text that still needs the model's tokenizer. */
 async function givenTokens({ ids, text }: LogitsFlags): Promise<number[] | string> {
-  if (text !== undefined) return readTextFile(text);
+  if (text !== undefined) return readGivenText(text, '--text');
   if (ids === undefined) throw new ConfigError('eval logits: give --ids 1,2,3 or --text FILE');
   return ids.split(',').map((word) => {
     if (/^\s*\d+\s*$/.test(word)) return Number(word);

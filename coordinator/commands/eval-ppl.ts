@@ -12,7 +12,7 @@ import { score, type WindowRequest } from '../engine.ts';
 import { clusterFlagsWithoutWindow, decodeFromFlag, jsonFlag, number, type FlagsOf } from '../flags.ts';
 import { startProgress } from '../progress.ts';
 import { openModel, startCluster } from '../session.ts';
-import { openText, readTextFile } from '../text.ts';
+import { openText, readGivenText } from '../text.ts';
 
 const pplFlags = <T>(command: Argv<T>) =>
   jsonFlag(clusterFlagsWithoutWindow(command))
@@ -42,7 +42,7 @@ export function addEvalPplCommand<T>(program: Argv<T>, context: CommandContext):
 }
 
 async function evalPpl(flags: PplFlags, context: CommandContext): Promise<void> {
-  const source = await readTextFile(flags.text);
+  const source = await readGivenText(flags.text, '--text');
   const sequenceTokens = flags.window + (flags.bos === 'each' ? 1 : 0);
   if (flags.decodeFrom !== undefined && flags.decodeFrom >= flags.window)
     throw new ConfigError(`--decode-from: ${flags.decodeFrom} leaves nothing of a window of ${flags.window}; use less`);

@@ -1,46 +1,22 @@
 /** `tpla inspect SRC`: sizes of a model, its matrices and their storage, and what a token costs in the cache. */
 import type { Argv } from 'yargs';
 import { clusterSchema } from '../../config/cluster.ts';
-import type { Checkpoint, LayerRole, ModelRole, WeightShape } from '../../model/checkpoint.ts';
-import { openCheckpoint } from '../../model/open.ts';
+import type { ModelConfig } from '../../config/model-config.ts';
+import { layerRoles, modelRoles, type Checkpoint, type WeightShape } from '../../model/checkpoint.ts';
+import { openSizes } from '../../model/config-only.ts';
 import { rowBytes } from '../../model/tensor-types.ts';
 import type { CommandContext } from '../command-context.ts';
 import { resolveModel } from '../fetch.ts';
 import { jsonFlag, number, type FlagsOf } from '../flags.ts';
-import { cacheBytesByScheme } from '../plan-report.ts';
+import { cacheBytesByScheme, cacheNumbersByScheme } from '../plan-report.ts';
 import { formatBytes, formatTable } from '../table.ts';
-
-const modelRoles: readonly ModelRole[] = ['embedding', 'head', 'finalNorm'];
-const layerRoles: readonly LayerRole[] = [
-  'attentionNorm',
-  'query',
-  'queryBias',
-  'key',
-  'keyBias',
-  'value',
-  'valueBias',
-  'output',
-  'outputBias',
-  'queryDown',
-  'queryDownNorm',
-  'queryUp',
-  'latentDown',
-  'latentDownBias',
-  'latentNorm',
-  'latentUp',
-  'ropeFrequencies',
-  'feedForwardNorm',
-  'gate',
-  'up',
-  'down',
-];
 
 const inspectFlags = <T>(command: Argv<T>) =>
   jsonFlag(command)
     .positional('source', {
       type: 'string',
       demandOption: true,
-      describe: 'Hugging Face folder, GGUF file, or `default`',
+      describe: 'Hugging Face folder, config.json, GGUF file, or `default`',
     })
     .option('ranks', number('ranks', 1, 64, true, 2, 'ranks for which cache sizes are shown'));
 
@@ -56,17 +32,18 @@ export function addInspectCommand(program: Argv, context: CommandContext): Argv 
 }
 
 async function inspect(flags: InspectFlags, context: CommandContext): Promise<void> {
-  await using checkpoint = await openCheckpoint(await resolveModel(flags.source, context));
+  await using checkpoint = await openSizes(await resolveModel(flags.source, context));
   const { path, format, config, weightFileBytes, identity } = checkpoint;
   const weights = weightRows(checkpoint);
   const cacheType = clusterSchema.shape.cache.parse({}).type;
+  const cacheNumbersPerTokenAndLayer = cacheNumbersByScheme(config, flags.ranks);
   const cacheBytesPerToken = cacheBytesByScheme(config, cacheType, flags.ranks);
   if (flags.json) {
-    const document = { path, format, identity, weightFileBytes, config, weights, cacheType, cacheBytesPerToken };
-    context.write(`${JSON.stringify(document)}\n`);
+    const document = { path, format, identity, weightFileBytes, config, weights, cacheType };
+    context.write(`${JSON.stringify({ ...document, cacheNumbersPerTokenAndLayer, cacheBytesPerToken })}\n`);
     return;
   }
-  const { architecture, numLayers, hiddenDim, numHeads, vocabSize, contextLength, attention, feedForward } = config;
+  const { architecture, numLayers, hiddenDim, numHeads, vocabSize, contextLength, attention } = config;
   const heads =
     attention.kind === 'gqa'
       ? `${numHeads} heads of ${attention.headDim}, ${attention.numKvHeads} KV heads`
@@ -74,7 +51,7 @@ async function inspect(flags: InspectFlags, context: CommandContext): Promise<vo
   context.write(
     [
       `${path}: ${format}, ${formatBytes(weightFileBytes)}, identity ${identity.slice(0, 16)}`,
-      `${architecture} (${attention.kind}): ${numLayers} layers, hidden ${hiddenDim}, ${heads}, feed-forward ${feedForward.dim}, ` +
+      `${architecture} (${attention.kind}): ${numLayers} layers, hidden ${hiddenDim}, ${heads}, ${feedForwardText(config)}, ` +
         `vocabulary ${vocabSize}${config.tiedEmbeddings ? ' (head tied to the embedding)' : ''}, context ${contextLength}`,
       formatTable(
         ['weight', 'count', 'rows', 'columns', 'type', 'bytes'],
@@ -87,12 +64,24 @@ async function inspect(flags: InspectFlags, context: CommandContext): Promise<vo
           formatBytes(row.bytes),
         ]),
       ),
+      `cache of one token, one layer, on each rank: ${Object.entries(cacheNumbersPerTokenAndLayer)
+        .map(([scheme, numbers]) => `${scheme} ${numbers} numbers`)
+        .join(', ')}`,
       `cache of one token, all layers, ${cacheType}: ${Object.entries(cacheBytesPerToken)
         .map(([scheme, bytes]) => `${scheme} ${Math.round(bytes)} B`)
         .join(', ')}`,
       '',
     ].join('\n'),
   );
+}
+
+function feedForwardText({ feedForward, experts }: ModelConfig): string {
+  if (experts === null) return `feed-forward ${feedForward.dim}`;
+  const { layers, count, perToken, dim, sharedDim } = experts;
+  const dense = layers.filter((isRouted) => !isRouted).length;
+  const shared = sharedDim > 0 ? `, shared ${sharedDim}` : '';
+  const text = `${perToken} of ${count} experts of ${dim}${shared}`;
+  return dense === 0 ? text : `${text} (${dense} layers dense: ${feedForward.dim})`;
 }
 
 interface WeightRow extends WeightShape {

@@ -1,9 +1,12 @@
 /** `tpla plan [cluster.yaml]`: what each rank would hold and send. Reads headers only and starts nothing. */
 import type { Argv } from 'yargs';
+import { size, type Scheme } from '../../config/shard-plan.ts';
+import { openSizes } from '../../model/config-only.ts';
 import { layOut } from '../cluster-layout.ts';
 import type { CommandContext } from '../command-context.ts';
 import { clusterFlags, jsonFlag, type FlagsOf } from '../flags.ts';
 import { forecast, type RankForecast } from '../plan-report.ts';
+import { schemeCosts, type SchemeCost } from '../scheme-costs.ts';
 import { openModel } from '../session.ts';
 import { formatBytes, formatRange, formatTable } from '../table.ts';
 
@@ -25,11 +28,12 @@ export function addPlanCommand(program: Argv, context: CommandContext): Argv {
 }
 
 async function plan(flags: PlanFlags, context: CommandContext): Promise<void> {
-  await using model = await openModel({ ...flags, config: flags.file ?? flags.config }, context);
+  await using model = await openModel({ ...flags, config: flags.file ?? flags.config }, context, openSizes);
   const { checkpoint, config } = model;
   const { plan, reason, options } = layOut(checkpoint, config);
   const ranks = forecast(checkpoint, plan, options);
-  const { scheme, worldSize, latentGroups } = plan;
+  const { scheme, worldSize, latentGroups, exactTokens } = plan;
+  const costs = schemeCosts(checkpoint.config, worldSize, options.cacheType, options.contextTokens);
   if (flags.json) {
     const { contextTokens, slots, cacheType, weights } = options;
     const document = {
@@ -38,19 +42,40 @@ async function plan(flags: PlanFlags, context: CommandContext): Promise<void> {
       reason,
       worldSize,
       latentGroups,
+      exactTokens,
       contextTokens,
       slots,
       cacheType,
     };
-    context.write(`${JSON.stringify({ ...document, weights, ranks })}\n`);
+    context.write(`${JSON.stringify({ ...document, weights, ranks, schemes: costs })}\n`);
     return;
   }
   const groups = latentGroups > 1 ? ` in ${latentGroups} latent groups` : '';
-  context.write(`scheme ${scheme} on ${worldSize} ranks${groups}: ${reason}\n${planTable(ranks)}\n`);
+  const { sinks, window } = exactTokens;
+  const exactly = sinks + window > 0 ? `, the first ${sinks} and last ${window} tokens exactly` : '';
+  context.write(`scheme ${scheme} on ${worldSize} ranks${groups}${exactly}: ${reason}\n${planTable(ranks)}\n`);
+  if (worldSize > 1 && costs.length > 1)
+    context.write(
+      `\nEvery scheme on ${worldSize} ranks, at ${options.contextTokens} tokens:\n${schemeTable(costs, scheme)}\n`,
+    );
+}
+
+function schemeTable(costs: readonly SchemeCost[], chosen: Scheme): string {
+  return formatTable(
+    ['scheme', 'result', 'cache/token/rank', 'sent/token/rank'],
+    costs.map((cost) => [
+      cost.scheme === chosen ? `${cost.scheme} *` : cost.scheme,
+      cost.exact ? 'exact' : 'approximate',
+      formatBytes(cost.cacheBytesPerToken),
+      formatBytes(cost.bytesSentPerToken),
+    ]),
+  );
 }
 
 function planTable(ranks: readonly RankForecast[]): string {
-  const header = ['rank', 'heads', 'prefill heads', 'KV heads', 'latent', 'feed-forward', 'vocabulary'];
+  const hasExperts = ranks.some((rank) => size(rank.experts) > 0);
+  const header = ['rank', 'heads', 'prefill heads', 'KV heads', 'latent', 'feed-forward'];
+  header.push(...(hasExperts ? ['experts', 'expert columns'] : []), 'vocabulary');
   header.push('weights', 'cache/token', 'cache', 'sent/token');
   return formatTable(
     header,
@@ -61,6 +86,7 @@ function planTable(ranks: readonly RankForecast[]): string {
       formatRange(rank.kvHeads),
       formatRange(rank.latent),
       formatRange(rank.feedForward),
+      ...(hasExperts ? [formatRange(rank.experts), formatRange(rank.expertColumns)] : []),
       formatRange(rank.vocab),
       formatBytes(rank.weightBytes),
       formatBytes(rank.cacheBytesPerToken),

@@ -6,7 +6,7 @@ import { layOut } from '../cluster-layout.ts';
 import type { Cluster } from '../cluster.ts';
 import { decodeUtf8, type CommandContext } from '../command-context.ts';
 import { generate } from '../engine.ts';
-import { clusterFlags, jsonFlag, samplingFlags } from '../flags.ts';
+import { chatTemplateFlag, clusterFlags, jsonFlag, samplingFlags } from '../flags.ts';
 import { requireRoom, type Generation, type Usage } from '../generation.ts';
 import type { Sampling } from '../sampler.ts';
 import { openModel, startCluster, type SessionFlags } from '../session.ts';
@@ -21,7 +21,8 @@ const runFlags = <T>(command: Argv<T>) =>
       default: false,
       describe: 'continue the text as it is instead of answering it through the chat template',
     })
-    .option('system', { type: 'string', describe: 'system message of the chat' });
+    .option('system', { type: 'string', describe: 'system message of the chat' })
+    .option('chat-template', chatTemplateFlag);
 
 /** What `run` needs of its flags; the demo fills it from constants. */
 export interface RunRequest extends SessionFlags, Sampling {
@@ -29,6 +30,8 @@ export interface RunRequest extends SessionFlags, Sampling {
   readonly prompt: string | undefined;
   readonly raw: boolean;
   readonly system: string | undefined;
+  /** File; undefined: the model's own. */
+  readonly chatTemplate: string | undefined;
   readonly maxTokens: number;
   /** undefined: a random one. */
   readonly seed: number | undefined;
@@ -49,7 +52,7 @@ export function addRunCommand(program: Argv, context: CommandContext): Argv {
 export async function run(flags: RunRequest, context: CommandContext): Promise<void> {
   const prompt = await promptOf(flags, context);
   await using model = await openModel(flags, context);
-  const text = await openText(model.checkpoint.path);
+  const text = await openText(model.checkpoint.path, flags.chatTemplate);
   const promptIds = flags.raw ? text.encodeRaw(prompt) : text.encodeChat(prompt, flags.system);
   // Before any process is started: a prompt that is too long need not wait for the weights.
   requireRoom(promptIds.length, layOut(model.checkpoint, model.config).options.contextTokens);

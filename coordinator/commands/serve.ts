@@ -6,7 +6,7 @@ import { once } from 'node:events';
 import type { Argv } from 'yargs';
 import { ConfigError, messageOf } from '../../config/errors.ts';
 import type { CommandContext } from '../command-context.ts';
-import { clusterFlags, jsonFlag, number, type FlagsOf } from '../flags.ts';
+import { chatTemplateFlag, clusterFlags, jsonFlag, number, type FlagsOf } from '../flags.ts';
 import { createServer } from '../http/server.ts';
 import { isLoopback, parseListen } from '../http/listen-address.ts';
 import { startServing, type Serving } from '../serving.ts';
@@ -24,6 +24,7 @@ const serveFlags = <T>(command: Argv<T>) =>
       type: 'string',
       describe: "what clients call the model (default: the file's or folder's name)",
     })
+    .option('chat-template', chatTemplateFlag)
     .option('slots', {
       type: 'number',
       describe: 'requests that run at once, 1 to 256; each takes a context of cache (default: 4)',
@@ -66,6 +67,7 @@ async function serve(flags: ServeFlags, context: CommandContext): Promise<void> 
   await using serving = await startServing({
     config: { ...model.config, cache: { ...cache, slots: slotsOf(flags.slots) ?? cache.slots } },
     checkpoint: model.checkpoint,
+    chatTemplateFile: flags.chatTemplate,
     maxQueued: flags.maxQueue,
     log: context.log,
     signal: context.signal,

@@ -7,6 +7,7 @@ import { ConfigError, invariant } from '../../config/errors.ts';
 import type { HeadLayout } from '../../model/transmla/attention-maps.ts';
 import type { Dense } from '../../model/transmla/dense.ts';
 import { predictedLoss } from '../../model/transmla/predicted-loss.ts';
+import type { RecipeSettings } from '../../model/transmla/recipe.ts';
 import { checkSettings, planLayer, type PublishedSettings, type SourceRope } from '../../model/transmla/published.ts';
 
 /** null: not given. */
@@ -23,15 +24,24 @@ export interface SizeRequest {
 /** Half the source's cache: where the loss is small and the gain is plain. */
 export const defaultCacheRatio = 0.5;
 
+/** Rope dims to try, as shares of a head. The recipe chooses slots one by one and has finer sizes. */
+const publishedShares = [1 / 4, 1 / 2, 3 / 4, 1];
+const recipeShares = [1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1];
+
 /** @throws ConfigError for sizes that contradict each other or do not fit the model */
-export function candidateSettings(request: SizeRequest, layout: HeadLayout): PublishedSettings[] {
+export function candidateSettings(
+  request: SizeRequest,
+  layout: HeadLayout,
+  shares: readonly number[] = publishedShares,
+): PublishedSettings[] {
   checkRequest(request);
   const { headDim, numKvHeads } = layout;
   const merged = numKvHeads * headDim;
   const balance = request.balance === 'auto' ? 1 : request.balance;
   if (request.exact) return [{ ropeDim: merged, latentDim: merged, freqfold: 1, balance }];
   const total = cacheNumbers(request, merged);
-  const ropeDims = request.ropeDim === null ? ropeDimsToTry(headDim, merged, total, request.kvRank) : [request.ropeDim];
+  const ropeDims =
+    request.ropeDim === null ? ropeDimsToTry(shares, headDim, merged, total, request.kvRank) : [request.ropeDim];
   const freqfolds = request.freqfold === 'auto' ? freqfoldsToTry(headDim) : [request.freqfold];
   const settings = ropeDims.flatMap((ropeDim) => {
     // More than 2 G d - p numbers would carry nothing.
@@ -44,6 +54,18 @@ export function candidateSettings(request: SizeRequest, layout: HeadLayout): Pub
     );
   for (const candidate of settings) checkSettings(candidate, layout);
   return settings;
+}
+
+/**
+ * The same for the recipe, which folds and balances nothing.
+ * @throws ConfigError for sizes that contradict each other, do not fit, or belong to the published method
+ */
+export function recipeCandidates(request: SizeRequest, layout: HeadLayout): RecipeSettings[] {
+  const given = (['freqfold', 'balance'] as const).filter((name) => request[name] !== 'auto');
+  if (given.length > 0)
+    throw new ConfigError(given.map((name) => `${name}: belongs to --method published; leave it out`).join('\n'));
+  const candidates = candidateSettings({ ...request, freqfold: 1 }, layout, recipeShares);
+  return candidates.map(({ ropeDim, latentDim }) => ({ ropeDim, latentDim }));
 }
 
 /**
@@ -93,10 +115,16 @@ function cacheNumbers(request: SizeRequest, merged: number): number {
   return 2 * Math.round(merged * (request.cacheRatio ?? defaultCacheRatio));
 }
 
-/** Halves to wholes of a head, as in published conversions; what fits beside a latent. */
-function ropeDimsToTry(headDim: number, merged: number, total: number, kvRank: number | null): number[] {
+/** Shares of a head, where that fits beside a latent. */
+function ropeDimsToTry(
+  shares: readonly number[],
+  headDim: number,
+  merged: number,
+  total: number,
+  kvRank: number | null,
+): number[] {
   if (kvRank !== null) return [Math.max(2, 2 * Math.floor((total - kvRank) / 2))];
-  const sizes = [1 / 4, 1 / 2, 3 / 4, 1].map((share) => Math.max(2, 2 * Math.round((headDim * share) / 2)));
+  const sizes = shares.map((share) => Math.max(2, 2 * Math.round((headDim * share) / 2)));
   const fitting = [...new Set(sizes)].filter((size) => size <= merged && size < total);
   return fitting.length > 0 ? fitting : [2];
 }

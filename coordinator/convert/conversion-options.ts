@@ -7,7 +7,13 @@ import type { FloatType } from '../../model/transmla/encode-floats.ts';
 import type { ModelText } from '../text.ts';
 import type { SizeRequest } from './choose-settings.ts';
 
+/** recipe: model/transmla/recipe.ts; published: TransMLA as in its paper. */
+export const conversionMethods = ['recipe', 'published'] as const;
+export type ConversionMethod = (typeof conversionMethods)[number];
+
 export interface ConversionOptions {
+  /** Without meaning for exact sizes. */
+  readonly method: ConversionMethod;
   /** Path of the source checkpoint. */
   readonly model: string;
   /** Folder to be made. */
@@ -30,7 +36,7 @@ export interface ConversionOptions {
 
 /** Written to conversion_report.json and printed by `tpla convert --json`. */
 export interface ConversionReport {
-  readonly method: 'published';
+  readonly method: ConversionMethod;
   readonly exact: boolean;
   /** Perplexity of the source on held-out windows of the calibration text. */
   readonly originalPpl: number;
@@ -44,7 +50,8 @@ export interface ConversionReport {
   readonly ropeDim: number;
   readonly kvRank: number;
   readonly freqfold: number;
-  readonly balance: number;
+  /** null: the method has none. */
+  readonly balance: number | null;
   readonly seed: number;
   readonly dtype: FloatType;
   /** 'self', or the name of the text file. */

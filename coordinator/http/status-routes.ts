@@ -53,6 +53,7 @@ function describeCluster(parts: ServerParts): object {
     state: supervisor.state,
     error: supervisor.error?.message ?? null,
     model: modelName(parts),
+    has_chat_template: parts.text.hasChatTemplate,
     scheme: plan.scheme,
     scheme_reason: cluster.schemeReason,
     latent_groups: plan.latentGroups,

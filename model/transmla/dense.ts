@@ -35,31 +35,24 @@ export function diagonal(a: Dense): Float64Array {
   return Float64Array.from({ length: Math.min(a.rows, a.cols) }, (_, i) => a.data[i * a.cols + i]!);
 }
 
-/** A B: [m, k] [k, n] -> [m, n]. Four rows of B are added per pass, so that C is read and written k / 4 times. */
+/**
+ * A B: [m, k] [k, n] -> [m, n]. Two rows of C grow together, by four rows of B at a time: each number that is read or
+ * written serves several multiplications.
+ */
 export function multiply(a: Dense, b: Dense): Dense {
   invariant(a.cols === b.rows, `multiply: [${a.rows}, ${a.cols}] with [${b.rows}, ${b.cols}]`);
-  const [m, k, n] = [a.rows, a.cols, b.cols];
-  const out = zeros(m, n);
+  const [k, n] = [a.cols, b.cols];
+  const out = zeros(a.rows, n);
   const [x, y, z] = [a.data, b.data, out.data];
   const whole = k - (k % 4);
-  for (let i = 0; i < m; i++) {
-    const row = i * n;
+  for (let i = 0; i < a.rows; i += 2) {
+    const pair = i + 1 < a.rows;
     for (let l = 0; l < whole; l += 4) {
-      const x0 = x[i * k + l]!;
-      const x1 = x[i * k + l + 1]!;
-      const x2 = x[i * k + l + 2]!;
-      const x3 = x[i * k + l + 3]!;
-      if (x0 === 0 && x1 === 0 && x2 === 0 && x3 === 0) continue; // selectors and rotations are mostly zeros
-      const y0 = l * n;
-      const y1 = y0 + n;
-      const y2 = y1 + n;
-      const y3 = y2 + n;
-      for (let j = 0; j < n; j++) z[row + j]! += x0 * y[y0 + j]! + x1 * y[y1 + j]! + x2 * y[y2 + j]! + x3 * y[y3 + j]!;
+      if (pair) addTwoRows(x, i * k + l, k, y, l * n, n, z, i * n);
+      else addOneRow(x, i * k + l, 4, y, l * n, n, z, i * n);
     }
-    for (let l = whole; l < k; l++) {
-      const x0 = x[i * k + l]!;
-      for (let j = 0; j < n; j++) z[row + j]! += x0 * y[l * n + j]!;
-    }
+    addOneRow(x, i * k + whole, k - whole, y, whole * n, n, z, i * n);
+    if (pair) addOneRow(x, (i + 1) * k + whole, k - whole, y, whole * n, n, z, (i + 1) * n);
   }
   return out;
 }
@@ -134,6 +127,48 @@ export function joinCols(parts: readonly Dense[]): Dense {
   return out;
 }
 
+/** z[to ..] += sum of `count` factors x[from ..] times the rows of y that begin at `row`. */
+function addOneRow(
+  x: Float64Array,
+  from: number,
+  count: number,
+  y: Float64Array,
+  row: number,
+  n: number,
+  z: Float64Array,
+  to: number,
+): void {
+  for (let l = 0; l < count; l++) {
+    const factor = x[from + l]!;
+    const start = row + l * n;
+    if (factor !== 0) for (let j = 0; j < n; j++) z[to + j]! += factor * y[start + j]!;
+  }
+}
+
+/** The same with four factors each for two neighbouring rows; the second row's factors lie k further. */
+function addTwoRows(
+  x: Float64Array,
+  from: number,
+  k: number,
+  y: Float64Array,
+  row: number,
+  n: number,
+  z: Float64Array,
+  to: number,
+): void {
+  const [a0, a1, a2, a3] = [x[from]!, x[from + 1]!, x[from + 2]!, x[from + 3]!];
+  const [b0, b1, b2, b3] = [x[from + k]!, x[from + k + 1]!, x[from + k + 2]!, x[from + k + 3]!];
+  // Selectors, rotations and block diagonals are mostly zeros.
+  if (a0 === 0 && a1 === 0 && a2 === 0 && a3 === 0 && b0 === 0 && b1 === 0 && b2 === 0 && b3 === 0) return;
+  const second = to + n;
+  const [row1, row2, row3] = [row + n, row + 2 * n, row + 3 * n];
+  for (let j = 0; j < n; j++) {
+    const [y0, y1, y2, y3] = [y[row + j]!, y[row1 + j]!, y[row2 + j]!, y[row3 + j]!];
+    z[to + j]! += a0 * y0 + a1 * y1 + a2 * y2 + a3 * y3;
+    z[second + j]! += b0 * y0 + b1 * y1 + b2 * y2 + b3 * y3;
+  }
+}
+
 /** Makes rounding equal on both sides of the diagonal, which eigen solvers assume. */
 function symmetrise(a: Dense): void {
   const n = a.rows;
@@ -144,4 +179,33 @@ function symmetrise(a: Dense): void {
       a.data[j * n + i] = mean;
     }
   }
+}
+
+/** a + weight * b */
+export function added(a: Dense, b: Dense, weight: number): Dense {
+  invariant(a.rows === b.rows && a.cols === b.cols, `added: [${a.rows}, ${a.cols}] and [${b.rows}, ${b.cols}]`);
+  return { rows: a.rows, cols: a.cols, data: a.data.map((value, i) => value + weight * b.data[i]!) };
+}
+
+/** Column j times factors[j]. */
+export function scaleCols(a: Dense, factors: ArrayLike<number>): Dense {
+  return { rows: a.rows, cols: a.cols, data: a.data.map((value, i) => value * factors[i % a.cols]!) };
+}
+
+/** The matrices along the diagonal, zeros elsewhere. */
+export function blockDiagonal(blocks: readonly Dense[]): Dense {
+  const sum = (of: (block: Dense) => number): number => blocks.reduce((total, block) => total + of(block), 0);
+  const out = zeros(
+    sum((block) => block.rows),
+    sum((block) => block.cols),
+  );
+  let [row, col] = [0, 0];
+  for (const block of blocks) {
+    for (let i = 0; i < block.rows; i++) {
+      out.data.set(block.data.subarray(i * block.cols, (i + 1) * block.cols), (row + i) * out.cols + col);
+    }
+    row += block.rows;
+    col += block.cols;
+  }
+  return out;
 }

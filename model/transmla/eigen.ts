@@ -4,7 +4,7 @@
  */
 import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
 import { invariant } from '../../config/errors.ts';
-import { type Dense, zeros } from './dense.ts';
+import { type Dense, multiply, scaleCols, transpose, zeros } from './dense.ts';
 
 export interface Eigen {
   /** Largest first. [n] */
@@ -35,4 +35,11 @@ function withFixedSign(vector: readonly number[]): readonly number[] {
   let largest = 0;
   for (const value of vector) if (Math.abs(value) > Math.abs(largest) * (1 + 1e-9)) largest = value;
   return largest < 0 ? vector.map((value) => -value) : vector;
+}
+
+/** The symmetric R with R R = a, for a positive semidefinite up to rounding. [n, n] */
+export function symmetricRoot(a: Dense): Dense {
+  const { values, vectors } = symmetricEigen(a);
+  const roots = values.map((value) => Math.sqrt(Math.max(0, value)));
+  return multiply(scaleCols(transpose(vectors), roots), vectors);
 }

@@ -51,6 +51,11 @@ export async function readGqaMaps(source: Checkpoint, layer: number): Promise<Gq
   };
 }
 
+/** W_O with its bias as the last column. [D, H d + 1] */
+export async function readOutputMap(source: Checkpoint, layer: number): Promise<Dense> {
+  return withBias(await readDense(source, 'output', layer), await readVector(source, 'outputBias', layer));
+}
+
 async function readDense(source: Checkpoint, role: LayerRole, layer: number): Promise<Dense> {
   const weight = await source.read(role, layer);
   return denseFrom(weight.rows, weight.cols, toFloat32(weight));

@@ -48,7 +48,7 @@ test('--exact keeps perplexity and greedy text', async () => {
 });
 
 test('the same seed gives the same bytes, and the report is in the folder', async () => {
-  const flags = ['--rope-dim', '8', '--freqfold', '2', '--seed', '5'];
+  const flags = ['--method', 'published', '--rope-dim', '8', '--freqfold', '2', '--seed', '5'];
   const [first, again] = await Promise.all([convert('first', ...flags), convert('again', ...flags)]);
   for (const file of ['config.json', 'model.safetensors', 'tpla_rotation.safetensors', 'tokenizer.json'])
     expect(readFileSync(join(first.out, file)).equals(readFileSync(join(again.out, file))), file).toBe(true);
@@ -58,6 +58,19 @@ test('the same seed gives the same bytes, and the report is in the folder', asyn
   expect(report.originalPpl).toBeLessThan(report.afterRopePpl);
   expect(report.afterRopePpl).toBeLessThan(report.afterRankPpl);
   expect(sandbox.leftovers().filter((name) => name.startsWith('.'))).toEqual([]);
+});
+
+test('the recipe loses less than the published method, and the report says which it was', async () => {
+  const [recipe, published] = await Promise.all([
+    convert('recipe', '--seed', '5'),
+    convert('published', '--seed', '5', '--method', 'published'),
+  ]);
+  expect(recipe.report).toMatchObject({ method: 'recipe', cacheFloatsAfter: 32, freqfold: 1, balance: null });
+  expect(published.report).toMatchObject({ method: 'published', cacheFloatsAfter: 32 });
+  expect(recipe.report.calibrationHash).toBe(published.report.calibrationHash);
+  expect(recipe.report.originalPpl).toBe(published.report.originalPpl);
+  expect(recipe.report.afterRankPpl).toBeLessThan(published.report.afterRankPpl);
+  expect(recipe.report.afterRopePpl).toBeLessThan(published.report.afterRopePpl);
 });
 
 test('an occupied folder, a converted source and wrong flags are refused', async () => {
@@ -72,7 +85,7 @@ test('an occupied folder, a converted source and wrong flags are refused', async
   const [inTheWay, latent, fold, balance] = await Promise.all([
     refused(stories, '--out', occupied, '--force'),
     refused(join(sandbox.folder, 'exact'), '--out', `${occupied}2`),
-    refused(stories, '--out', `${occupied}2`, '--freqfold', '3'),
+    refused(stories, '--out', `${occupied}2`, '--method', 'published', '--freqfold', '3'),
     refused(stories, '--out', `${occupied}2`, '--balance', 'much'),
   ]);
   expect(inTheWay).toContain(`out: ${occupied} holds files but no converted checkpoint`);

@@ -9,7 +9,10 @@ import { QueueFullError, Scheduler, type Turn } from '../../coordinator/schedule
 import { openText, type ModelText } from '../../coordinator/text.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
+import { startCluster } from '../helpers/cluster.ts';
 import { goldenFolder } from '../helpers/golden.ts';
+import { seededRandom } from '../helpers/random.ts';
+import { tinyVocab, writeTinyMla } from '../helpers/tiny-mla.ts';
 
 const model = join(goldenFolder, 'stories260K');
 let checkpoint: Checkpoint;
@@ -193,5 +196,35 @@ describe('scheduler', () => {
     const actual = await collect(scheduler.submit(request('Once upon a time', { maxTokens: 60 })));
     expect(causes).toEqual(['rank 1 was killed']);
     expect(actual).toEqual(expected);
+  });
+});
+
+describe.each(['mla', 'tpla', 'tpla-exact', 'dcp', 'gla'])('scheme %s', (scheme) => {
+  test('a batch of latent caches gives what each gives alone, with prompts read in pieces', async () => {
+    await using mla = await writeTinyMla();
+    await using started = await startCluster(mla.path, { ranks: 2, scheme, context: 256, slots: 3 });
+    const random = seededRandom(11);
+    const lengths = [9, 130, 33, 1, 70];
+    const make = (): Generation[] =>
+      lengths.map((length, i) => ({
+        promptIds: Array.from({ length }, (_, t) => (t * (7 + i) + i) % tinyVocab),
+        sampling: greedy,
+        seed: i,
+        maxTokens: 12,
+        stop: [],
+        endIds: [],
+        text: { push: String, end: () => '' },
+      }));
+    const alone = new Scheduler(started.cluster, { maxQueued: 0 });
+    const expected = [];
+    for (const one of make()) expected.push(await collect(alone.submit(one)));
+    const together = new Scheduler(started.cluster, { maxQueued: 8 });
+    const order = make()
+      .map((one, i) => ({ one, i, at: random() }))
+      .sort((a, b) => a.at - b.at);
+    const actual = await Promise.all(
+      order.map(async ({ one, i }) => [i, await collect(together.submit(one))] as const),
+    );
+    expect(actual.sort(([a], [b]) => a - b).map(([, result]) => result)).toEqual(expected);
   });
 });

@@ -1,6 +1,7 @@
 /** `tpla serve` with the official OpenAI client: shapes, limits, errors, many requests at once, clients that leave. */
 import OpenAI from 'openai';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { z } from 'zod';
 import { serve, schedulerOf, type Served } from '../helpers/serving.ts';
 
 let served: Served;
@@ -16,6 +17,32 @@ afterAll(async () => served[Symbol.asyncDispose]());
 const user = (content: string) => [{ role: 'user' as const, content }];
 const greedy = { model, temperature: 0, max_tokens: 24 };
 
+const refusalSchema = z.object({
+  error: z.object({
+    message: z.string(),
+    type: z.string(),
+    param: z.string().nullable(),
+    code: z.string().nullable(),
+  }),
+});
+const chunkSchema = z.object({
+  id: z.string(),
+  object: z.string(),
+  usage: z.object({ completion_tokens: z.number() }).nullable(),
+  choices: z.array(
+    z.object({
+      index: z.number(),
+      delta: z.record(z.string(), z.string()),
+      logprobs: z.unknown(),
+      finish_reason: z.string().nullable(),
+    }),
+  ),
+});
+const petSchema = z.strictObject({ kind: z.enum(['cat', 'dog']), age: z.int(), name: z.literal('Tom').nullable() });
+const clusterSchema = z.looseObject({
+  ranks: z.array(z.looseObject({ totals: z.looseObject({ compute_ms: z.number() }) })),
+});
+
 /** The status and the body's error, of a request that is refused. */
 async function refusal(path: string, body: unknown, init: RequestInit = {}) {
   const response = await fetch(`${served.url}${path}`, {
@@ -24,20 +51,21 @@ async function refusal(path: string, body: unknown, init: RequestInit = {}) {
     body: typeof body === 'string' ? body : JSON.stringify(body),
     ...init,
   });
-  const json: any = await response.json();
-  return { status: response.status, ...json.error };
+  return { status: response.status, ...refusalSchema.parse(await response.json()).error };
 }
 
-const post = async (path: string, body: object): Promise<any> =>
-  (
-    await fetch(`${served.url}${path}`, {
-      method: 'POST',
-      headers: { 'content-type': 'application/json' },
-      body: JSON.stringify(body),
-    })
-  ).json();
+const post = async (path: string, body: object): Promise<unknown> => {
+  const response = await fetch(`${served.url}${path}`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify(body),
+  });
+  return response.json();
+};
 
-const tokensOf = async (content: string): Promise<number[]> => (await post('/tokenize', { content })).tokens;
+const tokensSchema = z.object({ tokens: z.array(z.number()), count: z.number() });
+const tokensOf = async (content: string, addSpecial = false): Promise<number[]> =>
+  tokensSchema.parse(await post('/tokenize', { content, add_special: addSpecial })).tokens;
 
 describe('chat completions', () => {
   test('one answer, with usage', async () => {
@@ -68,20 +96,20 @@ describe('chat completions', () => {
     const events = (await response.text()).split('\n\n').filter((event) => event !== '');
     expect(events.every((event) => event.startsWith('data: '))).toBe(true);
     expect(events.pop()).toBe('data: [DONE]');
-    const chunks: any[] = events.map((event) => JSON.parse(event.slice('data: '.length)));
+    const chunks = events.map((event) => chunkSchema.parse(JSON.parse(event.slice('data: '.length))));
     expect(new Set(chunks.map(({ id }) => id)).size).toBe(1);
-    expect(chunks[0].choices).toEqual([
+    expect(chunks[0]!.choices).toEqual([
       { index: 0, delta: { role: 'assistant', content: '' }, logprobs: null, finish_reason: null },
     ]);
-    const usage = chunks.pop();
+    const usage = chunks.pop()!;
     expect(usage.choices).toEqual([]);
-    expect(usage.usage.completion_tokens).toBe(24);
-    const last = chunks.pop();
+    expect(usage.usage?.completion_tokens).toBe(24);
+    const last = chunks.pop()!;
     expect(last.choices).toEqual([{ index: 0, delta: {}, logprobs: null, finish_reason: 'length' }]);
     for (const chunk of chunks) expect(chunk).toMatchObject({ object: 'chat.completion.chunk', usage: null });
     for (const chunk of chunks.slice(1)) {
-      expect(Object.keys(chunk.choices[0].delta)).toEqual(['content']);
-      expect(chunk.choices[0].finish_reason).toBeNull();
+      expect(Object.keys(chunk.choices[0]!.delta)).toEqual(['content']);
+      expect(chunk.choices[0]!.finish_reason).toBeNull();
     }
   });
 
@@ -190,12 +218,10 @@ describe('chat completions', () => {
     });
     for (const { message, finish_reason: reason } of answers.choices) {
       expect(reason).toBe('stop');
-      const value = JSON.parse(message.content!);
+      const value: unknown = JSON.parse(message.content!);
       expect(value).toBeTypeOf('object');
       if (name === 'json_object') continue;
-      expect(Object.keys(value)).toEqual(['kind', 'age', 'name']);
-      expect(['cat', 'dog']).toContain(value.kind);
-      expect(Number.isInteger(value.age)).toBe(true);
+      expect(Object.keys(petSchema.parse(value))).toEqual(['kind', 'age', 'name']);
     }
   });
 });
@@ -204,7 +230,7 @@ describe('completions', () => {
   test('texts and token ids are continued as they are', async () => {
     const text = await client.completions.create({ ...greedy, prompt: ['Once upon a time', 'The dog'] });
     expect(text.choices.map(({ index }) => index)).toEqual([0, 1]);
-    const { tokens } = await post('/tokenize', { content: 'The dog', add_special: true });
+    const tokens = await tokensOf('The dog', true);
     const ids = await client.completions.create({ ...greedy, prompt: tokens, echo: true });
     expect(ids.choices[0]?.text).toBe(`The dog${text.choices[1]?.text}`);
   });
@@ -274,7 +300,7 @@ describe('refusals', () => {
   });
 
   test('fields of other services are let through', async () => {
-    const extra: any = {
+    const extra: OpenAI.ChatCompletionCreateParamsNonStreaming = {
       ...greedy,
       messages: user('Once'),
       user: 'me',
@@ -344,15 +370,15 @@ describe('clients that leave', () => {
 
 describe('other routes', () => {
   test('tokenize, detokenize and apply-template are each other’s inverse', async () => {
-    const { tokens, count } = await post('/tokenize', { content: 'Hello 🌍 你好' });
+    const { tokens, count } = tokensSchema.parse(await post('/tokenize', { content: 'Hello 🌍 你好' }));
     expect(count).toBe(tokens.length);
     expect(await post('/detokenize', { tokens })).toMatchObject({ content: 'Hello 🌍 你好' });
-    const { prompt } = await post('/apply-template', {
-      messages: [{ role: 'system', content: 'Be kind' }, ...user('Hi')],
-    });
-    expect(prompt).toBe('<s>Be kind. Hi ');
-    const viaMessages = await post('/tokenize', { messages: user('Hi') });
-    expect(viaMessages.tokens).toEqual((await post('/tokenize', { content: '<s>Hi ' })).tokens);
+    expect(
+      await post('/apply-template', {
+        messages: [{ role: 'system', content: 'Be kind' }, ...user('Hi')],
+      }),
+    ).toEqual({ prompt: '<s>Be kind. Hi ' });
+    expect(await post('/tokenize', { messages: user('Hi') })).toMatchObject({ tokens: await tokensOf('<s>Hi ') });
   });
 
   test('health, cluster and metrics tell of both ranks', async () => {
@@ -362,10 +388,10 @@ describe('other routes', () => {
       status: 'ok',
       ranks: served.ranks.map(({ rank, pid }) => ({ rank, pid, state: 'ok', restarts: 0 })),
     });
-    const cluster: any = await (await fetch(`${served.url}/v1/cluster`)).json();
+    const cluster = clusterSchema.parse(await (await fetch(`${served.url}/v1/cluster`)).json());
     expect(cluster).toMatchObject({ state: 'ok', scheme: 'gqa', scheduler: { slots: 4 } });
     expect(cluster.ranks).toHaveLength(2);
-    expect(cluster.ranks[1].totals.compute_ms).toBeGreaterThan(0);
+    expect(cluster.ranks[1]!.totals.compute_ms).toBeGreaterThan(0);
     const metrics = await (await fetch(`${served.url}/metrics`)).text();
     expect(metrics).toMatch(/^tpla_rank_up\{rank="1"\} 1$/m);
     expect(metrics).toMatch(/^tpla_generations_total\{finish_reason="length"\} \d+$/m);

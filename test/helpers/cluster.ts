@@ -7,9 +7,13 @@ export interface StartedCluster extends AsyncDisposable {
   readonly cluster: Cluster;
 }
 
-export async function startCluster(model: string, flags: Omit<ClusterFlags, 'model'>): Promise<StartedCluster> {
+export async function startCluster(
+  model: string,
+  { slots, ...flags }: Omit<ClusterFlags, 'model'> & { readonly slots?: number },
+): Promise<StartedCluster> {
   const checkpoint = await openCheckpoint(model);
-  const config = await loadClusterConfig({ flags: { ...flags, model } });
+  const loaded = await loadClusterConfig({ flags: { ...flags, model } });
+  const config = { ...loaded, cache: { ...loaded.cache, slots: slots ?? loaded.cache.slots } };
   const cluster = await Cluster.start({ checkpoint, config, log: () => undefined });
   return {
     cluster,

@@ -7,6 +7,8 @@ import {
   defaultLatentGroups,
   planShards,
   size,
+  type ExactTokens,
+  type ExpertSharding,
   type Scheme,
   type ShardPlan,
 } from '../../config/shard-plan.ts';
@@ -41,9 +43,14 @@ export const exactOptions: WorkerOptions = {
 export async function startLocalRanks(
   modelPath: string,
   worldSize: number,
-  options: Partial<WorkerOptions> & { scheme?: Scheme; latentGroups?: number } = {},
+  options: Partial<WorkerOptions> & {
+    scheme?: Scheme;
+    latentGroups?: number;
+    expertSharding?: ExpertSharding;
+    exactTokens?: ExactTokens;
+  } = {},
 ): Promise<LocalRanks> {
-  const { scheme: wanted, latentGroups, ...rest } = options;
+  const { scheme: wanted, latentGroups, expertSharding, exactTokens, ...rest } = options;
   const checkpoint = await openCheckpoint(modelPath);
   const { config: model, identity } = checkpoint;
   await checkpoint[Symbol.asyncDispose]();
@@ -52,7 +59,9 @@ export async function startLocalRanks(
     worldSize,
     scheme,
     latentGroups: latentGroups ?? defaultLatentGroups(scheme, worldSize),
+    exactTokens: exactTokens ?? { sinks: 0, window: 0 },
     blockSize: 1,
+    ...(expertSharding === undefined ? {} : { expertSharding }),
   });
   const groups = createLocalGroups(worldSize);
   const workers = await Promise.all(

@@ -42,7 +42,7 @@ export async function serve(
   const sandbox = new Sandbox();
   const model = options.model ?? chatModel(sandbox);
   const running = sandbox.start(['serve', '--model', model, '--listen', '127.0.0.1:0', '--json', ...args], {
-    ...(options.env === undefined ? {} : { env: options.env }),
+    env: options.env ?? {},
   });
   let stdout = '';
   running.child.stdout?.on('data', (text: string) => (stdout += text));

@@ -7,17 +7,18 @@ import { GOLDEN_LOGITS } from '../helpers/tolerances.ts';
 
 const checkpoints = [
   'llama-gqa',
-  'llama-mha',
   'llama-odd-heads',
   'llama3-rope-scaling',
   'llama3-rope-parameters-v5',
-  'llama-linear-rope',
   'llama-yarn',
   'llama-tied-embeddings',
   'llama-bf16',
   'llama-f16',
   'llama-sharded',
   'llama-attention-bias',
+  'gemma2',
+  'qwen3-moe',
+  'kimi-k2-like',
 ];
 const backends = ['reference', 'ggml', 'gpujs'] as const;
 

@@ -56,7 +56,7 @@ export class DealtPositions implements Exchange {
       const keys = ops.slice(held, 2, dim(rows, 1) - columns, columns); // [1, paddedRows, columns]
       const values = ops.slice(held, 2, 0, config.latentDim); // [1, paddedRows, r]
       const q = ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]);
-      const options = { scale: config.scoreScale, softcap: 0 };
+      const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
       const { out, logSumExp } = ops.attendPartial(q, keys, values, segment.mask, options); // [heads, length, r], [heads, length]
       return {
         mixed: tokensFirst(ops, ops.matmul(mla.decode.valueUp, out)), // [length, heads * v]

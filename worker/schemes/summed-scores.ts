@@ -83,7 +83,10 @@ export class SummedScores implements Exchange {
   /** @param rows [.., latentShard + ropeShard]  @returns [length, heads * v] */
   private mix(ops: Ops, config: MlaConfig, valueUp: Tensor, rows: Tensor, segment: Segment, scores: Tensor): Tensor {
     const values = ops.slice(rowsOf(ops, rows, segment), 2, 0, dim(valueUp, 2)); // [1, paddedRows, latentShard]
-    const o = ops.attendScores(scores, values, segment.mask, { scale: config.scoreScale, softcap: 0 });
+    const o = ops.attendScores(scores, values, segment.mask, {
+      scale: config.scoreScale,
+      softcap: config.scoreSoftcap,
+    });
     return tokensFirst(ops, ops.matmul(valueUp, o));
   }
 

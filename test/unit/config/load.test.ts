@@ -44,7 +44,7 @@ describe('what is accepted', () => {
         sinks: 0,
       },
       cache: { type: 'f16', contextTokens: 0, slots: 0 },
-      compute: { backend: 'ggml', threads: 1, weights: 'keep', maxStepTokens: 256 },
+      compute: { backend: 'ggml', threads: 1, weights: 'keep', expertSharding: 'columns', maxStepTokens: 256 },
       collective: { transport: 'auto', timeoutMs: 10_000 },
       ranks: [
         { host: 'local', device: '', share: 1 },
@@ -123,7 +123,7 @@ describe('flags', () => {
     [{ cacheType: 'f8' }, '--cache-type: expected f16, f32, q8_0, got "f8"'],
     [{ ranks: 0 }, '--ranks: expected a whole number from 1 to 64, got 0'],
     [{ ranks: 65 }, '--ranks: expected a whole number from 1 to 64, got 65'],
-    [{ window: 64 }, '--window: 64 (exact attention to the last tokens) is not available yet; use 0'],
+    [{ window: 5000 }, '--window: expected at most 4096, got 5000'],
   ])('%j is refused by the flag that made the mistake', async (flags, message) => {
     expect(await refusal(minimal, flags)).toBe(message);
   });

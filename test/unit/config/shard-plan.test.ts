@@ -302,6 +302,12 @@ describe('planShards', () => {
       { worldSize: 4, scheme: 'tpla-exact', latentGroups: 2 },
       'latentGroups: scheme tpla-exact cuts the latent over all 4 ranks, got 2; leave it out or use 4',
     ],
+    [
+      'exact tokens in a scheme that is exact',
+      mlaModel(8, 32),
+      { scheme: 'dcp', exactTokens: { sinks: 4, window: 64 } },
+      'window: exact attention to some tokens (window 64, sinks 4) is for scheme tpla, not for dcp; leave both out',
+    ],
     ['no ranks', mlaModel(8, 32), { worldSize: 0 }, 'ranks: expected a whole number from 1 to 64, got 0'],
     ['too many ranks', mlaModel(8, 32), { worldSize: 65 }, 'ranks: expected a whole number from 1 to 64, got 65'],
   ];

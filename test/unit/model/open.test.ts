@@ -36,10 +36,6 @@ describe('configurations', () => {
     expect(config.rope).toMatchObject({ attentionFactor: 1, interleaved: false });
   });
 
-  it('num_key_value_heads absent: one per head', async () => {
-    expect((await configOf('llama-mha')).attention).toMatchObject({ numKvHeads: 4 });
-  });
-
   it('head_dim of its own', async () => {
     expect((await configOf('llama-odd-heads')).attention).toMatchObject({ numKvHeads: 3, headDim: 16 });
   });
@@ -69,8 +65,8 @@ describe('configurations', () => {
     const identities = new Set<string>();
     for (const name of [
       'llama-gqa',
-      'llama-mha',
-      'llama-linear-rope',
+      'llama-odd-heads',
+      'llama-yarn',
       'llama-attention-bias',
       'llama-bf16',
       'llama-f16',

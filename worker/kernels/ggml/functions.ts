@@ -30,7 +30,11 @@ export interface GgmlFunctions {
   readonly backendBufferType: (backend: Pointer) => Pointer;
 
   readonly allocateContext: (context: Pointer, backend: Pointer) => Pointer | null;
-  readonly allocateContextIn: (context: Pointer, bufferType: Pointer) => Pointer | null;
+  readonly bufferTypeAllocate: (bufferType: Pointer, bytes: number) => Pointer | null;
+  readonly bufferTypeAlignment: (bufferType: Pointer) => number;
+  readonly bufferTypeSize: (bufferType: Pointer, tensor: Pointer) => number;
+  readonly bufferBase: (buffer: Pointer) => Pointer;
+  readonly tensorPlace: (buffer: Pointer, tensor: Pointer, address: Pointer) => number;
   readonly bufferClear: (buffer: Pointer, value: number) => void;
   readonly bufferFree: (buffer: Pointer) => void;
   readonly tensorSet: (tensor: Pointer, data: Uint8Array, offset: number, size: number) => void;
@@ -186,7 +190,7 @@ type MemoryNames =
   | 'quantizeChunk'
   | 'blockSize'
   | `type${string}`
-  | `allocateContext${string}`
+  | 'allocateContext'
   | `buffer${string}`
   | `tensor${string}`
   | `graph${string}`
@@ -218,7 +222,11 @@ function bindMemory(base: LibraryHandle): Part<MemoryNames> {
     init: base.func('ggml_init', 'void *', [initParameters]),
     free: base.func('void ggml_free(void *)'),
     allocateContext: base.func('void *ggml_backend_alloc_ctx_tensors(void *, void *)'),
-    allocateContextIn: base.func('void *ggml_backend_alloc_ctx_tensors_from_buft(void *, void *)'),
+    bufferTypeAllocate: base.func('void *ggml_backend_buft_alloc_buffer(void *, size_t)'),
+    bufferTypeAlignment: base.func('size_t ggml_backend_buft_get_alignment(void *)'),
+    bufferTypeSize: base.func('size_t ggml_backend_buft_get_alloc_size(void *, void *)'),
+    bufferBase: base.func('void *ggml_backend_buffer_get_base(void *)'),
+    tensorPlace: base.func('int ggml_backend_tensor_alloc(void *, void *, void *)'),
     bufferClear: base.func('void ggml_backend_buffer_clear(void *, uint8_t)'),
     bufferFree: base.func('void ggml_backend_buffer_free(void *)'),
     tensorSet: base.func('void ggml_backend_tensor_set(void *, const void *, size_t, size_t)'),

@@ -7,6 +7,7 @@ import type { Kernels, ProgramBuilder, ProgramSet, Tensor, TensorType, TensorUse
 import { CONSTANT_LENGTH, WIDEN_ROWS, type Constants } from './compound.ts';
 import { bindSetThreads, type GgmlFunctions, type Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
+import { adviseHugePages } from './huge-pages.ts';
 import { BackendUnavailable, loadGgml, type GgmlLibrary } from './library.ts';
 import { compilePrograms } from './programs.ts';
 import { RepackedMemory } from './repack.ts';
@@ -49,6 +50,7 @@ class GgmlKernels implements Kernels {
   readonly #tensors = new Set<GgmlTensor>();
   readonly #constants: Constants;
   readonly #repacked: RepackedMemory;
+  readonly #onCpu: boolean;
   #disposed = false;
 
   constructor(library: GgmlLibrary, device: Pointer, threads: number) {
@@ -61,6 +63,7 @@ class GgmlKernels implements Kernels {
     const setThreads = functions.procAddress(functions.deviceRegistry(device), 'ggml_backend_set_n_threads');
     if (setThreads !== null) bindSetThreads(setThreads)(backend, threads);
     const onCpu = functions.deviceName(device) === 'CPU';
+    this.#onCpu = onCpu;
     this.device = [
       functions.deviceDescription(device),
       ...(onCpu && library.cpuVariant !== '' ? [library.cpuVariant] : []),
@@ -81,16 +84,17 @@ class GgmlKernels implements Kernels {
   }
 
   repacks(type: TensorType, shape: readonly number[]): boolean {
-    const repacked = this.#repacked.allocate(type, shape);
-    if (repacked !== undefined) this.#free(repacked.memory);
-    return repacked !== undefined;
+    return this.#repacked.repacks(type, shape);
   }
 
   allocate(type: TensorType, shape: readonly number[], use: TensorUse = 'any'): GgmlTensor {
     checkShape(type, shape);
     if (elements(shape) === 0) return this.#keep(type, shape, NO_POINTER, undefined);
     const repacked = use === 'matmul' ? this.#repacked.allocate(type, shape) : undefined;
-    if (repacked !== undefined) return this.#keep(type, shape, repacked.pointer, repacked.memory, true);
+    if (repacked !== undefined) {
+      const { context, tensor } = repacked;
+      return this.#keep(type, shape, tensor, { context, buffer: undefined }, true);
+    }
     const functions = this.#functions;
     const context = openContext(functions, functions.tensorOverhead());
     const pointer = functions.newTensor(context, STORAGE[type].id, ...ggmlShape(shape));
@@ -99,6 +103,7 @@ class GgmlKernels implements Kernels {
       functions.free(context);
       check(false, `no memory for ${type} [${shape.join(', ')}], ${byteLength(type, shape)} bytes, on ${this.device}`);
     }
+    if (this.#onCpu) adviseHugePages(functions.bufferBase(buffer), byteLength(type, shape));
     functions.bufferClear(buffer, 0);
     return this.#keep(type, shape, pointer, { context, buffer });
   }
@@ -143,6 +148,7 @@ class GgmlKernels implements Kernels {
     if (this.#disposed) return;
     this.#disposed = true;
     for (const tensor of this.#tensors) this.#releaseOne(tensor);
+    this.#repacked.free();
     this.#functions.backendFree(this.#backend);
   }
 
@@ -178,12 +184,9 @@ class GgmlKernels implements Kernels {
     if (origin.kind !== 'allocated') return;
     this.#tensors.delete(tensor);
     origin.released = true;
-    if (origin.memory !== undefined) this.#free(origin.memory);
-  }
-
-  #free({ buffer, context }: Memory): void {
-    this.#functions.bufferFree(buffer);
-    this.#functions.free(context);
+    if (origin.memory === undefined) return;
+    if (origin.memory.buffer !== undefined) this.#functions.bufferFree(origin.memory.buffer);
+    this.#functions.free(origin.memory.context);
   }
 }
 

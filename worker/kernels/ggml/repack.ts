@@ -2,41 +2,105 @@
  * Matrices in the layouts of ggml's own buffer types for this CPU (AMX tiles, interleaved rows), in which products run
  * 2 to 6 times as fast as on rows as they lie in files. Only quantised types: for them the result is the same up to the
  * order of sums, while float weights would be rounded. Uploading repacks; nothing but `matmul` can read such a tensor.
+ * Many matrices share a buffer, so that large pages can back it; memory comes back when the backend is disposed.
  */
 import type { TensorType } from '../kernels.ts';
 import { captureLog, extraBufferTypes, type GgmlFunctions, type Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
-import { STORAGE, ggmlShape, type Memory } from './tensor.ts';
+import { adviseHugePages } from './huge-pages.ts';
+import { STORAGE, check, ggmlShape } from './tensor.ts';
+
+/** Untouched memory of the last buffer costs nothing. */
+const BUFFER_BYTES = 64 * 2 ** 20;
+
+interface Arena {
+  readonly bufferType: Pointer;
+  readonly alignment: number;
+  readonly buffers: { readonly pointer: Pointer; readonly base: Pointer; readonly bytes: number }[];
+  /** Of the last buffer. */
+  usedBytes: number;
+}
+
+export interface Repacked {
+  readonly context: Pointer;
+  readonly tensor: Pointer;
+}
 
 export class RepackedMemory {
   readonly #functions: GgmlFunctions;
   readonly #backend: Pointer;
-  readonly #bufferTypes: readonly Pointer[];
+  readonly #arenas: readonly Arena[];
 
   constructor(functions: GgmlFunctions, device: Pointer, backend: Pointer) {
     this.#functions = functions;
     this.#backend = backend;
     const list = functions.procAddress(functions.deviceRegistry(device), 'ggml_backend_dev_get_extra_bufts');
-    this.#bufferTypes = list === null ? [] : extraBufferTypes(list, device);
+    const types = list === null ? [] : extraBufferTypes(list, device);
+    this.#arenas = types.map((bufferType) => ({
+      bufferType,
+      alignment: functions.bufferTypeAlignment(bufferType),
+      buffers: [],
+      usedBytes: 0,
+    }));
   }
 
   /** Takes memory for a matrix in the best layout that can multiply it. undefined: keep it as it is. */
-  allocate(type: TensorType, shape: readonly number[]): { pointer: Pointer; memory: Memory } | undefined {
+  allocate(type: TensorType, shape: readonly number[]): Repacked | undefined {
     if (STORAGE[type].block === 1 || shape.length !== 2) return undefined;
-    for (const bufferType of this.#bufferTypes) {
+    for (const arena of this.#arenas) {
       const context = openContext(this.#functions, this.#functions.tensorOverhead());
-      const pointer = this.#functions.newTensor(context, STORAGE[type].id, ...ggmlShape(shape));
-      const buffer = this.#functions.allocateContextIn(context, bufferType);
-      if (buffer !== null && this.#multiplies(pointer, shape)) return { pointer, memory: { context, buffer } };
-      if (buffer !== null) this.#functions.bufferFree(buffer);
+      const tensor = this.#functions.newTensor(context, STORAGE[type].id, ...ggmlShape(shape));
+      if (this.#place(arena, tensor, shape)) return { context, tensor };
       this.#functions.free(context);
     }
     return undefined;
   }
 
+  repacks(type: TensorType, shape: readonly number[]): boolean {
+    const before = this.#arenas.map(({ usedBytes }) => usedBytes);
+    const repacked = this.allocate(type, shape);
+    if (repacked === undefined) return false;
+    this.#functions.free(repacked.context);
+    this.#arenas.forEach((arena, i) => {
+      arena.usedBytes = before[i] ?? 0;
+    });
+    return true;
+  }
+
   /** ggml reports every matrix that it repacks on stderr, where a worker reports failures. */
-  upload(pointer: Pointer, bytes: Uint8Array): void {
-    captureLog(this.#functions, () => this.#functions.tensorSet(pointer, bytes, 0, bytes.byteLength));
+  upload(tensor: Pointer, bytes: Uint8Array): void {
+    captureLog(this.#functions, () => this.#functions.tensorSet(tensor, bytes, 0, bytes.byteLength));
+  }
+
+  free(): void {
+    for (const { buffers } of this.#arenas) for (const { pointer } of buffers) this.#functions.bufferFree(pointer);
+  }
+
+  /** A device says whether it can multiply only once the matrix has a place. */
+  #place(arena: Arena, tensor: Pointer, shape: readonly number[]): boolean {
+    const functions = this.#functions;
+    const bytes = functions.bufferTypeSize(arena.bufferType, tensor);
+    const last = arena.buffers.at(-1);
+    const start = Math.ceil(arena.usedBytes / arena.alignment) * arena.alignment;
+    const buffer = last !== undefined && start + bytes <= last.bytes ? last : this.#addBuffer(arena, bytes);
+    const offset = buffer === last ? start : 0;
+    const status = functions.tensorPlace(buffer.pointer, tensor, buffer.base + BigInt(offset));
+    check(status === 0, `cannot place ${bytes} bytes at ${offset} of a buffer of ${buffer.bytes}`);
+    if (!this.#multiplies(tensor, shape)) return false;
+    arena.usedBytes = offset + bytes;
+    return true;
+  }
+
+  #addBuffer(arena: Arena, needed: number): Arena['buffers'][number] {
+    const bytes = Math.max(needed, BUFFER_BYTES);
+    const pointer = this.#functions.bufferTypeAllocate(arena.bufferType, bytes);
+    check(pointer !== null, `no memory for ${bytes} bytes of weights`);
+    const base = this.#functions.bufferBase(pointer);
+    adviseHugePages(base, bytes);
+    const buffer = { pointer, base, bytes };
+    arena.buffers.push(buffer);
+    arena.usedBytes = 0;
+    return buffer;
   }
 
   #multiplies(weight: Pointer, shape: readonly number[]): boolean {

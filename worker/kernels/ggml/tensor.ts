@@ -47,7 +47,8 @@ export function check(condition: boolean, message: string): asserts condition {
 
 export interface Memory {
   readonly context: Pointer;
-  readonly buffer: Pointer;
+  /** undefined: a part of a buffer that several tensors share. */
+  readonly buffer: Pointer | undefined;
 }
 
 /** Where a tensor's memory comes from: `allocate`, or the program that computes it. */

@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import {
   candidateSettings,
   chooseSettings,
+  recipeCandidates,
   type SizeRequest,
 } from '../../../../coordinator/convert/choose-settings.ts';
 import { keyValueMoment } from '../../../../model/transmla/published.ts';
@@ -60,6 +61,20 @@ describe('candidateSettings', () => {
     expect(() => candidates({ balance: -1 })).toThrow('balance: expected auto or a number above 0, got -1');
     expect(() => candidates({ cacheRatio: 0.1, ropeDim: 64 })).toThrow(
       'cache-ratio: 38 numbers per token leave nothing for the latent beside rope-dim 64',
+    );
+  });
+});
+
+describe('recipeCandidates', () => {
+  it('tries finer rope dims and folds nothing', () => {
+    const tried = recipeCandidates(nothing, layout);
+    expect(tried.map(({ ropeDim }) => ropeDim)).toEqual([16, 24, 32, 40, 48, 64]);
+    for (const { ropeDim, latentDim } of tried) expect(ropeDim + latentDim).toBe(192);
+  });
+
+  it('refuses the flags of the published method', () => {
+    expect(() => recipeCandidates({ ...nothing, freqfold: 2, balance: 3 }, layout)).toThrow(
+      'freqfold: belongs to --method published; leave it out\nbalance: belongs to --method published; leave it out',
     );
   });
 });

@@ -1,0 +1,72 @@
+/**
+ * The numbers that one rank returns for one layer of a calibration, as one float32 payload: which fields, in which
+ * order, how long. All are sums over the tokens of the rank's windows, so that payloads of ranks add up. What they mean
+ * is in worker/calibration/statistics-programs.ts (computed) and model/transmla/layer-statistics.ts (used).
+ */
+import { invariant } from '../config/errors.ts';
+
+export interface StatisticsShape {
+  readonly hiddenDim: number;
+  readonly numHeads: number;
+  readonly headDim: number;
+}
+
+/**
+ * keyMoment, valueMoment, inputMoment [D + 1, D + 1]: sums of omega_t, nu_t and 1 times [h; 1] [h; 1]^T; queryMoments [H, d, d]: sum
+ * of w q q^T, q before RoPE; scoreWeights [H]: sum of w; probabilityWeights [H]: sum of p^2; phaseCos, phaseSin
+ * [H, d / 2]: sums of w cos(theta (m - t)) and w sin(theta (m - t)).
+ */
+export type StatisticsField =
+  | 'keyMoment'
+  | 'valueMoment'
+  | 'inputMoment'
+  | 'queryMoments'
+  | 'scoreWeights'
+  | 'probabilityWeights'
+  | 'phaseCos'
+  | 'phaseSin';
+
+/** Views into a payload, by field. */
+export function splitStatistics<Values extends Float32Array | Float64Array>(
+  payload: Values,
+  shape: StatisticsShape,
+): Record<StatisticsField, Values> {
+  const lengths = lengthsOf(shape);
+  let end = 0;
+  const view = (field: StatisticsField): Values => {
+    const start = end;
+    end += lengths[field];
+    // subarray of a typed array has the type of the array
+    return payload.subarray(start, end) as Values;
+  };
+  const views = {
+    keyMoment: view('keyMoment'),
+    valueMoment: view('valueMoment'),
+    inputMoment: view('inputMoment'),
+    queryMoments: view('queryMoments'),
+    scoreWeights: view('scoreWeights'),
+    probabilityWeights: view('probabilityWeights'),
+    phaseCos: view('phaseCos'),
+    phaseSin: view('phaseSin'),
+  };
+  invariant(end === payload.length, `statistics: ${payload.length} numbers, expected ${end}`);
+  return views;
+}
+
+export function statisticsLength(shape: StatisticsShape): number {
+  return Object.values(lengthsOf(shape)).reduce((sum, length) => sum + length, 0);
+}
+
+function lengthsOf({ hiddenDim, numHeads, headDim }: StatisticsShape): Record<StatisticsField, number> {
+  const moment = (hiddenDim + 1) ** 2;
+  return {
+    keyMoment: moment,
+    valueMoment: moment,
+    inputMoment: moment,
+    queryMoments: numHeads * headDim * headDim,
+    scoreWeights: numHeads,
+    probabilityWeights: numHeads,
+    phaseCos: (numHeads * headDim) / 2,
+    phaseSin: (numHeads * headDim) / 2,
+  };
+}

@@ -1,0 +1,32 @@
+/** What a method of conversion hands back to convert-checkpoint.ts, and what it is given. */
+import type { Checkpoint } from '../../model/checkpoint.ts';
+import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
+import type { Cluster } from '../cluster.ts';
+import type { CalibrationText } from './calibration-text.ts';
+import type { ConversionOptions } from './conversion-options.ts';
+import type { Stopwatch } from './stopwatch.ts';
+
+export interface ConversionJob {
+  readonly source: Checkpoint;
+  readonly cluster: Cluster;
+  readonly text: CalibrationText;
+  readonly options: ConversionOptions;
+  readonly watch: Stopwatch;
+}
+
+export interface ConvertedLayers {
+  readonly ropeDim: number;
+  readonly latentDim: number;
+  readonly freqfold: number;
+  /** null: the method has no balance. */
+  readonly balance: number | null;
+  readonly final: readonly EncodedLayer[];
+  /** With a latent of full rank; undefined when nothing is dropped. */
+  readonly withoutRank: readonly EncodedLayer[] | undefined;
+}
+
+/** Layers that decide among settings, spread over the depth: the choice needs no more. */
+export function sampledLayers(numLayers: number): number[] {
+  const count = Math.min(3, numLayers);
+  return Array.from({ length: count }, (_, i) => Math.floor(((i + 0.5) * numLayers) / count));
+}

@@ -1,0 +1,113 @@
+/**
+ * What the recipe knows of one layer: statistics over calibration tokens and pairs of tokens, each weighted by what an
+ * error there does to the residual stream. Ranks compute the sums (worker/calibration/statistics-programs.ts, where the
+ * weights w, omega and nu are defined); here they become averages with names. Read next: recipe.ts.
+ */
+import { invariant } from '../../config/errors.ts';
+import type { GqaMaps } from './attention-maps.ts';
+import {
+  added,
+  colsOf,
+  congruence,
+  type Dense,
+  denseFrom,
+  multiply,
+  multiplyTransposed,
+  scaled,
+  stackRows,
+  zeros,
+} from './dense.ts';
+
+/** Sums as they arrive; see collective/statistics.ts for their shapes. */
+export interface StatisticsSums {
+  readonly keyMoment: Float64Array;
+  readonly valueMoment: Float64Array;
+  readonly inputMoment: Float64Array;
+  readonly queryMoments: Float64Array;
+  readonly scoreWeights: Float64Array;
+  readonly probabilityWeights: Float64Array;
+  readonly phaseCos: Float64Array;
+  readonly phaseSin: Float64Array;
+}
+
+export interface LayerStatistics {
+  /** Mean of [h; 1] [h; 1]^T, tokens weighted by what their key matters (omega). [D + 1, D + 1] */
+  readonly keyMoment: Dense;
+  /** The same, tokens weighted by what their value matters (nu). [D + 1, D + 1] */
+  readonly valueMoment: Dense;
+  /** The same, all tokens alike. [D + 1, D + 1] */
+  readonly inputMoment: Dense;
+  readonly heads: readonly HeadStatistics[]; // [H]
+}
+
+/** The same where keys and values are concerned, so that a whole model's statistics fit in memory. */
+export interface KeyValueStatistics {
+  /** Second moment of the merged key before RoPE, key-weighted. [G d, G d] */
+  readonly keyMoment: Dense;
+  /** Centred second moment of [key; value], value-weighted. [2 G d, 2 G d] */
+  readonly covariance: Dense;
+  /** Mean of [key; value], value-weighted. [2 G d, 1] */
+  readonly mean: Dense;
+  /** Second moment of [key; value; 1], all tokens alike. [2 G d + 1, 2 G d + 1] */
+  readonly plainMoment: Dense;
+  readonly heads: readonly HeadStatistics[]; // [H]
+}
+
+export function keyValueStatistics(maps: GqaMaps, statistics: LayerStatistics): KeyValueStatistics {
+  const keyValue = stackRows([maps.key, maps.value]);
+  const one = zeros(1, keyValue.cols);
+  one.data[keyValue.cols - 1] = 1;
+  const mean = multiply(keyValue, colsOf(statistics.valueMoment, keyValue.cols - 1, keyValue.cols));
+  return {
+    keyMoment: congruence(maps.key, statistics.keyMoment),
+    covariance: added(congruence(keyValue, statistics.valueMoment), multiplyTransposed(mean, mean), -1),
+    mean,
+    plainMoment: congruence(stackRows([keyValue, one]), statistics.inputMoment),
+    heads: statistics.heads,
+  };
+}
+
+export interface HeadStatistics {
+  /** W_h: sum of w over pairs. */
+  readonly scoreWeight: number;
+  /** P_h: sum of p^2 over pairs. */
+  readonly probabilityWeight: number;
+  /** Mean of q q^T weighted by w, q before RoPE. [d, d] */
+  readonly queryMoment: Dense;
+  /** phi = mean of exp(-i theta (m - t)) weighted by w: what a key pair that loses RoPE is turned by instead. [d / 2] */
+  readonly phaseReal: Float64Array;
+  readonly phaseImaginary: Float64Array;
+}
+
+/** @throws InvariantError when nothing was summed */
+export function averageStatistics(sums: StatisticsSums, numHeads: number, headDim: number): LayerStatistics {
+  const half = headDim / 2;
+  const heads = Array.from({ length: numHeads }, (_, head): HeadStatistics => {
+    // A head that attends to one token only moves nothing: its sums are zero, and so is what it asks for.
+    const scoreWeight = Math.max(0, sums.scoreWeights[head] ?? 0);
+    const perWeight = scoreWeight > 0 ? 1 / scoreWeight : 0;
+    const moment = sums.queryMoments.subarray(head * headDim * headDim, (head + 1) * headDim * headDim);
+    const phase = (values: Float64Array): Float64Array => values.slice(head * half, (head + 1) * half);
+    return {
+      scoreWeight,
+      probabilityWeight: sums.probabilityWeights[head] ?? 0,
+      queryMoment: scaled(denseFrom(headDim, headDim, moment), perWeight),
+      phaseReal: phase(sums.phaseCos).map((value) => value * perWeight),
+      phaseImaginary: phase(sums.phaseSin).map((value) => -value * perWeight),
+    };
+  });
+  return {
+    keyMoment: mean(sums.keyMoment),
+    valueMoment: mean(sums.valueMoment),
+    inputMoment: mean(sums.inputMoment),
+    heads,
+  };
+}
+
+/** Divides by the total weight, which is the moment of the constant 1. */
+function mean(moment: Float64Array): Dense {
+  const size = Math.sqrt(moment.length);
+  const total = moment[moment.length - 1] ?? 0;
+  invariant(Number.isInteger(size) && total > 0, `statistics: a moment of ${moment.length} numbers, weight ${total}`);
+  return scaled(denseFrom(size, size, moment), 1 / total);
+}

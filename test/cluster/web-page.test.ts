@@ -1,0 +1,158 @@
+/**
+ * The web page in a real Chromium: a message streams and is stopped, a killed rank is told and recovers, no console
+ * error, no serious finding of axe-core. Skipped where there is no Chromium. With TPLA_SCREENSHOTS=1 the pictures of
+ * docs/screenshots are made again.
+ */
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import { chromium, type Browser, type Page } from 'playwright-core';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { realModelPath } from '../helpers/real-model.ts';
+import { serve, type Served } from '../helpers/serving.ts';
+
+const executable = [
+  process.env['CHROMIUM'],
+  '/usr/bin/chromium',
+  '/usr/bin/chromium-browser',
+  '/usr/bin/google-chrome',
+].find((path) => path !== undefined && existsSync(path));
+const flags = [
+  '--no-sandbox',
+  '--headless',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+const axePath = createRequire(import.meta.url).resolve('axe-core/axe.min.js');
+const screenshots = fileURLToPath(new URL('../../docs/screenshots/', import.meta.url));
+const takesScreenshots = process.env['TPLA_SCREENSHOTS'] === '1';
+
+if (executable === undefined) console.warn('web page: skipped, no Chromium is installed (set CHROMIUM to its path)');
+
+describe.skipIf(executable === undefined)('web page', () => {
+  let served: Served;
+  let browser: Browser;
+
+  beforeAll(async () => {
+    const model = takesScreenshots ? realModelPath() : undefined;
+    served = await serve(['--ranks', '2'], model === undefined ? {} : { model });
+    browser = await chromium.launch({ executablePath: executable!, args: flags });
+  });
+  afterAll(async () => {
+    await browser?.close();
+    await served?.[Symbol.asyncDispose]();
+  });
+
+  /** A fresh page, and everything that its console said of errors, other hosts' requests included. */
+  async function open(options: Parameters<Browser['newPage']>[0] = {}): Promise<{ page: Page; errors: string[] }> {
+    const page = await browser.newPage(options);
+    const errors: string[] = [];
+    page.on('console', (message) => {
+      if (message.type() === 'error') errors.push(message.text());
+    });
+    page.on('pageerror', (error) => errors.push(error.message));
+    page.on('request', (request) => {
+      if (!request.url().startsWith(served.url)) errors.push(`asked another host: ${request.url()}`);
+    });
+    await page.goto(served.url);
+    await page.locator('#state[data-state=ok]').waitFor();
+    return { page, errors };
+  }
+
+  async function seriousFindings(page: Page): Promise<string[]> {
+    // The page's own policy lets no foreign script in, so axe comes by the debugger.
+    await page.evaluate((await import('node:fs')).readFileSync(axePath, 'utf8'));
+    const findings = await page.evaluate<{ impact: string; id: string; targets: string }[]>(
+      `axe.run().then(({ violations }) => violations.map(({ impact, id, nodes }) =>
+        ({ impact, id, targets: nodes.map((node) => node.target.join(' ')).join(', ') })))`,
+    );
+    return findings
+      .filter(({ impact }) => impact === 'serious' || impact === 'critical')
+      .map(({ id, targets }) => `${id}: ${targets}`);
+  }
+
+  test('sends a message with the keyboard, streams the answer, stops it', async () => {
+    const { page, errors } = await open();
+    await page.locator('#settings summary').click();
+    await page.locator('#max-tokens').fill('400');
+    await page.locator('#temperature').fill('0');
+    await page.locator('#message').fill('Once upon a time');
+    await page.locator('#message').press('Enter');
+    const answer = page.locator('#messages > div').nth(1);
+    await expect.poll(async () => (await answer.textContent())?.length ?? 0, { timeout: 20_000 }).toBeGreaterThan(30);
+    expect(await page.locator('#messages').getAttribute('aria-busy')).toBe('true');
+    await page.locator('#stop').click();
+    await expect.poll(() => page.locator('#messages').getAttribute('aria-busy')).toBe('false');
+    const stopped = await answer.textContent();
+    await expect
+      .poll(async () => {
+        const cluster: unknown = await (await fetch(`${served.url}/v1/cluster`)).json();
+        return cluster;
+      })
+      .toMatchObject({ scheduler: { running: 0, queued: 0 } });
+    expect(await answer.textContent()).toBe(stopped);
+    expect(await page.locator('#message').isEnabled()).toBe(true);
+    expect(errors).toEqual([]);
+    await page.close();
+  });
+
+  test.each([
+    ['light', 1300, 900],
+    ['dark', 1300, 900],
+    ['light', 400, 800],
+    ['dark', 400, 800],
+  ] as const)('%s at %i x %i: both views, nothing serious for axe', async (colorScheme, width, height) => {
+    const { page, errors } = await open({ colorScheme, viewport: { width, height } });
+    await page.locator('#settings summary').click();
+    expect(await seriousFindings(page)).toEqual([]);
+    await page.locator('#settings summary').click();
+    const shape = `${colorScheme}-${width > 1000 ? 'wide' : 'narrow'}`;
+    if (takesScreenshots) {
+      await page.locator('#message').fill('Why is the sky blue?');
+      await page.locator('#max-tokens').evaluate((field) => field.setAttribute('value', '60'));
+      await page.locator('#message').press('Enter');
+      await expect.poll(() => page.locator('#messages').getAttribute('aria-busy'), { timeout: 20_000 }).toBe('false');
+      await page.locator('#history polyline').waitFor({ state: 'attached' });
+      await page.screenshot({ path: `${screenshots}${shape}-chat.png` });
+    }
+    if (width < 1000) {
+      await page.locator('#tab-chat').press('ArrowRight');
+      expect(await page.locator('#cluster').isVisible()).toBe(true);
+      expect(await page.locator('#chat').isVisible()).toBe(false);
+      expect(await seriousFindings(page)).toEqual([]);
+      if (takesScreenshots) await page.screenshot({ path: `${screenshots}${shape}-cluster.png` });
+    }
+    expect(await page.locator('#ranks tr').count()).toBe(2);
+    expect(await page.locator('#shards').textContent()).toContain('rank 1:');
+    const overflow = await page.evaluate<boolean>(
+      'document.documentElement.scrollWidth > document.documentElement.clientWidth',
+    );
+    expect(overflow).toBe(false);
+    expect(errors).toEqual([]);
+    await page.close();
+  });
+
+  test('tells of a killed rank and of its recovery', async () => {
+    const { page, errors } = await open();
+    const { pid } = served.ranks[1]!;
+    process.kill(pid, 'SIGKILL');
+    const events = page.locator('#events');
+    await expect
+      .poll(() => events.textContent(), { timeout: 15_000 })
+      .toContain(`lost: rank 1 (process ${pid}) was killed`);
+    await expect.poll(() => events.textContent(), { timeout: 15_000 }).toContain('recovered: rank 1');
+    await page.locator('#state[data-state=ok]').waitFor();
+    expect(await page.locator('#ranks tr').nth(1).locator('td').last().textContent()).toBe('1');
+    await page.locator('#message').fill('The dog');
+    await page.locator('#send').click();
+    await expect
+      .poll(() => page.locator('#messages > div').nth(1).textContent(), { timeout: 15_000 })
+      .toMatch(/Model.{10}/s);
+    expect(errors).toEqual([]);
+    await page.close();
+  });
+});

@@ -1,0 +1,133 @@
+/**
+ * The whole weights of one layer at a time, for calibration: ranks divide windows, not heads, so each runs every layer
+ * in full. Tensors are allocated once and filled again for each layer; peak memory is one layer. Attention is float32,
+ * its statistics are differences; the feed-forward part is 8-bit where the backend can, it only carries the stream on.
+ */
+import { invariant } from '../../config/errors.ts';
+import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';
+import type { Checkpoint, LayerRole } from '../../model/checkpoint.ts';
+import { fromFloat32, toFloat32 } from '../../model/dequantize.ts';
+import { weightLayout } from '../../model/tensor-types.ts';
+import type { Backend } from '../backend.ts';
+import type { Tensor } from '../kernels/kernels.ts';
+import { bytesOf } from '../rank-parts.ts';
+
+type FeedForwardType = 'q8_0' | 'f16' | 'f32';
+
+export class WholeLayer implements Disposable {
+  readonly attentionNorm: Tensor; // [D]
+  readonly query: Tensor; // [H d, D]
+  readonly queryBias: Tensor; // [H d], zeros where the source has none; so are all biases
+  readonly key: Tensor; // [G d, D]
+  readonly keyBias: Tensor; // [G d]
+  readonly value: Tensor; // [G d, D]
+  readonly valueBias: Tensor; // [G d]
+  readonly output: Tensor; // [D, H d]
+  readonly outputBias: Tensor; // [D]
+  /** W_O,h^T W_O,h of every head: what a difference of its values weighs in the residual stream. [H, d, d] */
+  readonly outputGrams: Tensor;
+  /** Mean of the diagonal of each head's Gram matrix. [H] */
+  readonly gramMeans: Float64Array;
+  readonly feedForwardNorm: Tensor; // [D]
+  readonly gate: Tensor; // [F, D]
+  readonly up: Tensor; // [F, D]
+  readonly down: Tensor; // [D, F]
+
+  private readonly checkpoint: Checkpoint;
+  private readonly backend: Backend;
+  private readonly feedForwardType: FeedForwardType;
+  private readonly tensors: Tensor[] = [];
+
+  constructor(checkpoint: Checkpoint, backend: Backend, attention: GqaConfig) {
+    this.checkpoint = checkpoint;
+    this.backend = backend;
+    const model = checkpoint.config;
+    const { hiddenDim: hidden, numHeads, feedForward } = model;
+    const queryDim = numHeads * attention.headDim;
+    const keyDim = attention.numKvHeads * attention.headDim;
+    this.feedForwardType = feedForwardTypeFor(model, backend);
+    this.attentionNorm = this.allocate([hidden]);
+    this.query = this.allocate([queryDim, hidden]);
+    this.queryBias = this.allocate([queryDim]);
+    this.key = this.allocate([keyDim, hidden]);
+    this.keyBias = this.allocate([keyDim]);
+    this.value = this.allocate([keyDim, hidden]);
+    this.valueBias = this.allocate([keyDim]);
+    this.output = this.allocate([hidden, queryDim]);
+    this.outputBias = this.allocate([hidden]);
+    this.outputGrams = this.allocate([numHeads, attention.headDim, attention.headDim]);
+    this.gramMeans = new Float64Array(numHeads);
+    this.feedForwardNorm = this.allocate([hidden]);
+    this.gate = this.allocate([feedForward.dim, hidden], this.feedForwardType);
+    this.up = this.allocate([feedForward.dim, hidden], this.feedForwardType);
+    this.down = this.allocate([hidden, feedForward.dim], this.feedForwardType);
+  }
+
+  async load(layer: number): Promise<void> {
+    for (const role of ['attentionNorm', 'query', 'key', 'value', 'feedForwardNorm'] as const)
+      this.upload(this[role], await this.floats(role, layer));
+    const output = await this.floats('output', layer);
+    this.upload(this.output, output);
+    this.uploadGrams(output);
+    for (const role of ['queryBias', 'keyBias', 'valueBias', 'outputBias'] as const)
+      if (this.checkpoint.shapeOf(role, layer) !== undefined) this.upload(this[role], await this.floats(role, layer));
+    for (const role of ['gate', 'up', 'down'] as const) await this.loadFeedForward(role, layer);
+  }
+
+  [Symbol.dispose](): void {
+    this.backend.kernels.release(this.tensors);
+  }
+
+  private allocate(shape: readonly number[], type: FeedForwardType = 'f32'): Tensor {
+    const tensor = this.backend.kernels.allocate(type, shape);
+    this.tensors.push(tensor);
+    return tensor;
+  }
+
+  private upload(tensor: Tensor, values: Float32Array): void {
+    this.backend.kernels.upload(tensor, bytesOf(values));
+  }
+
+  private async floats(role: LayerRole, layer: number): Promise<Float32Array> {
+    return toFloat32(await this.checkpoint.read(role, layer));
+  }
+
+  private async loadFeedForward(role: 'gate' | 'up' | 'down', layer: number): Promise<void> {
+    const weight = await this.checkpoint.read(role, layer);
+    const { kernels, quantize } = this.backend;
+    const values = toFloat32(weight);
+    if (this.feedForwardType !== 'q8_0') return kernels.upload(this[role], fromFloat32(values, this.feedForwardType));
+    invariant(quantize !== undefined, 'an 8-bit feed-forward part without a quantiser');
+    kernels.upload(this[role], quantize('q8_0', values, weight.rows, weight.cols));
+  }
+
+  /** @param output [D, H d] */
+  private uploadGrams(output: Float32Array): void {
+    const [numHeads = 0, headDim = 0] = this.outputGrams.shape;
+    const queryDim = numHeads * headDim;
+    const grams = new Float64Array(numHeads * headDim * headDim);
+    for (let row = 0; row < output.length; row += queryDim) {
+      for (let head = 0; head < numHeads; head++) {
+        for (let i = 0; i < headDim; i++) {
+          const left = output[row + head * headDim + i] ?? 0;
+          const place = (head * headDim + i) * headDim;
+          for (let j = 0; j < headDim; j++)
+            grams[place + j] = (grams[place + j] ?? 0) + left * (output[row + head * headDim + j] ?? 0);
+        }
+      }
+    }
+    this.upload(this.outputGrams, Float32Array.from(grams));
+    for (let head = 0; head < numHeads; head++) {
+      let trace = 0;
+      for (let i = 0; i < headDim; i++) trace += grams[(head * headDim + i) * headDim + i] ?? 0;
+      this.gramMeans[head] = trace / headDim;
+    }
+  }
+}
+
+function feedForwardTypeFor({ hiddenDim, feedForward }: ModelConfig, { kernels, quantize }: Backend): FeedForwardType {
+  const { blockSize } = weightLayout('q8_0');
+  const wholeBlocks = hiddenDim % blockSize === 0 && feedForward.dim % blockSize === 0;
+  if (quantize !== undefined && wholeBlocks && kernels.supportsWeights('q8_0')) return 'q8_0';
+  return kernels.supportsWeights('f16') ? 'f16' : 'f32';
+}

@@ -1,0 +1,54 @@
+/** The inputs that programs of one shape of chunk need to score first and last tokens exactly; see recent-tokens.ts. */
+import { invariant } from '../../config/errors.ts';
+import type { RecentInputs, RecentSegment } from '../attention.ts';
+import type { Chunk } from '../chunks.ts';
+import type { Kernels, Tensor } from '../kernels/kernels.ts';
+import { bytesOf } from '../rank-parts.ts';
+import { exactMask, type RecentTokens } from './recent-tokens.ts';
+
+export class RecentChunk implements Disposable {
+  private readonly kernels: Kernels;
+  private readonly recent: RecentTokens;
+  private readonly indices: Tensor; // [tokens] i32
+  /** For each sliding window that some layer has. */
+  private readonly segments: ReadonlyMap<number, readonly RecentSegment[]>;
+
+  /** @param slidingWindows 0 for layers that see all tokens */
+  constructor(kernels: Kernels, recent: RecentTokens, chunk: Chunk, slidingWindows: Iterable<number>) {
+    this.kernels = kernels;
+    this.recent = recent;
+    this.indices = kernels.allocate('i32', [chunk.tokens.length]);
+    const rows = recent.rowsPerSlot;
+    const segmentsOf = (): RecentSegment[] =>
+      chunk.segments.map(({ slot, length }) => ({
+        start: slot * rows,
+        rows,
+        mask: kernels.allocate('f32', [length, rows + length]),
+        even: kernels.allocate('f32', [length, 2]),
+      }));
+    this.segments = new Map([...slidingWindows].map((sliding) => [sliding, segmentsOf()]));
+  }
+
+  inputsOf(layer: number, sliding: number): RecentInputs {
+    const rows = this.recent.layers[layer];
+    const segments = this.segments.get(sliding);
+    invariant(rows !== undefined && segments !== undefined, `layer ${layer} with a sliding window of ${sliding}`);
+    return { rows, indices: this.indices, segments };
+  }
+
+  load(chunk: Chunk): void {
+    this.kernels.upload(this.indices, bytesOf(this.recent.rowsOf(chunk)));
+    for (const [sliding, segments] of this.segments)
+      chunk.segments.forEach((segment, i) => {
+        const mask = segments[i]?.mask;
+        invariant(mask !== undefined, `segment ${i} of ${segments.length}`);
+        const validFrom = this.recent.validFrom(segment.slot);
+        this.kernels.upload(mask, bytesOf(exactMask(segment, this.recent.sizes, validFrom, sliding)));
+      });
+  }
+
+  [Symbol.dispose](): void {
+    const masks = [...this.segments.values()].flatMap((segments) => segments.flatMap(({ mask, even }) => [mask, even]));
+    this.kernels.release([this.indices, ...masks]);
+  }
+}

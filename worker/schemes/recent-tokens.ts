@@ -1,0 +1,109 @@
+/**
+ * Whole latents of the first tokens (sinks) and the last ones (window) of every slot, on every rank: scheme tpla scores
+ * these tokens exactly and only the rest by its shard. A rank can keep them without an exchange, because every rank
+ * computes the whole latent of each new token anyway.
+ *
+ * Per slot the rows are sinks, position p in row p, then a ring of `window` rows, position p in row sinks + p mod window.
+ * A chunk's own tokens are scored from what it just computed; ring rows are written after they have been read, so that a
+ * block of tokens sees what the same tokens see one by one. Read next: windowed.ts.
+ */
+import { invariant } from '../../config/errors.ts';
+import type { ExactTokens } from '../../config/shard-plan.ts';
+import type { Chunk, ChunkSegment } from '../chunks.ts';
+import type { Kernels, Tensor } from '../kernels/kernels.ts';
+
+export class RecentTokens {
+  readonly sizes: ExactTokens;
+  readonly rowsPerSlot: number;
+  /** Of each layer, with a spare row for tokens that are not kept. [slots * rowsPerSlot + 1, r + p] f32 */
+  readonly layers: readonly Tensor[];
+  /** Of each slot: tokens written, and the first position whose ring row has not been overwritten by a later one. */
+  private readonly slots: { end: number; validFrom: number }[];
+
+  constructor(kernels: Kernels, sizes: ExactTokens, numLayers: number, slots: number, width: number) {
+    this.sizes = sizes;
+    this.rowsPerSlot = sizes.sinks + sizes.window;
+    this.layers = Array.from({ length: numLayers }, () =>
+      kernels.allocate('f32', [slots * this.rowsPerSlot + 1, width]),
+    );
+    this.slots = Array.from({ length: slots }, () => ({ end: 0, validFrom: 0 }));
+  }
+
+  /** Called once per step, before its first layer. A sequence may begin again before its end: those rows are lost. */
+  begin(sequences: readonly { slot: number; start: number; tokens: readonly number[] }[]): void {
+    for (const { slot, start, tokens } of sequences) {
+      const state = this.slots[slot];
+      invariant(state !== undefined, `slot ${slot} of ${this.slots.length}`);
+      if (start < state.end) state.validFrom = Math.max(state.validFrom, state.end - this.sizes.window);
+      state.validFrom = Math.min(state.validFrom, start);
+      state.end = start + tokens.length;
+    }
+  }
+
+  validFrom(slot: number): number {
+    return this.slots[slot]?.validFrom ?? 0;
+  }
+
+  /** The row that each token of a chunk is written to; of tokens with the same ring row only the last has one. */
+  rowsOf(chunk: Chunk): Int32Array {
+    const { sinks, window } = this.sizes;
+    const rows = new Int32Array(chunk.tokens.length).fill(this.slots.length * this.rowsPerSlot);
+    for (const { slot, offset, start, length } of chunk.segments)
+      for (let i = 0; i < length; i++) {
+        const position = start + i;
+        const first = slot * this.rowsPerSlot;
+        if (position < sinks) rows[offset + i] = first + position;
+        else if (i >= length - window) rows[offset + i] = first + sinks + (position % window);
+      }
+    return rows;
+  }
+}
+
+/** What a token at `position` may see: `sliding` positions, its own included, or with 0 all before it. */
+function sees(position: number, other: number, sliding: number): boolean {
+  return other <= position && (sliding === 0 || other > position - sliding);
+}
+
+/**
+ * Visible among [sinks | ring | the segment's own tokens]: the first `sinks` positions and the last `window`, unless their
+ * ring row is lost. [length, sinks + window + length]
+ */
+export function exactMask(
+  { start, length }: ChunkSegment,
+  { sinks, window }: ExactTokens,
+  validFrom: number,
+  sliding: number,
+): Float32Array {
+  const width = sinks + window + length;
+  const mask = new Float32Array(length * width).fill(-Infinity);
+  for (let t = 0; t < length; t++) {
+    const position = start + t;
+    const show = (other: number, column: number): void => {
+      if (sees(position, other, sliding)) mask[t * width + column] = 0;
+    };
+    for (let other = 0; other < Math.min(sinks, start); other++) show(other, other);
+    for (let other = Math.max(sinks, validFrom, position - window + 1); other < start; other++)
+      show(other, sinks + (other % window));
+    for (let other = start; other <= position; other++)
+      if (other < sinks || other > position - window) show(other, sinks + window + other - start);
+  }
+  return mask;
+}
+
+/** Visible among the cache's rows: every position that a token sees and exactMask hides. [length, paddedRows] */
+export function restMask(
+  { start, length, paddedRows }: ChunkSegment,
+  { sinks, window }: ExactTokens,
+  validFrom: number,
+  sliding: number,
+): Float32Array {
+  const mask = new Float32Array(length * paddedRows).fill(-Infinity);
+  for (let t = 0; t < length; t++) {
+    const position = start + t;
+    for (let other = sinks; other <= position; other++) {
+      const isLost = other < start && other < validFrom;
+      if ((other <= position - window || isLost) && sees(position, other, sliding)) mask[t * paddedRows + other] = 0;
+    }
+  }
+  return mask;
+}

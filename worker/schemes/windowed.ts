@@ -1,0 +1,110 @@
+/**
+ * Scheme tpla with exact tokens: softmax over two parts of the sequence, merged by their log-sum-exp. The first and last
+ * tokens are scored with whole latents, the same on every rank, the rest with this rank's latent columns; values are this
+ * rank's columns in both. Cost per layer: whole absorbed queries, and sinks + window + tokens more keys.
+ */
+import { invariant } from '../../config/errors.ts';
+import type { MlaConfig, ModelConfig } from '../../config/model-config.ts';
+import { size } from '../../config/shard-plan.ts';
+import {
+  biased,
+  dim,
+  joined,
+  queryOfTokens,
+  tokensFirst,
+  writeLatent,
+  type AttentionInputs,
+  type RecentSegment,
+} from '../attention.ts';
+import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
+import type { LayerCache } from '../latent-cache.ts';
+import type { MlaWeights } from '../mla-weights.ts';
+import { rowsOf } from './mla-layer.ts';
+
+/** @param h [tokens, hidden] normed  @returns partial delta [tokens, hidden] */
+export function attendWindowed(
+  ops: Ops,
+  model: ModelConfig,
+  weights: MlaWeights,
+  cache: LayerCache,
+  h: Tensor,
+  inputs: AttentionInputs,
+): Tensor {
+  const config = model.attention;
+  const { recent } = inputs;
+  invariant(
+    config.kind === 'mla' && cache.kind === 'latent' && recent !== undefined,
+    'exact first and last tokens on a layer without them',
+  );
+  const { latent, ropeKey } = writeLatent(ops, model, config, weights, cache.rows, h, inputs);
+  const whole = ops.concat([latent, ropeKey], 1); // [tokens, r + p]
+  const width = dim(whole, 1);
+  const wholeRope = { start: 0, end: config.ropeDim };
+  const query = queryOfTokens(ops, model, config, weights, weights.decode, wholeRope, h, inputs); // [tokens, heads, r + p], or [.., p]
+  const parts = inputs.segments.map((segment, i) => {
+    const exactly = recent.segments[i];
+    invariant(exactly !== undefined, `segment ${i} of ${recent.segments.length}`);
+    const q = ops.contiguous(ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]));
+    const own = ops.reshape(ops.slice(whole, 0, segment.offset, segment.length), [1, segment.length, width]);
+    const exact = attendExactly(ops, config, weights, q, recent.rows, exactly, own);
+    const rest = attendShard(ops, config, weights, q, rowsOf(ops, cache.rows, segment), segment.mask);
+    const o = merged(ops, exact, rest, exactly.even);
+    return tokensFirst(ops, ops.matmul(weights.decode.valueUp, o)); // [length, heads * v]
+  });
+  // After the reads above: these rows may hold tokens that the first of this chunk still see.
+  ops.scatterRows(recent.rows, whole, recent.indices);
+  return biased(ops, ops.matmul(weights.decode.output, joined(ops, parts)), weights.outputBias);
+}
+
+/** @param q [heads, length, r + p]  @param rows [.., r + p]  @param own [1, length, r + p] */
+function attendExactly(
+  ops: Ops,
+  config: MlaConfig,
+  { latentShard }: MlaWeights,
+  q: Tensor,
+  rows: Tensor,
+  segment: RecentSegment,
+  own: Tensor,
+): PartialAttention {
+  const width = dim(rows, 1);
+  const kept = ops.slice(ops.reshape(rows, [1, dim(rows, 0), width]), 1, segment.start, segment.rows);
+  const tokens = ops.concat([kept, own], 1); // [1, sinks + window + length, r + p]
+  const keys = ops.slice(tokens, 2, width - dim(q, 2), dim(q, 2));
+  const values = ops.slice(tokens, 2, latentShard.start, size(latentShard));
+  const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
+  return ops.attendPartial(q, keys, values, segment.mask, options);
+}
+
+/** @param q [heads, length, r + p]  @param rows [1, cacheRows, latentShard + p] */
+function attendShard(
+  ops: Ops,
+  config: MlaConfig,
+  { latentShard }: MlaWeights,
+  q: Tensor,
+  rows: Tensor,
+  mask: Tensor,
+): PartialAttention {
+  const { latentDim, ropeDim } = config;
+  const local =
+    dim(q, 2) === ropeDim
+      ? q
+      : ops.concat([ops.slice(q, 2, latentShard.start, size(latentShard)), ops.slice(q, 2, latentDim, ropeDim)], 2);
+  const keys = ops.slice(rows, 2, dim(rows, 2) - dim(local, 2), dim(local, 2));
+  const values = ops.slice(rows, 2, 0, size(latentShard));
+  const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
+  return ops.attendPartial(local, keys, values, mask, options);
+}
+
+/**
+ * Softmax over both parts: each counts exp(logSumExp).
+ * @param even [length, 2] zeros: the mask of a softmax that hides neither part  @returns [heads, length, columns]
+ */
+function merged(ops: Ops, a: PartialAttention, b: PartialAttention, even: Tensor): Tensor {
+  const [heads, length, columns] = [dim(a.out, 0), dim(a.out, 1), dim(a.out, 2)];
+  const column = (x: Tensor): Tensor => ops.reshape(x, [heads, length, 1]);
+  const shares = ops.softmax(ops.concat([column(a.logSumExp), column(b.logSumExp)], 2), even, 1); // [heads, length, 2]
+  const row = (x: Tensor): Tensor => ops.reshape(x, [heads * length, columns, 1]);
+  const outs = ops.concat([row(a.out), row(b.out)], 2); // [heads * length, columns, 2]
+  const mixed = ops.matmul(outs, ops.reshape(shares, [heads * length, 1, 2])); // [heads * length, 1, columns]
+  return ops.reshape(mixed, [heads, length, columns]);
+}
