@@ -12,6 +12,7 @@ import { addConvertCommand } from './commands/convert.ts';
 import { addDemoCommand } from './commands/demo.ts';
 import { addDoctorCommand } from './commands/doctor.ts';
 import { addEvalCommand } from './commands/eval.ts';
+import { addFaultsCommand } from './commands/faults.ts';
 import { addFetchCommand } from './commands/fetch.ts';
 import { addInspectCommand } from './commands/inspect.ts';
 import { addPlanCommand } from './commands/plan.ts';
@@ -28,6 +29,7 @@ const commands = [
   addFetchCommand,
   addEvalCommand,
   addDoctorCommand,
+  addFaultsCommand,
   addConvertCommand,
 ];
 
