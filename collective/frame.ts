@@ -1,9 +1,10 @@
 /**
  * Bytes on the wire. Control messages: one frame of MessagePack, optionally a second frame of raw float32. Collective
- * frames: one frame of 32 header bytes and raw float32 (one frame instead of two saves a queue operation per hop).
- * All numbers little-endian. Refuses malformed input with a FrameError, which receivers count and drop: a stranger's
+ * frames: one frame of 36 header bytes and raw float32 (one frame instead of two saves a queue operation per hop); the
+ * header ends with a CRC-32 of everything else. All numbers little-endian. Refuses malformed input with a FrameError, which receivers count and drop: a stranger's
  * bytes must not stop a rank. Read next: zmq.ts (control), mailbox.ts (collectives).
  */
+import { crc32 } from 'node:zlib';
 import { Packr } from 'msgpackr';
 import { z } from 'zod';
 import { invariant } from '../config/errors.ts';
@@ -13,6 +14,16 @@ import { refusalOfMsgpack } from './plain-msgpack.ts';
 /** What arrived is not ours, or damaged. Never leaves collective/: receivers count it. */
 export class FrameError extends Error {
   override readonly name = 'FrameError';
+}
+
+/** A collective frame whose bytes changed on the way, or a stranger's; the header may be what changed. */
+export class DamagedFrame extends FrameError {
+  readonly header: CollectiveHeader;
+
+  constructor(header: CollectiveHeader) {
+    super(`checksum of a frame that says it is from rank ${header.source} is wrong`);
+    this.header = header;
+  }
 }
 
 /** A prompt of 128 Ki tokens packs into 0.6 MiB; a larger control message is not ours. */
@@ -86,7 +97,8 @@ export interface CollectiveFrame {
 const magic = 0x41_4c_50_54; // the bytes 'TPLA'
 const float32Type = 1;
 /** A multiple of 4, so that the data behind it can be viewed as float32. */
-export const headerBytes = 32;
+export const headerBytes = 36;
+const checksumAt = 32;
 
 /** @returns a new buffer: ZeroMQ reads it after send() has returned, nobody may write it again. */
 export function encodeCollective(header: CollectiveHeader, data: Float32Array): Buffer {
@@ -103,10 +115,14 @@ export function encodeCollective(header: CollectiveHeader, data: Float32Array): 
   frame.writeUInt32LE(header.total, 24);
   frame.writeUInt32LE(header.offset, 28);
   frame.set(bytesOf(data), headerBytes);
+  frame.writeUInt32LE(checksumOf(frame), checksumAt);
   return frame;
 }
 
-/** @throws FrameError naming what is wrong. `data` is a view of the frame where its alignment allows. */
+/**
+ * @throws FrameError naming what is wrong; a DamagedFrame where only the checksum is. `data` is a view of the frame where
+ * its alignment allows.
+ */
 export function decodeCollective(frame: Buffer): CollectiveFrame {
   if (frame.length < headerBytes) throw new FrameError(`${frame.length} B, a header has ${headerBytes}`);
   if (frame.readUInt32LE(0) !== magic) throw new FrameError('not a tpla frame');
@@ -115,19 +131,23 @@ export function decodeCollective(frame: Buffer): CollectiveFrame {
   const operation = operations[frame.readUInt8(6)];
   if (!operation) throw new FrameError(`unknown operation ${frame.readUInt8(6)}`);
   if (frame.readUInt8(7) !== float32Type) throw new FrameError(`unknown element type ${frame.readUInt8(7)}`);
-  return {
-    header: {
-      operation,
-      groupTag: frame.readUInt32LE(8),
-      epoch: frame.readUInt32LE(12),
-      sequence: frame.readUInt32LE(16),
-      source: frame.readUInt16LE(20),
-      step: frame.readUInt16LE(22),
-      total: frame.readUInt32LE(24),
-      offset: frame.readUInt32LE(28),
-    },
-    data: floatsOf(frame.subarray(headerBytes)),
+  const header = {
+    operation,
+    groupTag: frame.readUInt32LE(8),
+    epoch: frame.readUInt32LE(12),
+    sequence: frame.readUInt32LE(16),
+    source: frame.readUInt16LE(20),
+    step: frame.readUInt16LE(22),
+    total: frame.readUInt32LE(24),
+    offset: frame.readUInt32LE(28),
   };
+  const data = floatsOf(frame.subarray(headerBytes));
+  if (frame.readUInt32LE(checksumAt) !== checksumOf(frame)) throw new DamagedFrame(header);
+  return { header, data };
+}
+
+function checksumOf(frame: Buffer): number {
+  return crc32(frame.subarray(headerBytes), crc32(frame.subarray(0, checksumAt)));
 }
 
 export function bytesOf(data: Float32Array): Uint8Array {

@@ -1,13 +1,13 @@
 /**
  * Carries collective frames between ranks: one PULL socket where a rank receives from all others, one PUSH socket per
  * peer. Frames of one peer arrive in the order it sent them; they wait in a queue per peer until the algorithm asks.
- * Frames that are malformed, of another group or of another epoch are dropped and counted. A frame of another
+ * Frames that are malformed, damaged, of another group or of another epoch are dropped and counted. A frame of another
  * operation than the one that runs is an InvariantError: ranks must call the same collectives in the same order.
  * Read next: zeromq-group.ts.
  */
 import { InvariantError, PeerError } from '../config/errors.ts';
 import { Deadline } from './deadline.ts';
-import { decodeCollective, encodeCollective, FrameError, headerBytes } from './frame.ts';
+import { DamagedFrame, decodeCollective, encodeCollective, FrameError, headerBytes } from './frame.ts';
 import type { CollectiveFrame, CollectiveHeader } from './frame.ts';
 import type { GroupStats } from './group.ts';
 import { describeCall } from './operation.ts';
@@ -18,6 +18,8 @@ import type { Pull, Push } from './zmq.ts';
 
 /** A receive looks this often whether the group was closed meanwhile. */
 const closeCheckMs = 100;
+/** A damaged frame may be a stranger's: for this long the whole one may still come. */
+const damagedGraceMs = 500;
 /** Frames of a later epoch that are kept for the next group: handshakes of ranks that were told first. */
 const maxEarlyFrames = 1024;
 /** Longer transfers are cut, so that a receiver can bound the size of a frame and adds while the rest travels. */
@@ -34,7 +36,11 @@ export interface MailboxSettings {
   readonly groupTag: number;
   /** Deadline of every receive and every send. */
   readonly timeoutMs: number;
+  /** Fault drills only: what is sent instead of a frame; null: nothing. */
+  readonly tamper?: Tamper | undefined;
 }
+
+export type Tamper = (frame: Buffer, to: number) => Buffer | null;
 
 export class Mailbox implements Transport {
   readonly rank: number;
@@ -50,6 +56,8 @@ export class Mailbox implements Transport {
   readonly #early: Buffer[];
   readonly #outlets: readonly (Push | null)[]; // [worldSize], null for this rank
   readonly #waiting: readonly CollectiveFrame[][]; // [worldSize]
+  /** When the latest damaged frame came that says it is from this rank; 0: none since the last whole one. [worldSize] */
+  readonly #damagedAt: number[];
   #call: OperationCall = { operation: 'hello', sequence: 0, total: 0, label: '' };
 
   #closed = false;
@@ -65,6 +73,7 @@ export class Mailbox implements Transport {
       peer === settings.rank ? null : connectPush(endpoint, settings.timeoutMs),
     );
     this.#waiting = settings.endpoints.map(() => []);
+    this.#damagedAt = settings.endpoints.map(() => 0);
     this.#early = early;
     for (const bytes of early.splice(0)) this.#sort(bytes);
   }
@@ -101,6 +110,7 @@ export class Mailbox implements Transport {
       const { header, data } = await this.#next(from);
       this.#checkHeader(header, from, step, received);
       if (received + data.length > length) throw this.#mismatch(header, from, `${received + data.length} elements`);
+      this.#damagedAt[from] = 0;
       take(data, received);
       received += data.length;
     } while (received < length);
@@ -127,7 +137,10 @@ export class Mailbox implements Transport {
   #push(to: number, frame: Buffer): Promise<void> {
     const outlet = this.#outlets[to];
     if (!outlet) throw new InvariantError(`rank ${this.rank}: no way to send to rank ${to} of ${this.worldSize}`);
-    return sendWithin(outlet, frame, () => {
+    const { tamper } = this.#settings;
+    const sent = tamper === undefined ? frame : tamper(frame, to);
+    if (sent === null) return Promise.resolve();
+    return sendWithin(outlet, sent, () => {
       const address = this.#settings.endpoints[to];
       return `rank ${this.rank}: frame to rank ${to} (${address}) for ${describeCall(this.#call)}`;
     });
@@ -140,7 +153,7 @@ export class Mailbox implements Transport {
     for (;;) {
       const frame = queue.shift();
       if (frame) return frame;
-      const remainingMs = deadline.remainingMs();
+      const remainingMs = Math.min(deadline.remainingMs(), this.#graceMs(from));
       const frames = await receiveWithin(this.#inbox, Math.min(remainingMs, closeCheckMs));
       // A stranger may send many parts; the first is judged as any other frame. Also when this group was closed
       // meanwhile: it may be a handshake for the next.
@@ -150,11 +163,18 @@ export class Mailbox implements Transport {
     }
   }
 
+  /** How long to wait for this rank after a damaged frame. */
+  #graceMs(from: number): number {
+    const damagedAt = this.#damagedAt[from] ?? 0;
+    return damagedAt === 0 ? Infinity : Math.max(0, Math.ceil(damagedAt + damagedGraceMs - performance.now()));
+  }
+
   #sort(bytes: Buffer): void {
     let frame: CollectiveFrame;
     try {
       frame = decodeCollective(bytes);
     } catch (error) {
+      if (error instanceof DamagedFrame) this.#suspect(error);
       if (error instanceof FrameError) return this.#refuse(error.message);
       throw error;
     }
@@ -168,6 +188,11 @@ export class Mailbox implements Transport {
     queue.push(frame);
   }
 
+  #suspect({ header }: DamagedFrame): void {
+    const { groupTag, epoch } = this.#settings;
+    if (header.groupTag === groupTag && header.epoch === epoch) this.#damagedAt[header.source] = performance.now();
+  }
+
   #refuse(reason: string): void {
     this.refused++;
     this.lastRefusal = reason;
@@ -178,6 +203,7 @@ export class Mailbox implements Transport {
   }
 
   #late(from: number): PeerError {
+    if (this.#damagedAt[from] !== 0) return this.#damaged(from);
     const dropped =
       this.refused === 0 ? '' : ` (${this.refused} foreign frames dropped, the last: ${this.lastRefusal})`;
     const { timeoutMs } = this.#settings;
@@ -193,7 +219,15 @@ export class Mailbox implements Transport {
       throw this.#mismatch(header, from, `step ${step}`);
   }
 
-  #mismatch(header: CollectiveHeader, from: number, where: string): InvariantError {
+  #damaged(from: number): PeerError {
+    return new PeerError(
+      `rank ${this.rank}: a frame from rank ${from} for ${describeCall(this.#call)} was damaged on the way (wrong checksum)`,
+    );
+  }
+
+  #mismatch(header: CollectiveHeader, from: number, where: string): PeerError | InvariantError {
+    // The frame that should come first was dropped: that peer did nothing wrong.
+    if (this.#damagedAt[from] !== 0) return this.#damaged(from);
     const theirs = `${header.operation} #${header.sequence} (${4 * header.total} B, step ${header.step})`;
     return new InvariantError(
       `rank ${this.rank} is in ${describeCall(this.#call)}, ${where}, but rank ${from} sent ${theirs}; ` +

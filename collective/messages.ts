@@ -5,12 +5,14 @@
  *
  * A run: rank sends hello; coordinator answers setup when all ranks have said hello; rank loads its slice, joins its
  * ring, sends ready; then the coordinator sends requests, and each rank answers each with one reply or with failed.
+ * After a fault: the rank that is started again is set up as above, with the next epoch; the others are sent rejoin,
+ * give up what they were doing, keep their weights, join the new ring and send ready again.
  */
 import { z } from 'zod';
 import { expertShardings, schemes } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
-export const protocolVersion = 1;
+export const protocolVersion = 2;
 
 const count = z.number().int().nonnegative();
 const range = z.strictObject({ start: count, end: count });
@@ -94,6 +96,7 @@ const helloSchema = z.strictObject({
   /** Where this rank's predecessor in the ring sends its frames. */
   ringEndpoint: z.string(),
 });
+export type Hello = z.infer<typeof helloSchema>;
 
 const setupSchema = z.strictObject({
   kind: z.literal('setup'),
@@ -110,12 +113,41 @@ const setupSchema = z.strictObject({
   ringEndpoints: z.array(z.string()),
   /** Where shared-memory segments of this run are named. */
   runId: z.string(),
+  /** Whether `chaos` messages are obeyed: only in fault drills. */
+  chaos: z.boolean(),
 });
 export type Setup = z.infer<typeof setupSchema>;
+
+/** To a rank whose weights are loaded, when another rank was lost. Answered by ready. */
+const rejoinSchema = z.strictObject({
+  kind: z.literal('rejoin'),
+  epoch: count,
+  /** Endpoint of every rank, by rank. */
+  ringEndpoints: z.array(z.string()),
+});
+export type Rejoin = z.infer<typeof rejoinSchema>;
+
+/** Whether the rank can still be reached; needs no answer. Read between two awaits, so never a sign of life. */
+const probeSchema = z.strictObject({ kind: z.literal('probe') });
+
+/** Misbehaviour on demand, for drills. Refused unless the setup allowed it. */
+const chaosSchema = z.strictObject({
+  kind: z.literal('chaos'),
+  /**
+   * slow: the next request begins `ms` late; garble: one bit of the next frame to rank `peer` is flipped; cut: frames to
+   * rank `peer` are dropped until the next epoch.
+   */
+  action: z.enum(['slow', 'garble', 'cut']),
+  peer: count,
+  ms: count,
+});
+export type Chaos = z.infer<typeof chaosSchema>;
 
 const readySchema = z.strictObject({
   kind: z.literal('ready'),
   rank: count,
+  /** Of the setup or rejoin that this answers. */
+  epoch: count,
   loadMs: z.number(),
   weightBytes: count,
   /** Bytes that one token takes in this rank's cache, all layers, as allocated. */
@@ -205,6 +237,8 @@ export type Reply = z.infer<typeof replySchema>;
 const failedSchema = z.strictObject({
   kind: z.literal('failed'),
   rank: count,
+  /** Of the ring that the rank was in, or was joining. */
+  epoch: count,
   /** The request's id; null: before or outside any request. */
   id: count.nullable(),
   error: z.enum(['ConfigError', 'PeerError', 'InvariantError']),
@@ -218,6 +252,9 @@ export const toRankSchema = z.discriminatedUnion('kind', [
   momentsSchema,
   calibrationSchema,
   collectiveCheckSchema,
+  rejoinSchema,
+  probeSchema,
+  chaosSchema,
   stopSchema,
 ]);
 export type ToRank = z.infer<typeof toRankSchema>;

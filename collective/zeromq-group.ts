@@ -8,7 +8,7 @@ import { invariant } from '../config/errors.ts';
 import { directAllGather, directAllReduce, directBarrier, directBroadcast } from './direct.ts';
 import { removeSocketFile } from './endpoint.ts';
 import type { GroupStats, ProcessGroup } from './group.ts';
-import { Mailbox, maxFrameBytes } from './mailbox.ts';
+import { Mailbox, maxFrameBytes, type Tamper } from './mailbox.ts';
 import { checkGather, checkRoot, OperationRunner } from './operation.ts';
 import { ringAllGather, ringAllReduce } from './ring.ts';
 import { bindPull } from './zmq.ts';
@@ -27,6 +27,10 @@ export interface JoinSettings {
   readonly timeoutMs: number;
   /** The same on all ranks. By default auto: by message size. Tests and benchmarks fix it. */
   readonly algorithm?: ZeroMqAlgorithm;
+  /** Aborted: the join is given up at once, with a PeerError. */
+  readonly signal?: AbortSignal | undefined;
+  /** Fault drills only. */
+  readonly tamper?: Tamper | undefined;
 }
 
 /** A rank's bound socket. Outlives groups: after a restart of a rank the others join again with the next epoch. */
@@ -83,6 +87,9 @@ export class ZeroMqGroup implements ProcessGroup {
     const groupTag = createHash('sha256').update(endpoints.join('\n')).digest().readUInt32LE(0);
     const mailbox = new Mailbox(inbox, early, { ...settings, groupTag }, runner.stats);
     const group = new ZeroMqGroup(mailbox, runner, directLimit(settings.algorithm ?? 'auto'));
+    const giveUp = (): void => mailbox.close();
+    settings.signal?.addEventListener('abort', giveUp);
+    if (settings.signal?.aborted === true) giveUp();
     try {
       await runner.run('hello', 0, 'handshake', (call) => {
         mailbox.begin(call);
@@ -91,6 +98,8 @@ export class ZeroMqGroup implements ProcessGroup {
     } catch (error) {
       mailbox.close();
       throw error;
+    } finally {
+      settings.signal?.removeEventListener('abort', giveUp);
     }
     return group;
   }

@@ -5,12 +5,22 @@
  */
 import { randomBytes } from 'node:crypto';
 import type { ClusterConfig } from '../config/cluster.ts';
-import { ConfigError } from '../config/errors.ts';
+import { ConfigError, invariant } from '../config/errors.ts';
 import { cut, type ShardPlan } from '../config/shard-plan.ts';
 import { packageVersion } from '../config/version.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
-import { protocolVersion, type Ready, type Reply, type Step, type WorkerOptions } from '../collective/messages.ts';
-import { ControlServer } from '../collective/zmq.ts';
+import {
+  protocolVersion,
+  type Chaos,
+  type Hello,
+  type Ready,
+  type Reply,
+  type Setup,
+  type Step,
+  type WorkerOptions,
+} from '../collective/messages.ts';
+import { removeSocketFile } from '../collective/endpoint.ts';
+import { ControlServer } from '../collective/control.ts';
 import { layOut, type Layout } from './cluster-layout.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
 import { combineScores, joinLogits, joinMoments, sumOfPayloads } from './join-shards.ts';
@@ -24,8 +34,10 @@ export interface ClusterOptions {
   readonly log: (line: string) => void;
   /** Ends every wait with its reason; disposal stays the caller's. */
   readonly signal?: AbortSignal;
-  /** Called once when a rank fails, also between two requests. */
+  /** Called when a rank fails, also between two requests; once until recover(). */
   readonly onFailure?: (error: Error) => void;
+  /** Fault drills only: ranks obey chaos(). */
+  readonly allowChaos?: boolean;
 }
 
 /** What one step returned; an array that the step did not ask for is empty. */
@@ -95,7 +107,11 @@ export class Cluster implements AsyncDisposable {
   readonly #server: ControlServer;
   readonly #processes: RankProcesses;
   readonly #loop: ControlLoop;
+  readonly #options: ClusterOptions;
   readonly #signal: AbortSignal | undefined;
+  readonly #runId = randomBytes(6).toString('hex');
+  /** By rank, of the process that has the rank now. */
+  #hellos: Hello[] = [];
   readonly #token: string;
   readonly #interrupt = (): void => this.#loop.fail(asError(this.#signal?.reason));
   #receiving: Promise<void> = Promise.resolve();
@@ -108,6 +124,7 @@ export class Cluster implements AsyncDisposable {
     this.vocabSize = config.vocabSize;
     this.hiddenDim = config.hiddenDim;
     this.#server = server;
+    this.#options = options;
     this.#signal = options.signal;
     this.#token = randomBytes(16).toString('hex');
     const { worldSize } = this.plan;
@@ -130,11 +147,11 @@ export class Cluster implements AsyncDisposable {
     // An impossible plan is refused before any socket or process exists.
     const layout = layOut(options.checkpoint, options.config);
     const { bind } = options.config.coordinator;
-    const server = await ControlServer.bind(bind === 'auto' ? 'ipc' : bind);
+    const server = await ControlServer.bind(bind === 'auto' ? 'ipc' : bind, options.config.faults.heartbeatMs);
     let cluster: Cluster | undefined;
     try {
       cluster = new Cluster(server, layout, options);
-      await cluster.#join(options);
+      await cluster.#join();
       return cluster;
     } catch (error) {
       await (cluster ?? server)[Symbol.asyncDispose]();
@@ -170,6 +187,38 @@ export class Cluster implements AsyncDisposable {
     return replies.map(({ reply }) => reply);
   }
 
+  /**
+   * After a failure: replaces the processes that are lost and lets all ranks join anew; the others keep their weights.
+   * What a rank had cached is to be taken as lost. May be called again when it fails.
+   * @throws as start; and the failure itself when this cluster is past help
+   */
+  async recover(): Promise<void> {
+    const lost = this.#loop.nextEpoch();
+    for (const rank of lost) this.#server.forget(rank);
+    const replaced = Promise.all(lost.map((rank) => this.#processes.replace(rank)));
+    const abandoned = lost.map((rank) => this.#hellos[rank]?.ringEndpoint);
+    await this.#meet(lost);
+    await replaced;
+    for (const endpoint of abandoned) if (endpoint !== undefined) await removeSocketFile(endpoint);
+  }
+
+  /** Ranks whose processes cannot go on; empty while the cluster works. */
+  get lostRanks(): readonly number[] {
+    return this.#loop.lost;
+  }
+
+  /** Since the rank was certainly there. A rank that answers heartbeats is seen, also while it computes or has no work. */
+  lastSeenMs(rank: number): number {
+    const ms = Math.round(performance.now() - this.#loop.seenAt(rank));
+    return this.lostRanks.includes(rank) ? ms : Math.min(ms, this.#server.noticeMs);
+  }
+
+  /** Makes a rank misbehave; see the message. @throws InvariantError unless this cluster was started for that */
+  async chaos(rank: number, chaos: Omit<Chaos, 'kind'>): Promise<void> {
+    invariant(this.#options.allowChaos === true, 'chaos: this cluster was not started for fault drills');
+    await this.#server.send(rank, { kind: 'chaos', ...chaos });
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#signal?.removeEventListener('abort', this.#interrupt);
     this.#loop.close();
@@ -179,9 +228,10 @@ export class Cluster implements AsyncDisposable {
     await this.#receiving;
   }
 
-  async #join({ checkpoint, config, log }: ClusterOptions): Promise<void> {
+  async #join(): Promise<void> {
     const startedAt = performance.now();
     const { plan } = this;
+    const { log } = this.#options;
     log(`scheme ${plan.scheme} on ${plan.worldSize} rank${plan.worldSize === 1 ? '' : 's'}: ${this.schemeReason}`);
     this.#signal?.addEventListener('abort', this.#interrupt, { once: true });
     // The signal may have come while the socket was bound, and does not come twice.
@@ -191,42 +241,48 @@ export class Cluster implements AsyncDisposable {
       this.#server.forget(message.rank);
       return false;
     });
-    const hellos = await this.#loop.hear('hello', helloDeadlineMs, 'while starting');
-    for (const hello of hellos) {
-      const theirs = `version ${hello.version}, protocol ${hello.protocol}`;
-      const ours = `version ${packageVersion}, protocol ${protocolVersion}`;
-      if (theirs !== ours)
-        throw new ConfigError(
-          `rank ${hello.rank} on ${hello.host} is ${theirs}; expected ${ours}; build or install again`,
-        );
+    await this.#meet(plan.ranks.map(({ rank }) => rank));
+    this.loadMs = performance.now() - startedAt;
+  }
+
+  /** Waits until the new processes have said hello and all ranks have joined; the new ones load meanwhile. */
+  async #meet(newRanks: readonly number[]): Promise<void> {
+    const { epoch } = this.#loop;
+    for (const hello of await this.#loop.hear('hello', helloDeadlineMs, 'while starting', newRanks)) {
+      requireSameVersion(hello);
+      this.#hellos[hello.rank] = hello;
     }
-    const runId = randomBytes(6).toString('hex');
-    const ready = this.#loop.hear(
-      'ready',
-      helloDeadlineMs + checkpoint.weightFileBytes / loadBytesPerMs,
-      'while loading',
-    );
+    const { weightFileBytes } = this.#options.checkpoint;
+    const ready = this.#loop.hear('ready', helloDeadlineMs + weightFileBytes / loadBytesPerMs, 'while loading');
+    const ringEndpoints = this.#hellos.map((hello) => hello.ringEndpoint);
     const [answers] = await Promise.all([
       ready,
-      this.#loop.tell((rank) => ({
-        kind: 'setup',
-        rank,
-        worldSize: plan.worldSize,
-        epoch: 0,
-        modelPath: checkpoint.path,
-        modelIdentity: checkpoint.identity,
-        plan,
-        options: { ...this.options, device: config.ranks[rank]?.device ?? '' },
-        ringEndpoints: hellos.map((hello) => hello.ringEndpoint),
-        runId,
-      })),
+      this.#loop.tell((rank) =>
+        newRanks.includes(rank) ? this.#setupOf(rank, ringEndpoints) : { kind: 'rejoin', epoch, ringEndpoints },
+      ),
     ]);
     this.ranks = answers.map((answer, rank) => ({
       ...answer,
-      pid: hellos[rank]?.pid ?? 0,
-      host: hellos[rank]?.host ?? '',
+      pid: this.#hellos[rank]?.pid ?? 0,
+      host: this.#hellos[rank]?.host ?? '',
     }));
-    this.loadMs = performance.now() - startedAt;
+  }
+
+  #setupOf(rank: number, ringEndpoints: string[]): Setup {
+    const { checkpoint, config, allowChaos } = this.#options;
+    return {
+      kind: 'setup',
+      rank,
+      worldSize: this.plan.worldSize,
+      epoch: this.#loop.epoch,
+      modelPath: checkpoint.path,
+      modelIdentity: checkpoint.identity,
+      plan: this.plan,
+      options: { ...this.options, device: config.ranks[rank]?.device ?? '' },
+      ringEndpoints,
+      runId: this.#runId,
+      chaos: allowChaos === true,
+    };
   }
 
   #ask(request: Parameters<ControlLoop['ask']>[0]): Promise<RankReply[]> {
@@ -242,6 +298,13 @@ export class Cluster implements AsyncDisposable {
       this.hiddenDim,
     );
   }
+}
+
+function requireSameVersion({ rank, host, version, protocol }: Hello): void {
+  const theirs = `version ${version}, protocol ${protocol}`;
+  const ours = `version ${packageVersion}, protocol ${protocolVersion}`;
+  if (theirs === ours) return;
+  throw new ConfigError(`rank ${rank} on ${host} is ${theirs}; expected ${ours}; build or install again`);
 }
 
 /** Bytes that one token takes in the caches of all ranks together. */

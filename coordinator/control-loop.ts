@@ -1,12 +1,13 @@
 /**
  * The coordinator's conversation with its ranks: one loop receives every message and hands it to whoever waits for it.
  * A wait ends with all ranks' answers, with a deadline, or with the first failure of any rank; after a failure every
- * wait ends with the same error. Knows nothing of models. Read next: cluster.ts, which asks the questions.
+ * wait ends with the same error, until the next epoch begins. Knows nothing of models.
+ * Read next: cluster.ts, which asks the questions.
  */
 import { setTimeout as after } from 'node:timers/promises';
 import { InvariantError, PeerError, invariant } from '../config/errors.ts';
 import type { Failed, RankRequest, Reply, ToCoordinator, ToRank } from '../collective/messages.ts';
-import type { ControlServer, Received } from '../collective/zmq.ts';
+import type { ControlServer, Received } from '../collective/control.ts';
 import { explainFailures, type ProcessExit, type RankFailure } from './failures.ts';
 
 /** Between the first sign of a failure and its report: time for the process's end and its own words to meet. */
@@ -19,6 +20,7 @@ export interface RankReply {
 
 /** Someone who waits for one answer of each rank. */
 interface Waiter {
+  readonly from: readonly number[];
   readonly answers: Map<number, Received<ToCoordinator>>;
   readonly doing: string;
   readonly resolve: (answers: Received<ToCoordinator>[]) => void;
@@ -31,12 +33,15 @@ export class ControlLoop {
   readonly #server: ControlServer;
   readonly #worldSize: number;
   readonly #pidOf: (rank: number) => number | undefined;
-  /** Called once, with the failure that ends every wait. */
+  /** Called once in each epoch that fails, with the failure that ends every wait. */
   onFailure: (error: Error) => void = () => undefined;
   readonly #waiters = new Map<AnswerKey, Waiter>();
   readonly #failures = new Map<number, RankFailure>();
   #failure: Error | undefined;
-  #gathering = false;
+  readonly #seenAt = new Map<number, number>();
+  #gathering: NodeJS.Timeout | undefined;
+  #running = true;
+  #epoch = 0;
   #closing = false;
   #nextId = 0;
 
@@ -44,6 +49,38 @@ export class ControlLoop {
     this.#server = server;
     this.#worldSize = worldSize;
     this.#pidOf = pidOf;
+    server.onLost = (rank) =>
+      this.#note(rank, { late: 'stopped answering heartbeats; it is frozen, or its host is gone' });
+  }
+
+  get epoch(): number {
+    return this.#epoch;
+  }
+
+  /** Ranks whose processes cannot go on, in this epoch. */
+  get lost(): number[] {
+    return [...this.#failures.values()].filter(isLost).map(({ rank }) => rank);
+  }
+
+  /** performance.now() of the rank's latest message; 0: none yet. */
+  seenAt(rank: number): number {
+    return this.#seenAt.get(rank) ?? 0;
+  }
+
+  /**
+   * Forgets the failure. What belongs to an earlier epoch is ignored from here on.
+   * @returns the ranks that were lost in the epoch that ends; the others only complained of them
+   * @throws the failure when no epoch can follow: messages are no longer received
+   */
+  nextEpoch(): number[] {
+    if (!this.#running) throw this.#failure ?? new InvariantError('the control loop has ended');
+    const { lost } = this;
+    clearTimeout(this.#gathering);
+    this.#gathering = undefined;
+    this.#failures.clear();
+    this.#failure = undefined;
+    this.#epoch++;
+    return lost;
   }
 
   /** Receives until `close`. Never rejects: what goes wrong ends the waits. */
@@ -51,20 +88,24 @@ export class ControlLoop {
     try {
       for (;;) {
         const received = await this.#server.receive();
-        if (accept(received.message)) this.#dispatch(received);
+        if (!accept(received.message)) continue;
+        this.#seenAt.set(received.message.rank, performance.now());
+        this.#dispatch(received);
       }
     } catch (error) {
+      this.#running = false;
       if (!this.#closing) this.fail(error instanceof Error ? error : new InvariantError(String(error)));
     }
   }
 
-  /** One message of this kind from every rank, by rank. */
+  /** One message of this kind from each of these ranks (default: all), by rank. */
   async hear<Kind extends 'hello' | 'ready'>(
     kind: Kind,
     deadlineMs: number,
     doing: string,
+    from: readonly number[] = this.#all(),
   ): Promise<Extract<ToCoordinator, { kind: Kind }>[]> {
-    const answers = await this.#wait(kind, deadlineMs, doing);
+    const answers = await this.#wait(kind, deadlineMs, doing, from);
     return answers.map(({ message }) => {
       invariant(isKind(message, kind), `waited for ${kind}, got ${message.kind}`);
       return message;
@@ -74,7 +115,7 @@ export class ControlLoop {
   /** Sends one request to every rank and returns the replies by rank. */
   async ask(request: WithoutId<RankRequest>, deadlineMs: number): Promise<RankReply[]> {
     const id = this.#nextId++;
-    const answered = this.#wait(id, deadlineMs, `during ${request.kind} ${id}`);
+    const answered = this.#wait(id, deadlineMs, `during ${request.kind} ${id}`, this.#all());
     const [answers] = await Promise.all([answered, this.tell(() => ({ ...request, id }))]);
     return answers.map(({ message, payload }) => {
       invariant(message.kind === 'reply', `waited for the reply to request ${id}, got ${message.kind}`);
@@ -84,15 +125,16 @@ export class ControlLoop {
 
   /** Sends a message to every rank; a rank that cannot take it counts as failed. */
   async tell(messageFor: (rank: number) => ToRank): Promise<void> {
-    const ranks = Array.from({ length: this.#worldSize }, (_, rank) => rank);
+    const epoch = this.#epoch;
+    const ranks = this.#all();
     const results = await Promise.allSettled(ranks.map((rank) => this.#server.send(rank, messageFor(rank))));
     for (const [rank, result] of results.entries())
-      if (result.status === 'rejected') this.#note(rank, { late: String(result.reason) });
+      if (result.status === 'rejected' && epoch === this.#epoch) this.#note(rank, { late: String(result.reason) });
   }
 
   /** Call when a rank's process has ended. */
   exited(rank: number, exit: ProcessExit): void {
-    if (!this.#closing) this.#note(rank, { exit });
+    this.#note(rank, { exit });
   }
 
   /** Ends every wait, now and later, with this error. */
@@ -100,7 +142,7 @@ export class ControlLoop {
     const isFirst = this.#failure === undefined;
     this.#failure ??= error;
     for (const { reject } of this.#takeWaiters()) reject(this.#failure);
-    if (isFirst) this.onFailure(this.#failure);
+    if (isFirst && !this.#closing) this.onFailure(this.#failure);
   }
 
   get failed(): boolean {
@@ -119,12 +161,22 @@ export class ControlLoop {
     return waiters;
   }
 
-  async #wait(key: AnswerKey, deadlineMs: number, doing: string): Promise<Received<ToCoordinator>[]> {
+  #all(): number[] {
+    return Array.from({ length: this.#worldSize }, (_, rank) => rank);
+  }
+
+  async #wait(
+    key: AnswerKey,
+    deadlineMs: number,
+    doing: string,
+    from: readonly number[],
+  ): Promise<Received<ToCoordinator>[]> {
     if (this.#failure !== undefined) throw this.#failure;
     if (this.#closing) throw new InvariantError(`the cluster is stopped; it cannot answer ${doing}`);
+    if (from.length === 0) return [];
     const timer = new AbortController();
     const answered = new Promise<Received<ToCoordinator>[]>((resolve, reject) => {
-      this.#waiters.set(key, { answers: new Map(), doing, resolve, reject });
+      this.#waiters.set(key, { from, answers: new Map(), doing, resolve, reject });
     });
     const late = after(deadlineMs, undefined, { signal: timer.signal, ref: true }).then(
       () => this.#late(key, deadlineMs),
@@ -144,7 +196,7 @@ export class ControlLoop {
     if (waiter === undefined) return;
     const refusal = this.#server.lastRefusal;
     const hint = key === 'hello' && refusal !== null ? ` (a message was refused: ${refusal})` : '';
-    for (let rank = 0; rank < this.#worldSize; rank++)
+    for (const rank of waiter.from)
       if (!waiter.answers.has(rank))
         this.#note(rank, { late: `no answer in ${deadlineMs} ms ${waiter.doing}${hint}; is it frozen or overloaded?` });
   }
@@ -153,34 +205,40 @@ export class ControlLoop {
     const { message } = received;
     switch (message.kind) {
       case 'hello':
-      case 'ready':
         return this.#answer(message.kind, received);
+      case 'ready':
+        return message.epoch === this.#epoch ? this.#answer(message.kind, received) : undefined;
       case 'reply':
         return this.#answer(message.id, received);
       case 'failed':
-        return this.#note(message.rank, { failed: message });
+        return message.epoch === this.#epoch ? this.#note(message.rank, { failed: message }) : undefined;
     }
   }
 
   #answer(key: AnswerKey, received: Received<ToCoordinator>): void {
     const waiter = this.#waiters.get(key);
     // An answer to a wait that has ended by failure or deadline.
-    if (waiter === undefined) return;
+    if (waiter?.from.includes(received.message.rank) !== true) return;
     waiter.answers.set(received.message.rank, received);
-    if (waiter.answers.size < this.#worldSize) return;
+    if (waiter.answers.size < waiter.from.length) return;
     this.#waiters.delete(key);
     waiter.resolve([...waiter.answers.values()].sort((a, b) => a.message.rank - b.message.rank));
   }
 
   #note(rank: number, news: { failed?: Failed; exit?: ProcessExit; late?: string }): void {
-    if (this.#failure !== undefined) return;
+    if (this.#closing) return;
+    // Also after the failure: whoever starts the next epoch has to know every rank that was lost.
     this.#failures.set(rank, { rank, pid: this.#pidOf(rank), ...this.#failures.get(rank), ...news });
-    if (this.#gathering) return;
-    this.#gathering = true;
+    if (this.#failure !== undefined || this.#gathering !== undefined) return;
     const [waiter] = this.#waiters.values();
     const doing = waiter?.doing ?? 'between requests';
-    setTimeout(() => this.fail(explainFailures([...this.#failures.values()], doing)), gatherMs);
+    this.#gathering = setTimeout(() => this.fail(explainFailures([...this.#failures.values()], doing)), gatherMs);
   }
+}
+
+/** A rank that only said that another did not answer keeps its weights and joins again. */
+function isLost({ failed, exit, late }: RankFailure): boolean {
+  return exit !== undefined || late !== undefined || failed?.error !== 'PeerError';
 }
 
 /** Omit, applied to each member of a union. */

@@ -13,6 +13,7 @@ import { addConvertCommand } from './commands/convert.ts';
 import { addDemoCommand } from './commands/demo.ts';
 import { addDoctorCommand } from './commands/doctor.ts';
 import { addEvalCommand } from './commands/eval.ts';
+import { addFaultsCommand } from './commands/faults.ts';
 import { addFetchCommand } from './commands/fetch.ts';
 import { addInspectCommand } from './commands/inspect.ts';
 import { addPlanCommand } from './commands/plan.ts';
@@ -30,6 +31,7 @@ const commands = [
   addBenchCommand,
   addEvalCommand,
   addDoctorCommand,
+  addFaultsCommand,
   addConvertCommand,
 ];
 

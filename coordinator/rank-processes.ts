@@ -30,18 +30,27 @@ interface RankProcess {
 
 export class RankProcesses {
   readonly #ranks: RankProcess[] = [];
-  readonly #endpoint: string;
+  readonly #options: LaunchOptions;
   readonly #killAll = (): void => this.#kill();
 
   constructor(options: LaunchOptions) {
-    this.#endpoint = options.endpoint;
+    this.#options = options;
     process.on('exit', this.#killAll);
-    const script = workerScript();
-    for (let rank = 0; rank < options.worldSize; rank++) this.#ranks.push(start(script, rank, options));
+    for (let rank = 0; rank < options.worldSize; rank++) this.#ranks.push(this.#start(rank));
   }
 
   pidOf(rank: number): number | undefined {
     return this.#ranks[rank]?.child.pid;
+  }
+
+  /** Kills the rank's process, if it still runs, and starts another. Resolves when the old one is gone. */
+  async replace(rank: number): Promise<void> {
+    const old = this.#ranks[rank];
+    // From here on the old process is nobody's: its end is not reported.
+    this.#ranks[rank] = this.#start(rank);
+    if (old === undefined) return;
+    if (isRunning(old.child)) old.child.kill('SIGKILL');
+    await old.exited;
   }
 
   /**
@@ -56,7 +65,14 @@ export class RankProcesses {
     }
     await all;
     process.off('exit', this.#killAll);
-    removeRunFolder(this.#endpoint);
+    removeRunFolder(this.#options.endpoint);
+  }
+
+  #start(rank: number): RankProcess {
+    const started = start(rank, this.#options, (exit) => {
+      if (this.#ranks[rank] === started) this.#options.onExit(rank, exit);
+    });
+    return started;
   }
 
   #signal(signal: NodeJS.Signals): void {
@@ -66,7 +82,7 @@ export class RankProcesses {
   /** Runs while the process exits: nothing here may wait. */
   #kill(): void {
     this.#signal('SIGKILL');
-    removeRunFolder(this.#endpoint);
+    removeRunFolder(this.#options.endpoint);
   }
 }
 
@@ -78,9 +94,9 @@ function workerScript(): string {
   throw new ConfigError(`rank program ${path}: not found; build it first (npm run build)`);
 }
 
-function start(script: string, rank: number, options: LaunchOptions): RankProcess {
+function start(rank: number, options: LaunchOptions, onExit: (exit: ProcessExit) => void): RankProcess {
   const args = ['--connect', options.endpoint, '--rank', String(rank), '--token', options.token];
-  const child = fork(script, args, {
+  const child = fork(workerScript(), args, {
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
     execArgv: [],
     // Its own process group: Ctrl-C in a terminal reaches the coordinator alone, which stops the ranks in order.
@@ -98,7 +114,7 @@ function start(script: string, rank: number, options: LaunchOptions): RankProces
   child.stdout?.setEncoding('utf8').on('data', keep);
   child.stderr?.setEncoding('utf8').on('data', keep);
   child.once('error', (error) => keep(`${error.message}\n`));
-  child.once('close', (code, signal) => options.onExit(rank, { code, signal, output: state.output }));
+  child.once('close', (code, signal) => onExit({ code, signal, output: state.output }));
   return state;
 }
 

@@ -1,18 +1,21 @@
 /**
- * A cluster that is started again when a rank fails, as often as the configuration allows, and what to tell about it.
- * All ranks are started anew, so their caches are empty afterwards: the scheduler computes its sequences again.
+ * A cluster whose ranks are started again when they fail, as often as the configuration allows, and what to tell about
+ * it. The other ranks keep their weights, but no cache outlives a fault: the scheduler computes its sequences again.
+ * When a rank cannot be had back the cluster is planned anew on fewer ranks, if that is allowed, or it has failed.
  * Read next: cluster.ts (one run of the ranks), scheduler.ts (who asks for recovery).
  */
 import { setTimeout as after } from 'node:timers/promises';
+import { ConfigError } from '../config/errors.ts';
 import type { Step } from '../collective/messages.ts';
 import { Cluster, type ClusterOptions, type StepResult } from './cluster.ts';
 
-export type ClusterState = 'ok' | 'recovering' | 'failed';
+/** degraded: serves, but on fewer ranks than configured. */
+export type ClusterState = 'ok' | 'degraded' | 'recovering' | 'failed';
 
 export interface ClusterEvent {
   /** ISO 8601 */
   readonly time: string;
-  readonly kind: 'started' | 'lost' | 'recovered' | 'failed';
+  readonly kind: 'started' | 'lost' | 'recovered' | 'degraded' | 'failed';
   /** Undefined where it concerns all. */
   readonly rank: number | undefined;
   readonly text: string;
@@ -22,10 +25,15 @@ export interface RankHealth {
   readonly rank: number;
   readonly pid: number;
   readonly state: 'ok' | 'starting' | 'lost';
-  /** Since the rank's last answer. */
+  /** Since the rank was certainly there: an answer, or a heartbeat. */
   readonly lastSeenMs: number;
   readonly restarts: number;
   readonly error?: string;
+}
+
+export interface SupervisorOptions extends Omit<ClusterOptions, 'onFailure'> {
+  /** Told of each event as it happens. */
+  readonly onEvent?: ((event: ClusterEvent) => void) | undefined;
 }
 
 /** Restarts are counted over this long: a server that lives for months may lose more ranks than its ceiling. */
@@ -34,26 +42,29 @@ const keptEvents = 200;
 const maxBackoffMs = 30_000;
 
 export class Supervisor implements AsyncDisposable {
-  readonly #options: ClusterOptions;
+  #options: ClusterOptions;
   #cluster: Cluster;
   #state: ClusterState = 'ok';
   #error: Error | undefined;
-  #lostRank: number | undefined;
+  #lost: readonly number[] = [];
   #recovery: Promise<void> | undefined;
   #restartTimes: number[] = [];
   readonly #restarts = new Map<number, number>();
   readonly #stop = new AbortController();
-  #lastSeen = performance.now();
+  /** What `state` is whenever the cluster works. */
+  #working: 'ok' | 'degraded' = 'ok';
+  readonly #onEvent: SupervisorOptions['onEvent'];
   readonly events: ClusterEvent[] = [];
 
-  private constructor(options: ClusterOptions, cluster: Cluster) {
+  private constructor(options: SupervisorOptions, cluster: Cluster) {
     this.#options = options;
+    this.#onEvent = options.onEvent;
     this.#cluster = cluster;
     this.#note('started', undefined, `${cluster.plan.worldSize} ranks, scheme ${cluster.plan.scheme}`);
   }
 
   /** @throws as Cluster.start: what fails at the first start is not tried again */
-  static async start(options: Omit<ClusterOptions, 'onFailure'>): Promise<Supervisor> {
+  static async start(options: SupervisorOptions): Promise<Supervisor> {
     let failed: (error: Error) => void = () => undefined;
     const watched = { ...options, onFailure: (error: Error) => failed(error) };
     const supervisor = new Supervisor(watched, await Cluster.start(watched));
@@ -89,12 +100,15 @@ export class Supervisor implements AsyncDisposable {
   /** @throws the failure also while the cluster recovers: the caller must not take an empty cache for the one it filled */
   async step(step: Omit<Step, 'kind' | 'id'>): Promise<StepResult> {
     if (this.#error !== undefined) throw this.#error;
-    const result = await this.#cluster.step(step);
-    this.#lastSeen = performance.now();
-    return result;
+    return this.#cluster.step(step);
   }
 
-  /** Resolves when a new cluster with an empty cache is ready. @throws the failure when no restart is left or helps */
+  /** Whether requests are served now. */
+  get isWorking(): boolean {
+    return this.#error === undefined;
+  }
+
+  /** Resolves when all ranks are there again, with empty caches. @throws the failure when no restart is left or helps */
   recover(error: Error): Promise<void> {
     if (this.#state === 'failed') return Promise.reject(this.#error ?? error);
     this.#recovery ??= this.#restart(error).finally(() => {
@@ -105,12 +119,12 @@ export class Supervisor implements AsyncDisposable {
 
   health(): RankHealth[] {
     return this.#cluster.ranks.map(({ rank, pid }) => {
-      const isLost = this.#state !== 'ok' && (this.#lostRank ?? rank) === rank;
+      const isLost = this.#error !== undefined && (this.#lost.length === 0 || this.#lost.includes(rank));
       return {
         rank,
         pid,
-        state: isLost ? 'lost' : this.#state === 'ok' ? 'ok' : 'starting',
-        lastSeenMs: Math.round(performance.now() - this.#lastSeen),
+        state: isLost ? 'lost' : this.isWorking ? 'ok' : 'starting',
+        lastSeenMs: this.#cluster.lastSeenMs(rank),
         restarts: this.#restarts.get(rank) ?? 0,
         ...(isLost && this.#error !== undefined ? { error: this.#error.message } : {}),
       };
@@ -124,60 +138,87 @@ export class Supervisor implements AsyncDisposable {
   }
 
   async #restart(cause: Error): Promise<void> {
+    const startedAt = performance.now();
     let error = cause;
-    for (;;) {
+    for (let attempt = 0; ; attempt++) {
       this.#lose(error);
-      const { restarts, backoffMs } = this.#options.config.faults;
-      const now = performance.now();
-      this.#restartTimes = this.#restartTimes.filter((time) => now - time < restartWindowMs);
-      if (this.#restartTimes.length >= restarts) throw this.#giveUp(error);
-      const wait = Math.min(maxBackoffMs, backoffMs * 2 ** this.#restartTimes.length);
-      this.#restartTimes.push(now);
-      await this.#cluster[Symbol.asyncDispose]();
+      const isHopeless = error instanceof ConfigError || this.#restartTimes.length >= this.#limits.restarts;
       try {
-        // Another attempt is pointless once nobody wants the cluster.
-        await after(wait, undefined, { signal: this.#stop.signal });
-        this.#cluster = await Cluster.start({ ...this.#options, signal: this.#stop.signal });
+        if (isHopeless) await this.#shrink(error);
+        else await this.#tryAgain(attempt);
       } catch (failure) {
-        error = failure instanceof Error ? failure : new Error(String(failure));
-        if (this.#stop.signal.aborted) throw this.#giveUp(error);
+        if (isHopeless || this.#stop.signal.aborted) throw this.#giveUp(failure);
+        error = asError(failure);
         continue;
       }
-      this.#win();
+      this.#win(Math.round(performance.now() - startedAt));
       return;
     }
+  }
+
+  get #limits(): ClusterOptions['config']['faults'] {
+    return this.#options.config.faults;
+  }
+
+  /** At once the first time; a cause that stays is not helped by haste. */
+  async #tryAgain(attempt: number): Promise<void> {
+    const now = performance.now();
+    this.#restartTimes = [...this.#restartTimes, now].filter((time) => now - time < restartWindowMs);
+    const wait = attempt === 0 ? 0 : Math.min(maxBackoffMs, this.#limits.backoffMs * 2 ** (attempt - 1));
+    // Another attempt is pointless once nobody wants the cluster.
+    await after(wait, undefined, { signal: this.#stop.signal });
+    await this.#cluster.recover();
+  }
+
+  /** A new cluster without the ranks that are lost. @throws the error when that is not allowed or leaves none */
+  async #shrink(error: Error): Promise<void> {
+    const { config } = this.#options;
+    const ranks = config.ranks.filter((_, rank) => !this.#lost.includes(rank));
+    if (!this.#limits.allowFewerRanks || ranks.length === 0 || ranks.length === config.ranks.length) throw error;
+    await this.#cluster[Symbol.asyncDispose]();
+    this.#options = { ...this.#options, config: { ...config, ranks } };
+    this.#cluster = await Cluster.start({ ...this.#options, signal: this.#stop.signal });
+    this.#restartTimes = [];
+    this.#working = 'degraded';
+    this.#note('degraded', undefined, `serves on ${ranks.length} of ${config.ranks.length} ranks: ${error.message}`);
   }
 
   #lose(error: Error): void {
     this.#state = 'recovering';
     this.#error = error;
     const named = /^rank (\d+)/.exec(error.message);
-    this.#lostRank = named === null ? undefined : Number(named[1]);
-    this.#note('lost', this.#lostRank, error.message);
+    const { lostRanks } = this.#cluster;
+    this.#lost = lostRanks.length > 0 || named === null ? lostRanks : [Number(named[1])];
+    this.#note('lost', this.#lost[0], error.message);
     this.#options.log(`lost: ${error.message}`);
   }
 
-  #win(): void {
-    const rank = this.#lostRank;
-    if (rank !== undefined) this.#restarts.set(rank, (this.#restarts.get(rank) ?? 0) + 1);
-    this.#state = 'ok';
-    this.#error = undefined;
-    this.#lostRank = undefined;
-    this.#lastSeen = performance.now();
-    const text = `ranks are ready again after ${Math.round(this.#cluster.loadMs)} ms of loading`;
-    this.#note('recovered', rank, text);
+  #win(ms: number): void {
+    for (const rank of this.#lost) this.#restarts.set(rank, (this.#restarts.get(rank) ?? 0) + 1);
+    const text = `all ranks are ready again after ${ms} ms`;
+    this.#note('recovered', this.#lost[0], text);
     this.#options.log(`recovered: ${text}`);
+    this.#state = this.#working;
+    this.#error = undefined;
+    this.#lost = [];
   }
 
-  #giveUp(error: Error): Error {
+  #giveUp(failure: unknown): Error {
+    const error = asError(failure);
     this.#state = 'failed';
     this.#error = error;
-    if (!this.#stop.signal.aborted) this.#note('failed', this.#lostRank, `no restart is left: ${error.message}`);
+    if (!this.#stop.signal.aborted) this.#note('failed', this.#lost[0], `no restart is left: ${error.message}`);
     return error;
   }
 
   #note(kind: ClusterEvent['kind'], rank: number | undefined, text: string): void {
-    this.events.push({ time: new Date().toISOString(), kind, rank, text });
+    const event = { time: new Date().toISOString(), kind, rank, text };
+    this.events.push(event);
     if (this.events.length > keptEvents) this.events.shift();
+    this.#onEvent?.(event);
   }
+}
+
+function asError(reason: unknown): Error {
+  return reason instanceof Error ? reason : new Error(String(reason));
 }

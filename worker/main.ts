@@ -1,18 +1,17 @@
 /**
  * A rank's process: says hello to the coordinator, is told its shard, loads it, answers until it is told to stop. It ends
  * when its channel to the coordinator closes, whatever it is doing, so no rank outlives its coordinator.
- * Started as `node dist/worker/main.js --connect ENDPOINT --rank I --token TOKEN`. Read next: rank-worker.ts.
+ * Started as `node dist/worker/main.js --connect ENDPOINT --rank I --token TOKEN`. Read next: rank-service.ts.
  */
 import { hostname } from 'node:os';
 import { parseArgs } from 'node:util';
 import { ConfigError, InvariantError, PeerError, messageOf } from '../config/errors.ts';
 import { packageVersion } from '../config/version.ts';
 import { protocolVersion, type Failed } from '../collective/messages.ts';
-import { createGroup } from '../collective/create-group.ts';
 import { removeRunFolder, ringEndpointBeside } from '../collective/endpoint.ts';
 import { bindRing, type RingBinding } from '../collective/zeromq-group.ts';
-import { ControlClient } from '../collective/zmq.ts';
-import { RankWorker } from './rank-worker.ts';
+import { ControlClient } from '../collective/control.ts';
+import { RankService } from './rank-service.ts';
 
 /** The coordinator answers hello when all ranks have said it. */
 const setupTimeoutMs = 120_000;
@@ -23,22 +22,24 @@ async function main(): Promise<void> {
   const { connect, rank, token } = argumentsOf();
   exitWithParent(connect);
   await using control = await ControlClient.connect(connect, rank);
-  let request: number | null = null;
+  const position: Position = { rank, epoch: 0, request: null };
   try {
     await using ring = await bindRing(ringEndpointBeside(connect, rank));
-    await serve(control, ring, rank, token, (id) => (request = id));
+    await serve(control, ring, token, position);
   } catch (error) {
-    await reportFailure(control, rank, request, error);
+    await reportFailure(control, position, error);
   }
 }
 
-async function serve(
-  control: ControlClient,
-  ring: RingBinding,
-  rank: number,
-  token: string,
-  onRequest: (id: number | null) => void,
-): Promise<void> {
+/** Where this rank is, for the report of a failure. */
+interface Position {
+  readonly rank: number;
+  epoch: number;
+  request: number | null;
+}
+
+async function serve(control: ControlClient, ring: RingBinding, token: string, position: Position): Promise<void> {
+  const { rank } = position;
   await control.send({
     kind: 'hello',
     rank,
@@ -53,24 +54,21 @@ async function serve(
   if (setup.kind === 'stop') return;
   if (setup.kind !== 'setup')
     throw new PeerError(`rank ${rank}: expected setup from the coordinator, got ${setup.kind}`);
-  await using joined = await createGroup(ring, setup);
-  await using worker = await RankWorker.load(setup, joined.group);
-  await control.send({ ...worker.ready, transport: joined.transport });
-  for (;;) {
-    const { message } = await control.receive();
-    if (message.kind === 'stop') return;
-    if (message.kind === 'setup') throw new PeerError(`rank ${rank}: a second setup; ranks are set up once`);
-    onRequest(message.id);
-    const { reply, payload } = await worker.answer(message);
-    await control.send(reply, payload);
-    onRequest(null);
+  await using service = new RankService(control, ring, setup);
+  try {
+    await service.run();
+  } catch (error) {
+    position.epoch = service.epoch;
+    position.request = service.failedRequest;
+    throw error;
   }
 }
 
 /** Tells the coordinator why, then ends with the error's exit code; the text also goes to stderr for the log. */
-async function reportFailure(control: ControlClient, rank: number, id: number | null, error: unknown): Promise<void> {
+async function reportFailure(control: ControlClient, position: Position, error: unknown): Promise<void> {
+  const { rank, epoch, request: id } = position;
   const kind = kindOf(error);
-  const failed: Failed = { kind: 'failed', rank, id, error: kind, message: messageOf(error) };
+  const failed: Failed = { kind: 'failed', rank, epoch, id, error: kind, message: messageOf(error) };
   console.error(kind === 'InvariantError' && error instanceof Error ? error.stack : failed.message);
   try {
     await control.send(failed);

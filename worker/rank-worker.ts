@@ -5,7 +5,7 @@
 import { ConfigError, invariant } from '../config/errors.ts';
 import type { RankPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
-import type { CalibrationRequest, Ready, Reply, Setup, Step, ToRank } from '../collective/messages.ts';
+import type { CalibrationRequest, RankRequest, Ready, Reply, Setup, Step } from '../collective/messages.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { openModelPath } from '../model/dummy.ts';
 import { loadRotations } from '../model/tpla/rotation.ts';
@@ -19,10 +19,9 @@ import type { RankParts } from './rank-parts.ts';
 import { WeightUploader } from './weight-uploader.ts';
 import { loadWeights } from './weights.ts';
 
-type Request = Exclude<ToRank, { kind: 'setup' | 'stop' }>;
-
 export class RankWorker implements AsyncDisposable {
-  readonly ready: Omit<Ready, 'transport'>;
+  /** What this rank holds. */
+  readonly ready: Omit<Ready, 'transport' | 'epoch'>;
   private readonly setup: Setup;
   private readonly backend: Backend;
   private readonly checkpoint: Checkpoint;
@@ -37,7 +36,7 @@ export class RankWorker implements AsyncDisposable {
     checkpoint: Checkpoint,
     parts: RankParts,
     group: ProcessGroup,
-    ready: Omit<Ready, 'transport'>,
+    ready: Omit<Ready, 'transport' | 'epoch'>,
   ) {
     this.setup = setup;
     this.backend = backend;
@@ -81,7 +80,7 @@ export class RankWorker implements AsyncDisposable {
     });
   }
 
-  async answer(request: Request): Promise<{ reply: Reply; payload: Float32Array | undefined }> {
+  async answer(request: RankRequest): Promise<{ reply: Reply; payload: Float32Array | undefined }> {
     const started = performance.now();
     const before = { ...this.group.stats };
     const { payload, latenciesUs } = await this.handle(request);
@@ -103,7 +102,7 @@ export class RankWorker implements AsyncDisposable {
     };
   }
 
-  private async handle(request: Request): Promise<{ payload?: Float32Array | undefined; latenciesUs?: number[] }> {
+  private async handle(request: RankRequest): Promise<{ payload?: Float32Array | undefined; latenciesUs?: number[] }> {
     switch (request.kind) {
       case 'step':
         checkStep(request, this.setup, this.parts.model.vocabSize);

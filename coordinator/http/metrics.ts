@@ -33,7 +33,7 @@ export class Metrics {
     this.#gauge('tpla_running', 'generations that hold a slot', () => scheduler.running);
     this.#gauge('tpla_queued', 'generations that wait for a slot', () => scheduler.queued);
     this.#gauge('tpla_slots', 'generations that can run at once', () => scheduler.slots);
-    this.#gauge('tpla_up', '1 while requests can be served', () => (supervisor.state === 'ok' ? 1 : 0));
+    this.#gauge('tpla_up', '1 while requests can be served', () => (supervisor.isWorking ? 1 : 0));
     this.#gauge('tpla_prompt_tokens_total', 'prompt tokens computed', () => activity.promptTokens);
     this.#gauge('tpla_generated_tokens_total', 'tokens generated', () => activity.generatedTokens);
     const perRank = (name: string, help: string, values: () => readonly number[]): void => {

@@ -9,7 +9,7 @@ export function addStatusRoutes(server: FastifyInstance, parts: ServerParts, isS
 
   // 200 only while requests can be served, so that a load balancer needs to read nothing else.
   server.get('/health', (_request, reply) => {
-    const canServe = supervisor.state === 'ok' && !isStopping();
+    const canServe = supervisor.isWorking && !isStopping();
     const error = supervisor.error?.message;
     return reply.status(canServe ? 200 : 503).send({
       status: isStopping() ? 'stopping' : supervisor.state,

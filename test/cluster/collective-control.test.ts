@@ -5,7 +5,7 @@ import { existsSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
-import { ControlClient, ControlServer } from '../../collective/zmq.ts';
+import { ControlClient, ControlServer } from '../../collective/control.ts';
 
 const script = fileURLToPath(new URL('../helpers/control-peer.mjs', import.meta.url));
 

@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { InvariantError, PeerError } from '../../config/errors.ts';
 import { newGroupStats } from '../../collective/group.ts';
 import type { GroupStats, ProcessGroup } from '../../collective/group.ts';
-import { ControlServer } from '../../collective/zmq.ts';
+import { ControlServer } from '../../collective/control.ts';
 import type { MadeGroups } from '../suites/process-group.ts';
 
 export type Transport = 'shm' | 'ring' | 'direct' | 'auto';

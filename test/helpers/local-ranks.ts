@@ -68,6 +68,7 @@ export async function startLocalRanks(
     groups.map((group) => {
       const setup: Setup = {
         kind: 'setup',
+        chaos: false,
         rank: group.rank,
         worldSize,
         epoch: 0,

@@ -108,12 +108,14 @@ describe('collective frames', () => {
   });
 
   const damage: [string, (frame: Buffer) => Buffer, string][] = [
-    ['a short frame', (frame) => frame.subarray(0, 31), '31 B, a header has 32'],
+    ['a short frame', (frame) => frame.subarray(0, 35), '35 B, a header has 36'],
     ['foreign bytes', (frame) => frame.fill(0, 0, 4), 'not a tpla frame'],
     ['another protocol', (frame) => frame.fill(99, 4, 5), 'protocol 99, expected'],
     ['an unknown operation', (frame) => frame.fill(77, 6, 7), 'unknown operation 77'],
     ['an unknown element type', (frame) => frame.fill(2, 7, 8), 'unknown element type 2'],
-    ['half a float', (frame) => frame.subarray(0, 34), 'payload of 2 B is not a whole number of float32'],
+    ['a flipped bit of the data', (frame) => frame.fill(1, 36, 37), 'says it is from rank 63 is wrong'],
+    ['another sequence number', (frame) => frame.fill(255, 16, 17), 'says it is from rank 63 is wrong'],
+    ['half a float', (frame) => frame.subarray(0, 38), 'payload of 2 B is not a whole number of float32'],
   ];
   it.each(damage)('refuse %s', (_, harm, text) => {
     const frame = harm(encodeCollective(header, Float32Array.of(1)));

@@ -5,7 +5,7 @@ import { PeerError } from '../../../config/errors.ts';
 import { ringEndpointBeside } from '../../../collective/endpoint.ts';
 import { protocolVersion } from '../../../collective/messages.ts';
 import type { Failed, ToCoordinator } from '../../../collective/messages.ts';
-import { ControlClient, ControlServer } from '../../../collective/zmq.ts';
+import { ControlClient, ControlServer } from '../../../collective/control.ts';
 
 afterEach(() => void vi.useRealTimers());
 
@@ -23,7 +23,7 @@ function hello(rank: number, pid = 1000 + rank): ToCoordinator {
 }
 
 function failed(rank: number, message: string): Failed {
-  return { kind: 'failed', rank, id: null, error: 'PeerError', message };
+  return { kind: 'failed', rank, epoch: 0, id: null, error: 'PeerError', message };
 }
 
 describe.each(['ipc', 'tcp://127.0.0.1:*'])('control sockets over %s', (address) => {

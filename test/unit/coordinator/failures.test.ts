@@ -6,7 +6,7 @@ import { explainFailures, type RankFailure } from '../../../coordinator/failures
 const said = (rank: number, error: Failed['error'], message: string): RankFailure => ({
   rank,
   pid: 100 + rank,
-  failed: { kind: 'failed', rank, id: 4, error, message },
+  failed: { kind: 'failed', rank, epoch: 0, id: 4, error, message },
 });
 const ended = (rank: number, code: number | null, signal: NodeJS.Signals | null, output = ''): RankFailure => ({
   rank,

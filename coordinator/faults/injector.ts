@@ -1,0 +1,143 @@
+/**
+ * Breaks one rank at a random step and times what follows: the coordinator's notice, and all ranks ready again.
+ * Read next: drill.ts.
+ */
+import { setTimeout as after } from 'node:timers/promises';
+import { PeerError, invariant } from '../../config/errors.ts';
+import type { RandomSource } from '../sampler.ts';
+import type { ClusterEvent, Supervisor } from '../supervisor.ts';
+
+export const drillNames = ['kill', 'freeze', 'slow', 'garble', 'cut'] as const;
+export type DrillName = (typeof drillNames)[number];
+
+/** One fault and what became of it. */
+export interface Fault {
+  readonly drill: DrillName;
+  readonly rank: number;
+  /** From the fault to the coordinator's notice; undefined where nothing needed recovery. */
+  readonly detectedMs: number | undefined;
+  /** From the fault until all ranks were ready again. */
+  readonly recoveredMs: number | undefined;
+  /** What the coordinator said was wrong. */
+  readonly cause: string | undefined;
+}
+
+/** Steps between two faults. */
+const fewestSteps = 3;
+const mostSteps = 40;
+/** Less than the deadline of a receive: a slow rank is no lost one. */
+const slowMs = 500;
+/** A cluster that takes longer hangs. */
+const recoveryDeadlineMs = 120_000;
+
+export class Injector {
+  readonly #supervisor: Supervisor;
+  readonly #random: RandomSource;
+  readonly #signal: AbortSignal;
+  #stepsLeft = 0;
+  #onSteps: () => void = () => undefined;
+  #lost: { atMs: number; event: ClusterEvent } | undefined;
+  #onEnd: (event: ClusterEvent) => void = () => undefined;
+
+  constructor(supervisor: Supervisor, random: RandomSource, signal: AbortSignal) {
+    this.#supervisor = supervisor;
+    this.#random = random;
+    this.#signal = signal;
+  }
+
+  /** Call with each event of the supervisor. */
+  hear(event: ClusterEvent): void {
+    if (event.kind === 'lost') this.#lost ??= { atMs: performance.now(), event };
+    else this.#onEnd(event);
+  }
+
+  /** Call after each step. */
+  step(): void {
+    if (--this.#stepsLeft === 0) this.#onSteps();
+  }
+
+  /** @throws PeerError when the cluster is not there again in time */
+  async inject(drill: DrillName): Promise<Fault> {
+    await this.#steps(fewestSteps + Math.floor(this.#random() * (mostSteps - fewestSteps)));
+    const { ranks } = this.#supervisor.cluster;
+    const chosen = ranks[Math.floor(this.#random() * ranks.length)];
+    invariant(chosen !== undefined, 'a cluster without ranks');
+    const { rank, pid } = chosen;
+    // Anywhere inside a step, not only at its end.
+    await after(this.#random() * 20);
+    this.#lost = undefined;
+    const startedAt = performance.now();
+    if (drill === 'slow') {
+      await this.#break(drill, rank, pid);
+      await this.#steps(fewestSteps);
+      return this.#fault(drill, rank, startedAt, undefined);
+    }
+    const [event] = await Promise.all([this.#end(), this.#break(drill, rank, pid)]);
+    if (event.kind !== 'recovered') throw new PeerError(`drill ${drill}, rank ${rank}: ${event.text}`);
+    return this.#fault(drill, rank, startedAt, performance.now());
+  }
+
+  async #break(drill: DrillName, rank: number, pid: number): Promise<void> {
+    const { cluster } = this.#supervisor;
+    const peer = (rank + 1) % cluster.ranks.length;
+    switch (drill) {
+      case 'kill':
+        process.kill(pid, 'SIGKILL');
+        return;
+      case 'freeze':
+        process.kill(pid, 'SIGSTOP');
+        return;
+      case 'slow':
+        return cluster.chaos(rank, { action: 'slow', peer, ms: slowMs });
+      case 'garble':
+        return cluster.chaos(rank, { action: 'garble', peer, ms: 0 });
+      case 'cut':
+        await cluster.chaos(rank, { action: 'cut', peer, ms: 0 });
+        await cluster.chaos(peer, { action: 'cut', peer: rank, ms: 0 });
+    }
+  }
+
+  /** Resolves after so many steps. @throws PeerError when they do not come */
+  #steps(count: number): Promise<void> {
+    this.#stepsLeft = count;
+    const passed = new Promise<void>((resolve) => {
+      this.#onSteps = resolve;
+    });
+    return this.#inTime(passed, `${count} steps did not pass`);
+  }
+
+  #end(): Promise<ClusterEvent> {
+    const ended = new Promise<ClusterEvent>((resolve) => {
+      this.#onEnd = resolve;
+    });
+    return this.#inTime(ended, 'the fault was not noticed, or the cluster did not recover');
+  }
+
+  async #inTime<T>(awaited: Promise<T>, what: string): Promise<T> {
+    const done = new AbortController();
+    const late = after(recoveryDeadlineMs, undefined, {
+      signal: AbortSignal.any([done.signal, this.#signal]),
+      ref: true,
+    }).then(() => {
+      throw new PeerError(`drill: ${what} in ${recoveryDeadlineMs} ms`);
+    });
+    try {
+      return await Promise.race([awaited, late]);
+    } finally {
+      done.abort();
+      // Settled by now, or rejected by the abort: it has no other listener.
+      late.catch(() => undefined);
+    }
+  }
+
+  #fault(drill: DrillName, rank: number, startedAt: number, recoveredAt: number | undefined): Fault {
+    const lost = this.#lost;
+    return {
+      drill,
+      rank,
+      detectedMs: lost === undefined ? undefined : lost.atMs - startedAt,
+      recoveredMs: recoveredAt === undefined ? undefined : recoveredAt - startedAt,
+      cause: lost?.event.text,
+    };
+  }
+}
