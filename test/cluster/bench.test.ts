@@ -41,10 +41,9 @@ afterEach(() => sandbox[Symbol.dispose]());
 
 test('measures ranks and contexts, leaves out what is impossible, writes page and table', async () => {
   const [html, markdown] = [join(sandbox.folder, 'bench.html'), join(sandbox.folder, 'bench.md')];
-  const ran = await sandbox.run([
-    ...['bench', '--dummy', config, '--layers', '1', '--ranks', '1,2', '--scheme', 'gqa,mla', '--context', '8,40'],
-    ...['--batch', '1,2', '--decode', '2', '--repeat', '1', '--json', '--html', html, '--markdown', markdown],
-  ]);
+  const sizes = '--layers 1 --ranks 1,2 --scheme gqa,mla --context 8,40 --batch 1,2 --decode 2 --repeat 1 --json';
+  const files = ['--dummy', config, '--html', html, '--markdown', markdown];
+  const ran = await sandbox.run(['bench', ...sizes.split(' '), ...files]);
   expect(ran.stderr).not.toContain('tpla:');
   expect(ran.code).toBe(0);
   const document = documentSchema.parse(JSON.parse(ran.stdout));
