@@ -84,11 +84,10 @@ export class ControlLoop {
   }
 
   /** Receives until `close`. Never rejects: what goes wrong ends the waits. */
-  async run(accept: (message: ToCoordinator) => boolean): Promise<void> {
+  async run(): Promise<void> {
     try {
       for (;;) {
         const received = await this.#server.receive();
-        if (!accept(received.message)) continue;
         this.#seenAt.set(received.message.rank, performance.now());
         this.#dispatch(received);
       }

@@ -73,6 +73,7 @@ export class RankService implements AsyncDisposable {
         return this.#misbehaviour.obey(message);
       case 'step':
       case 'moments':
+      case 'calibration':
       case 'collectiveCheck':
         this.#enqueue(message.id, () => this.#answer(message));
     }
