@@ -30,13 +30,8 @@ export function clusterFlags<T>(program: Argv<T>) {
 
 /** For commands where --window is the piece of text that they run. */
 export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
-  return program
+  return computeFlags(program)
     .option('config', { type: 'string', describe: 'cluster file (YAML or JSON); flags override it' })
-    .option('model', {
-      type: 'string',
-      describe:
-        'Hugging Face folder, GGUF file, or `default` (fetched once); default: that of the cluster file, else `default`',
-    })
     .option('ranks', {
       type: 'number',
       describe: `worker processes, 1 to ${maxWorldSize}; default: those of the cluster file, else 2`,
@@ -47,6 +42,20 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
         'attention over the ranks; exact: gqa (cache per head), mla (heads), tpla-exact (latent, scores summed), dcp ' +
         '(positions); approximate: tpla (latent), gla (heads and latent); auto: gqa for a model with a cache per head, ' +
         'dcp for a latent one on one host, tpla between hosts (default: auto)',
+    })
+    .option('context', {
+      type: 'number',
+      describe: `tokens that a sequence may hold; 0: the model's own length, at most ${defaultContextCeiling} (default: 0)`,
+    });
+}
+
+/** Model and how each rank computes, without what `tpla bench` varies: ranks, scheme, context. */
+export function computeFlags<T>(program: Argv<T>) {
+  return program
+    .option('model', {
+      type: 'string',
+      describe:
+        'Hugging Face folder, GGUF file, or `default` (fetched once); default: that of the cluster file, else `default`',
     })
     .option('latent-groups', {
       type: 'number',
@@ -68,10 +77,6 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
     .option('device', { type: 'string', describe: "device name of the backend for all ranks (default: the backend's)" })
     .option('transport', { choices: transportNames, describe: 'what carries the sums between ranks (default: auto)' })
     .option('threads', { type: 'number', describe: 'threads of each rank, 1 to 256 (default: 1)' })
-    .option('context', {
-      type: 'number',
-      describe: `tokens that a sequence may hold; 0: the model's own length, at most ${defaultContextCeiling} (default: 0)`,
-    })
     .option('cache-type', { choices: cacheTypeNames, describe: 'storage of the KV cache (default: f16)' })
     .option('weights', {
       choices: weightNames,

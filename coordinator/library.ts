@@ -15,7 +15,7 @@ export type { FinishReason, GenerationEvent, TokenLogprobs, Usage } from './gene
 export interface StartOptions extends ClusterFlags {
   /** Cluster file; the other fields override it. */
   readonly config?: string;
-  /** Jinja file to use instead of the model's own chat template. */
+  /** A file with the chat template to use instead of the model's own. */
   readonly chatTemplate?: string;
   /** Generations that run at once; each takes a context of cache. Default: the file's, else 4. */
   readonly slots?: number;

@@ -8,6 +8,7 @@ import { hideBin } from 'yargs/helpers';
 import { ConfigError, PeerError } from '../config/errors.ts';
 import { packageVersion } from '../config/version.ts';
 import { Interruption, processContext, type CommandContext } from './command-context.ts';
+import { addBenchCommand } from './commands/bench.ts';
 import { addConvertCommand } from './commands/convert.ts';
 import { addDemoCommand } from './commands/demo.ts';
 import { addDoctorCommand } from './commands/doctor.ts';
@@ -27,6 +28,7 @@ const commands = [
   addPlanCommand,
   addInspectCommand,
   addFetchCommand,
+  addBenchCommand,
   addEvalCommand,
   addDoctorCommand,
   addFaultsCommand,

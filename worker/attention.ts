@@ -9,6 +9,7 @@ import type { GqaConfig, MlaConfig, ModelConfig } from '../config/model-config.t
 import type { Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
 import type { MlaProjection, MlaWeights } from './mla-weights.ts';
+import { headsOfRows, headsOfValues, writeValues } from './value-cache.ts';
 import type { GqaWeights } from './weights.ts';
 
 /** Consecutive tokens of one sequence inside a chunk. */
@@ -28,6 +29,9 @@ export interface AttentionInputs {
   readonly positions: Tensor; // [tokens] i32
   /** Cache row that each token is written to. */
   readonly cacheRows: Tensor; // [tokens] i32
+  /** The same for each number of values that are cached by column; undefined where none are. */
+  readonly valueCells: Tensor | undefined; // [tokens * localKvHeads * headDim] i32
+  readonly rowsPerSlot: number;
   readonly segments: readonly Segment[];
   /** Set when prefill is exact although the cache is a shard: whole latents of the sequence. */
   readonly staging: { readonly rows: Tensor; readonly indices: Tensor } | undefined; // [rowsPerSlot, r + p], [tokens] i32
@@ -83,11 +87,11 @@ export function attendGqa(
   );
   const v = biased(ops, ops.matmul(weights.value, h), weights.valueBias); // [tokens, localKvHeads * headDim]
   ops.scatterRows(cache.keys, ops.reshape(k, [tokens, dim(v, 1)]), inputs.cacheRows);
-  ops.scatterRows(cache.values, v, inputs.cacheRows);
+  writeValues(ops, cache.values, v, inputs);
   const parts = inputs.segments.map((segment) => {
     const queries = ops.permute(ops.slice(q, 0, segment.offset, segment.length), [1, 0, 2]); // [localHeads, length, headDim]
     const keys = headsOfRows(ops, cache.keys, segment, config.headDim); // [localKvHeads, cacheRows, headDim]
-    const values = headsOfRows(ops, cache.values, segment, config.headDim);
+    const values = headsOfValues(ops, cache.values, inputs.rowsPerSlot, segment, dim(v, 1), config.headDim);
     return tokensFirst(ops, attendByKvHead(ops, config, weights.queriesOfKvHead, queries, keys, values, segment.mask));
   });
   return biased(ops, ops.matmul(weights.output, joined(ops, parts)), weights.outputBias);
@@ -231,12 +235,6 @@ function attendByKvHead(
     return ops.attend(part, ops.slice(keys, 0, kvHead, 1), ops.slice(values, 0, kvHead, 1), mask, options);
   });
   return ops.concat(parts, 0);
-}
-
-/** Rows of a key or value cache as heads. [localKvHeads, cacheRows, headDim] */
-function headsOfRows(ops: Ops, cache: Tensor, segment: Segment, headDim: number): Tensor {
-  const heads = ops.reshape(cache, [dim(cache, 0), dim(cache, 1) / headDim, headDim]);
-  return ops.permute(ops.slice(heads, 0, segment.cacheStart, segment.cacheRows), [1, 0, 2]);
 }
 
 /** @param x [tokens, heads * headDim] or [tokens, heads, headDim]  @returns rotated [tokens, heads, headDim] */

@@ -8,12 +8,17 @@ import type { ModelConfig } from '../config/model-config.ts';
 import { heldPositions, size, type Deal, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Kernels, Tensor, TensorType } from './kernels/kernels.ts';
 import { RecentTokens } from './schemes/recent-tokens.ts';
+import { allocateValues, type ValueCache } from './value-cache.ts';
 
 /** Programs read whole blocks of rows and mask the rest, so that one program serves this many lengths. */
 export const cacheBlock = 256;
 
 export type LayerCache =
-  | { readonly kind: 'keyValue'; readonly keys: Tensor; readonly values: Tensor } // [slots * rowsPerSlot, localKvHeads * headDim]
+  | {
+      readonly kind: 'keyValue';
+      readonly keys: Tensor; // [slots * rowsPerSlot, localKvHeads * headDim]
+      readonly values: ValueCache;
+    }
   | { readonly kind: 'latent'; readonly rows: Tensor }; // [slots * rowsPerSlot (+ 1 spare), latentShard + ropeShard]
 
 /** Which row of a slot, and of the cache, holds which position. */
@@ -61,7 +66,7 @@ export class LatentCache {
       return {
         kind: 'keyValue',
         keys: kernels.allocate(options.type, [rows, widths.row]),
-        values: kernels.allocate(options.type, [rows, widths.row]),
+        values: allocateValues(kernels, options.type, rows, widths.row),
       };
     });
     this.bytesPerToken = (model.numLayers * widths.numbers * bytesPerNumber(options.type)) / deal.parts;

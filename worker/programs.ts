@@ -8,6 +8,7 @@ import type { AttentionInputs } from './attention.ts';
 import { causalMask, type Chunk, type ChunkSegment } from './chunks.ts';
 import { bytesOf, type RankParts } from './rank-parts.ts';
 import { createExchange } from './schemes/create-exchange.ts';
+import { cellsOfValues } from './value-cache.ts';
 import type { Exchange, RankSeat } from './schemes/exchange.ts';
 import { RecentChunk } from './schemes/recent-chunk.ts';
 import { restMask, type RecentTokens } from './schemes/recent-tokens.ts';
@@ -20,6 +21,8 @@ export class ChunkPrograms implements Disposable {
   private readonly kernels: Kernels;
   private readonly positions: Tensor; // [tokens] i32
   private readonly cacheRows: Tensor; // [tokens] i32
+  private readonly valueCells: { readonly tensor: Tensor; readonly width: number } | undefined; // [tokens * width] i32
+  private readonly rowsPerSlot: number;
   private readonly stagingRows: Tensor; // [tokens] i32: positions in the one sequence that is being prefilled
   /** For each window that some layer has: per segment [length, paddedRows]. */
   private readonly masks: ReadonlyMap<number, readonly Tensor[]>;
@@ -42,6 +45,12 @@ export class ChunkPrograms implements Disposable {
     this.positions = kernels.allocate('i32', [tokens]);
     this.cacheRows = kernels.allocate('i32', [tokens]);
     this.stagingRows = kernels.allocate('i32', [tokens]);
+    this.rowsPerSlot = cache.rowsPerSlot;
+    const [first] = cache.layers;
+    if (first?.kind === 'keyValue' && first.values.order === 'columns') {
+      const width = first.keys.shape[1] ?? 0;
+      this.valueCells = { tensor: kernels.allocate('i32', [tokens * width]), width };
+    }
     const windowOf = (layer: number): number => model.slidingWindows[layer] ?? 0;
     this.masks = new Map(
       [...new Set(weights.layers.map((_, layer) => windowOf(layer)))].map((window) => [
@@ -55,6 +64,8 @@ export class ChunkPrograms implements Disposable {
     const inputsOf = (layer: number): AttentionInputs => ({
       positions: this.positions,
       cacheRows: this.cacheRows,
+      valueCells: this.valueCells?.tensor,
+      rowsPerSlot: cache.rowsPerSlot,
       segments: chunk.segments.map((segment, i) => ({
         offset: segment.offset,
         length: segment.length,
@@ -90,6 +101,10 @@ export class ChunkPrograms implements Disposable {
     this.kernels.upload(this.positions, bytesOf(Int32Array.from(chunk.positions)));
     this.kernels.upload(this.cacheRows, bytesOf(Int32Array.from(chunk.cacheRows)));
     this.kernels.upload(this.stagingRows, bytesOf(Int32Array.from(chunk.positions)));
+    if (this.valueCells !== undefined) {
+      const { tensor, width } = this.valueCells;
+      this.kernels.upload(tensor, bytesOf(cellsOfValues(chunk.cacheRows, this.rowsPerSlot, width)));
+    }
     for (const [window, masks] of this.masks)
       chunk.segments.forEach((segment, i) =>
         this.kernels.upload(defined(masks[i]), bytesOf(this.maskOf(segment, window))),
@@ -147,6 +162,7 @@ export class ChunkPrograms implements Disposable {
       this.positions,
       this.cacheRows,
       this.stagingRows,
+      ...(this.valueCells === undefined ? [] : [this.valueCells.tensor]),
       ...[...this.masks.values()].flat(),
     ]);
   }

@@ -7,7 +7,7 @@ import type { RankPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
 import type { CalibrationRequest, RankRequest, Ready, Reply, Setup, Step } from '../collective/messages.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
-import { openCheckpoint } from '../model/open.ts';
+import { openModelPath } from '../model/dummy.ts';
 import { loadRotations } from '../model/tpla/rotation.ts';
 import { checkCollective } from './collective-check.ts';
 import { openBackend, type Backend } from './backend.ts';
@@ -51,7 +51,7 @@ export class RankWorker implements AsyncDisposable {
   static async load(setup: Setup, group: ProcessGroup): Promise<RankWorker> {
     const started = performance.now();
     const { options, plan } = setup;
-    const checkpoint = await openCheckpoint(setup.modelPath);
+    const checkpoint = await openModelPath(setup.modelPath);
     if (checkpoint.identity !== setup.modelIdentity)
       throw new ConfigError(
         `rank ${setup.rank}: ${setup.modelPath} has identity ${checkpoint.identity}, the coordinator's model has ${setup.modelIdentity}; give every rank the same files`,

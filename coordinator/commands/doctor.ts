@@ -2,16 +2,11 @@
  * `tpla doctor`: what this machine has and whether ranks work on it: versions, compute libraries, and sums over two
  * ranks, every element checked. The ranks need a model; without one they are left out, and that is said.
  */
-import { existsSync, readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
-import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
-import { join } from 'node:path';
 import type { Argv } from 'yargs';
-import { z } from 'zod';
-import { packageVersion } from '../../config/version.ts';
 import type { CommandContext } from '../command-context.ts';
 import { findModel } from '../fetch.ts';
 import { clusterFlags, jsonFlag, number, type FlagsOf } from '../flags.ts';
+import { describeMachine, ggmlPackage } from '../machine.ts';
 import { openSession } from '../session.ts';
 import { formatBytes } from '../table.ts';
 
@@ -32,18 +27,7 @@ export function addDoctorCommand(program: Argv, context: CommandContext): Argv {
 }
 
 async function doctor(flags: DoctorFlags, context: CommandContext): Promise<void> {
-  const machine = {
-    tpla: packageVersion,
-    node: process.versions.node,
-    platform: `${process.platform} ${process.arch}`,
-    cpu: cpus()[0]?.model ?? 'unknown',
-    cores: availableParallelism(),
-    memoryBytes: totalmem(),
-    freeMemoryBytes: freemem(),
-    zeromq: installedVersion('zeromq'),
-    ggml: installedVersion(ggmlPackage()),
-    gpujs: installedVersion('gpu.js'),
-  };
+  const machine = describeMachine();
   const missing = `not checked: ${flags.model ?? 'the default model'} is not here; run \`tpla fetch\` or give --model`;
   const ranks = (await hasModel(flags, context)) ? await checkRanks(flags, context) : undefined;
   if (flags.json) {
@@ -102,23 +86,4 @@ function describeRanks(check: RankCheck): string {
 async function hasModel(flags: DoctorFlags, context: CommandContext): Promise<boolean> {
   if (flags.config !== undefined || (flags.model !== undefined && flags.model !== 'default')) return true;
   return (await findModel('default', context)) !== undefined;
-}
-
-/** undefined: not installed. */
-function installedVersion(name: string): string | undefined {
-  for (const folder of createRequire(import.meta.url).resolve.paths(name) ?? []) {
-    const manifest = join(folder, name, 'package.json');
-    if (!existsSync(manifest)) continue;
-    const parsed: unknown = JSON.parse(readFileSync(manifest, 'utf8'));
-    return z.object({ version: z.string() }).parse(parsed).version;
-  }
-  return undefined;
-}
-
-/** The package with the prebuilt libraries for this platform. */
-function ggmlPackage(): string {
-  const systems: Readonly<Partial<Record<NodeJS.Platform, string>>> = { darwin: 'mac', win32: 'win' };
-  const system = systems[process.platform] ?? process.platform;
-  const metal = process.platform === 'darwin' && process.arch === 'arm64' ? '-metal' : '';
-  return `@node-llama-cpp/${system}-${process.arch}${metal}`;
 }

@@ -44,6 +44,8 @@ async function gather({ source, cluster, text }: ConversionJob): Promise<KeyValu
     const sums = await arriving;
     // Asked for before this layer is reduced: the ranks need not wait for this process.
     if (layer + 1 < numLayers) arriving = cluster.calibration.statistics(layer + 1);
+    // A failure is thrown by the await above, or after an error of ours is not wanted any more.
+    arriving.catch(() => undefined);
     const average = averageStatistics(splitStatistics(sums, { hiddenDim, numHeads, headDim }), numHeads, headDim);
     gathered.push(keyValueStatistics(await readGqaMaps(source, layer), average));
     progress.update(layer + 1);

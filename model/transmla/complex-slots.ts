@@ -18,9 +18,9 @@ export interface ComplexSlot {
   /** z = sum_j conj(v_j) D_j k_{j,l}; k_{j,l} = sum over slots of v_j / D_j z. */
   readonly real: Float64Array; // [G]
   readonly imaginary: Float64Array; // [G]
-  /** D_j [G], never 0. */
+  /** D_j over their root mean square, so that z is about as large as a key whatever the weights' unit. Never 0. [G] */
   readonly scales: Float64Array;
-  /** lambda: weighted energy. */
+  /** lambda: energy weighted by D as it is. */
   readonly energy: number;
   /** What is lost when the slot is turned by a constant phase instead of RoPE: lambda (1 - |phi|^2), averaged over heads. */
   readonly loss: number;
@@ -97,6 +97,8 @@ function slotsOfFrequency(statistics: KeyValueStatistics, layout: HeadLayout, fr
   const { numKvHeads, headDim } = layout;
   const { energies, lostShare } = queryEnergy(statistics, layout, frequency);
   const scales = energies.map(Math.sqrt);
+  const meanEnergy = energies.reduce((sum, energy) => sum + energy, 0) / numKvHeads;
+  const relative = scales.map((scale) => scale / Math.sqrt(meanEnergy));
   // Hermitian A + iB as the symmetric [[A, -B], [B, A]]: every eigenvalue occurs twice, for v and for i v.
   const embedded = zeros(2 * numKvHeads, 2 * numKvHeads);
   for (let j = 0; j < numKvHeads; j++) {
@@ -118,7 +120,7 @@ function slotsOfFrequency(statistics: KeyValueStatistics, layout: HeadLayout, fr
   const { values, vectors } = symmetricEigen(embedded);
   return complexBasis(vectors, numKvHeads).map(({ from, real, imaginary }, order) => {
     const energy = Math.max(0, values[from] ?? 0);
-    return { frequency, order, real, imaginary, scales, energy, loss: energy * lostShare };
+    return { frequency, order, real, imaginary, scales: relative, energy, loss: energy * lostShare };
   });
 }
 

@@ -31,6 +31,10 @@ export function at(a: Dense, row: number, col: number): number {
   return a.data[row * a.cols + col]!;
 }
 
+export function frobeniusNorm(a: Dense): number {
+  return Math.sqrt(a.data.reduce((sum, value) => sum + value * value, 0));
+}
+
 export function diagonal(a: Dense): Float64Array {
   return Float64Array.from({ length: Math.min(a.rows, a.cols) }, (_, i) => a.data[i * a.cols + i]!);
 }

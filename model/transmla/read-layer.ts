@@ -10,30 +10,29 @@ import { toFloat32 } from '../dequantize.ts';
 import { type GqaMaps, type HeadLayout, withBias } from './attention-maps.ts';
 import { type Dense, denseFrom } from './dense.ts';
 
-/** @throws ConfigError for a model that has no GQA attention */
+/** @throws ConfigError naming every feature of the model that stands in the way */
 export function convertibleAttention(config: ModelConfig): GqaConfig {
-  if (config.attention.kind !== 'gqa')
+  const { architecture, attention } = config;
+  if (attention.kind !== 'gqa')
     throw new ConfigError(
-      `convert: this ${config.architecture} model has latent attention already (kv_lora_rank ${config.attention.latentDim}); run or serve it as it is`,
+      `convert: this ${architecture} model has latent attention already (kv_lora_rank ${attention.latentDim}); run or serve it as it is`,
     );
-  refuseFeatures(config);
-  return config.attention;
-}
-
-/** What a converted folder cannot record would be lost without a word. */
-function refuseFeatures(config: ModelConfig): void {
-  const attention = config.attention;
-  const features = [
-    attention.kind === 'gqa' && attention.headNorms ? 'norms on queries and keys' : '',
-    config.slidingWindows.some((window) => window > 0) ? 'a sliding window' : '',
-    attention.scoreSoftcap > 0 || config.logitSoftcap > 0 ? 'soft-capped scores' : '',
-    config.postNorms ? 'norms behind attention and feed-forward' : '',
-    config.experts === null ? '' : 'routed experts',
-  ].filter((feature) => feature !== '');
-  if (features.length > 0)
+  const obstacles = [
+    attention.headNorms && 'norms queries and keys per head before RoPE, so heads cannot be mixed',
+    attention.scoreSoftcap > 0 && 'caps attention scores, which converted checkpoints cannot say',
+    config.slidingWindows.some((window) => window > 0) &&
+      'has sliding-window attention, which converted checkpoints cannot say',
+    (config.postNorms || config.embeddingScale !== 1 || config.logitSoftcap > 0) &&
+      'has norms behind its sublayers, a scaled embedding or capped logits, which converted checkpoints cannot say',
+    config.experts !== null && 'routes to experts, which converted checkpoints cannot say',
+    config.numHeads % attention.numKvHeads !== 0 &&
+      `has ${config.numHeads} query heads, no multiple of its ${attention.numKvHeads} KV heads`,
+  ].filter((obstacle) => obstacle !== false);
+  if (obstacles.length > 0)
     throw new ConfigError(
-      `convert: this ${config.architecture} model has ${features.join(', ')}, which the conversion does not support; run it with --scheme gqa`,
+      `convert: this ${architecture} model ${obstacles.join('; it ')}. Llama, Qwen2 and Mistral models without these features can be converted; run this one with --scheme gqa`,
     );
+  return attention;
 }
 
 export function headLayout(config: ModelConfig): HeadLayout {

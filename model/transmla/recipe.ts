@@ -15,6 +15,7 @@ import {
   colsOf,
   congruence,
   type Dense,
+  frobeniusNorm,
   multiply,
   joinCols,
   multiplyTransposed,
@@ -60,6 +61,8 @@ export interface RecipePlan {
   readonly residual: Dense;
   /** Weighted [residual key; value] from [key; value]. [2 G d, 2 G d] */
   readonly weighting: Dense;
+  /** Brings the latent to the size of the keys and values it stands for: half floats and caches have a range. */
+  readonly latentScale: number;
   /** Eigenvalues of the weighted covariance, largest first, and their vectors as rows. */
   readonly spectrum: Float64Array; // [2 G d]
   readonly axes: Dense; // [2 G d, 2 G d]
@@ -76,7 +79,9 @@ export function planRecipe(
   const residual = multiply(keyFromSlots(dropped, layout), slotsFromKey(dropped, layout));
   const weighting = weightingOf(output, statistics, layout, residual);
   const { values: spectrum, vectors: axes } = symmetricEigen(congruence(weighting, statistics.covariance));
-  return { kept, dropped, residual, weighting, spectrum, axes };
+  const norm = frobeniusNorm(weighting);
+  const latentScale = norm > 0 ? Math.sqrt(weighting.rows) / norm : 1;
+  return { kept, dropped, residual, weighting, latentScale, spectrum, axes };
 }
 
 /** Expected loss of a plan at a latent width, in the units of the pair weights: comparable between plans of one layer. */
@@ -97,11 +102,11 @@ export function applyRecipe(
 ): RecipeLayer {
   const merged = layout.numKvHeads * layout.headDim;
   const encoder = encoderOf(plan, latentDim);
-  // Decoders by regression on the latent, whose covariance is diagonal: the spectrum.
+  // Decoders by regression on the latent, whose covariance is diagonal: the spectrum, scaled.
   const largest = plan.spectrum[0] ?? 0;
   const inverse = plan.spectrum
     .subarray(0, latentDim)
-    .map((value) => (value > rankTolerance * largest ? 1 / value : 0));
+    .map((value) => (value > rankTolerance * largest ? 1 / (value * plan.latentScale ** 2) : 0));
   const decoder = scaleCols(multiplyTransposed(statistics.covariance, encoder), inverse); // [2 G d, r]
   const keyUp = multiply(plan.residual, rowsOf(decoder, 0, merged)); // [G d, r]
   const valueUp = rowsOf(decoder, merged, 2 * merged);
@@ -132,7 +137,7 @@ export function recipeRotation(statistics: KeyValueStatistics, plan: RecipePlan,
 
 /** The latent is encoder ([key; value] - mean). [r, 2 G d] */
 function encoderOf(plan: RecipePlan, latentDim: number): Dense {
-  return multiply(rowsOf(plan.axes, 0, latentDim), plan.weighting);
+  return scaled(multiply(rowsOf(plan.axes, 0, latentDim), plan.weighting), plan.latentScale);
 }
 
 /** Multiplication of every pair of a head by its phase. [d, d] */

@@ -26,6 +26,8 @@ export interface KernelTolerances {
   readonly attend: Tolerance;
   /** keys and values in f16 */
   readonly attendF16: Tolerance;
+  /** the same, with values by column */
+  readonly attendF16ByColumn: Tolerance;
 }
 
 /** Copies, gathers and views: no arithmetic, no error. */
@@ -47,6 +49,7 @@ export const REFERENCE_TOLERANCES: KernelTolerances = {
   matmulBf16: ROUNDED_ONCE,
   attend: ROUNDED_ONCE,
   attendF16: ROUNDED_ONCE,
+  attendF16ByColumn: ROUNDED_ONCE,
 };
 
 /** A float32 sum of n products of order 1 loses about sqrt(n) * 6e-8 of its largest partial sum. */
@@ -67,6 +70,7 @@ export const GPUJS_TOLERANCES: KernelTolerances = {
   matmulBf16: FLOAT32_SUM,
   attend: FLOAT32_SUM,
   attendF16: FLOAT32_SUM,
+  attendF16ByColumn: FLOAT32_SUM,
 };
 
 export const GGML_TOLERANCES: KernelTolerances = {
@@ -83,6 +87,8 @@ export const GGML_TOLERANCES: KernelTolerances = {
   matmulBf16: { absolute: 4e-2, relative: 8e-3 },
   attend: FLOAT32_SUM,
   attendF16: FLOAT32_SUM,
+  // Queries and shares are rounded to f16, as keys and values are: 2^-11 of each of 16 products of a score.
+  attendF16ByColumn: { absolute: 2e-3, relative: 1e-3 },
 };
 
 /** Products with the same quantised weight in two layouts: the blocks of 32 to 256 columns are added in another order. */

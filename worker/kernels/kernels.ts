@@ -107,7 +107,8 @@ export interface Ops {
   softcap(x: Tensor, softcap: number): Tensor;
   /**
    * softmax(cap(scale * q keys^T) + mask) values. Query head h reads batch floor(h * G / H) of keys and values.
-   * keys and values may be views (slices of cache rows) and of type f32 or f16.
+   * keys and values may be views (slices of cache rows) and of type f32 or f16. Few queries are fastest where values is a
+   * permuted view of [G, dv, S].
    * @param q [H, T, dk] f32  @param keys [G, S, dk]  @param values [G, S, dv]  @param mask [T, S] f32: 0 or -Infinity
    * @returns [H, T, dv]
    */

@@ -95,6 +95,48 @@ export function describeAttention({ test, tolerances }: KernelSuite): void {
       expectClose(actual, expected, tolerances.attendF16);
     });
 
+    for (const tokens of [1, 3, 70]) {
+      test(`attend over values by column, ${tokens} tokens`, (kernels) => {
+        const keys = randomValues(75, [2, 75, 16]);
+        const columns = randomValues(76, [2, 32, 96]);
+        const q = randomValues(77, [4, tokens, 16]);
+        const mask = { shape: [tokens, 75], data: causalMask(tokens, 75, 75 - tokens) };
+        const actual = evaluate(
+          kernels,
+          (ops) => {
+            const values = ops.permute(ops.slice(place(kernels, columns), 2, 0, 75), [0, 2, 1]);
+            const options = { scale: 0.4, softcap: 0 };
+            return ops.attend(place(kernels, q), place(kernels, keys), values, place(kernels, mask), options);
+          },
+          [4, tokens, 32],
+        );
+        const values = expectedPermute(expectedSlice(columns, 2, 0, 75), [0, 2, 1]);
+        expectClose(actual, expectedAttend(q, keys, values, mask.data, 0.4, 0), tolerances.attend);
+      });
+    }
+
+    test('attend over f16 values by column', (kernels) => {
+      const keys = randomHalves(78, 2 * 75 * 16);
+      const columns = randomHalves(79, 2 * 32 * 75);
+      const q = randomValues(80, [4, 2, 16]);
+      const mask = { shape: [2, 75], data: causalMask(2, 75, 73) };
+      const actual = evaluate(
+        kernels,
+        (ops) =>
+          ops.attend(
+            place(kernels, q),
+            placeBits(kernels, 'f16', [2, 75, 16], keys.bits),
+            ops.permute(placeBits(kernels, 'f16', [2, 32, 75], columns.bits), [0, 2, 1]),
+            place(kernels, mask),
+            { scale: 0.4, softcap: 0 },
+          ),
+        [4, 2, 32],
+      );
+      const values = expectedPermute({ shape: [2, 32, 75], data: columns.values }, [0, 2, 1]);
+      const expected = expectedAttend(q, { shape: [2, 75, 16], data: keys.values }, values, mask.data, 0.4, 0);
+      expectClose(actual, expected, tolerances.attendF16ByColumn);
+    });
+
     test('attend caps the scaled scores before the mask', (kernels) => {
       const keys = randomValues(68, [1, 33, 8], -3, 3);
       const values = randomValues(69, [1, 33, 5]);

