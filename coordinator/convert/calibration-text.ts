@@ -109,7 +109,10 @@ async function continueTexts(
   }
 }
 
-/** A token with its softmax probability. Two passes over the vocabulary, no sorting. */
+/**
+ * A token with its softmax probability. Two passes over the vocabulary, no sorting. Leaving out unlikely tokens made the
+ * text more even (perplexity 4 instead of 41 for a small model) and the conversion fitted on it no better.
+ */
 function drawToken(logits: Float32Array, random: RandomSource): number {
   let max = -Infinity;
   for (const logit of logits) if (logit > max) max = logit;
