@@ -39,6 +39,8 @@ export class ControlServer implements AsyncDisposable {
   refused = 0;
   /** Why the latest was dropped; null: none was. */
   lastRefusal: string | null = null;
+  /** What a hello has to carry, so that only processes meant for this run become ranks; undefined: anything. */
+  token: string | undefined;
   /** Called when a rank that has said hello can no longer be reached: its process or host is gone, or frozen. */
   onLost: (rank: number) => void = () => undefined;
 
@@ -129,6 +131,8 @@ export class ControlServer implements AsyncDisposable {
     const { kind, rank } = received.message;
     const known = this.#peers.get(rank);
     if (known?.equals(peer)) return received;
+    if (kind === 'hello' && this.token !== undefined && received.message.token !== this.token)
+      return this.#refuse(`hello of rank ${rank} with another token, process ${received.message.pid}`);
     if (kind !== 'hello') return this.#refuse(`${kind} of rank ${rank} from a process that has not said hello`);
     if (known) return this.#refuse(`hello of a second rank ${rank}, process ${received.message.pid}`);
     this.#peers.set(rank, peer);

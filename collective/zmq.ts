@@ -10,6 +10,8 @@ import { maxPayloadBytes } from './frame.ts';
 export type { Dealer, Pull, Push, Router } from 'zeromq';
 
 const sendTimeoutMs = 10_000;
+/** The coordinator's queues to its ranks are never full; what cannot take a message is a connection that is ending. */
+const routerSendTimeoutMs = 100;
 /** Last words (stop, failed, the last frame of a sum) may still leave after close; a dead peer delays the exit this long. */
 const lingerMs = 500;
 
@@ -29,6 +31,7 @@ export async function bindRouter(
     ...controlLimits,
     // A send to a rank that is gone fails instead of vanishing.
     mandatory: true,
+    sendTimeout: routerSendTimeoutMs,
     heartbeatInterval: heartbeats.intervalMs,
     heartbeatTimeout: heartbeats.timeoutMs,
   });

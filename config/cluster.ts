@@ -35,7 +35,7 @@ const attentionSchema = z.strictObject({
 });
 
 const cacheSchema = z.strictObject({
-  type: z.enum(cacheTypeNames).default('f16'),
+  type: available(cacheTypeNames, ['f16', 'f32']).default('f16'),
   /** Tokens that one sequence may hold; 0: as many as the model was made for, at most defaultContextCeiling. */
   contextTokens: wholeNumber.min(0).max(1_048_576).default(0),
   /** Sequences that may be in the cache at once. Absent it is 0: 4 in `tpla serve`, 1 in commands that run one sequence. */

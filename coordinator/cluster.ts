@@ -5,12 +5,10 @@
  */
 import { randomBytes } from 'node:crypto';
 import type { ClusterConfig } from '../config/cluster.ts';
-import { ConfigError, invariant } from '../config/errors.ts';
+import { invariant } from '../config/errors.ts';
 import { cut, type ShardPlan } from '../config/shard-plan.ts';
-import { packageVersion } from '../config/version.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import {
-  protocolVersion,
   type Chaos,
   type Hello,
   type Ready,
@@ -23,6 +21,7 @@ import { removeSocketFile } from '../collective/endpoint.ts';
 import { ControlServer } from '../collective/control.ts';
 import { layOut, type Layout } from './cluster-layout.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
+import { requireSameVersion } from './same-version.ts';
 import { combineScores, joinLogits, joinMoments, sumOfPayloads } from './join-shards.ts';
 import { RankProcesses } from './rank-processes.ts';
 
@@ -112,7 +111,6 @@ export class Cluster implements AsyncDisposable {
   readonly #runId = randomBytes(6).toString('hex');
   /** By rank, of the process that has the rank now. */
   #hellos: Hello[] = [];
-  readonly #token: string;
   readonly #interrupt = (): void => this.#loop.fail(asError(this.#signal?.reason));
   #receiving: Promise<void> = Promise.resolve();
 
@@ -126,14 +124,15 @@ export class Cluster implements AsyncDisposable {
     this.#server = server;
     this.#options = options;
     this.#signal = options.signal;
-    this.#token = randomBytes(16).toString('hex');
+    const token = randomBytes(16).toString('hex');
+    server.token = token;
     const { worldSize } = this.plan;
     this.#loop = new ControlLoop(server, worldSize, (rank) => this.#processes.pidOf(rank));
     if (options.onFailure !== undefined) this.#loop.onFailure = options.onFailure;
     this.#processes = new RankProcesses({
       worldSize,
       endpoint: server.endpoint,
-      token: this.#token,
+      token,
       onExit: (rank, exit) => this.#loop.exited(rank, exit),
     });
   }
@@ -207,6 +206,11 @@ export class Cluster implements AsyncDisposable {
     return this.#loop.lost;
   }
 
+  /** Control messages dropped so far: malformed, of strangers, of a second process for a rank. */
+  get refused(): number {
+    return this.#server.refused;
+  }
+
   /** Since the rank was certainly there. A rank that answers heartbeats is seen, also while it computes or has no work. */
   lastSeenMs(rank: number): number {
     const ms = Math.round(performance.now() - this.#loop.seenAt(rank));
@@ -236,11 +240,7 @@ export class Cluster implements AsyncDisposable {
     this.#signal?.addEventListener('abort', this.#interrupt, { once: true });
     // The signal may have come while the socket was bound, and does not come twice.
     if (this.#signal?.aborted === true) this.#interrupt();
-    this.#receiving = this.#loop.run((message) => {
-      if (message.kind !== 'hello' || message.token === this.#token) return true;
-      this.#server.forget(message.rank);
-      return false;
-    });
+    this.#receiving = this.#loop.run();
     await this.#meet(plan.ranks.map(({ rank }) => rank));
     this.loadMs = performance.now() - startedAt;
   }
@@ -298,13 +298,6 @@ export class Cluster implements AsyncDisposable {
       this.hiddenDim,
     );
   }
-}
-
-function requireSameVersion({ rank, host, version, protocol }: Hello): void {
-  const theirs = `version ${version}, protocol ${protocol}`;
-  const ours = `version ${packageVersion}, protocol ${protocolVersion}`;
-  if (theirs === ours) return;
-  throw new ConfigError(`rank ${rank} on ${host} is ${theirs}; expected ${ours}; build or install again`);
 }
 
 /** Bytes that one token takes in the caches of all ranks together. */

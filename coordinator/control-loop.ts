@@ -84,11 +84,10 @@ export class ControlLoop {
   }
 
   /** Receives until `close`. Never rejects: what goes wrong ends the waits. */
-  async run(accept: (message: ToCoordinator) => boolean): Promise<void> {
+  async run(): Promise<void> {
     try {
       for (;;) {
         const received = await this.#server.receive();
-        if (!accept(received.message)) continue;
         this.#seenAt.set(received.message.rank, performance.now());
         this.#dispatch(received);
       }
@@ -229,10 +228,15 @@ export class ControlLoop {
     if (this.#closing) return;
     // Also after the failure: whoever starts the next epoch has to know every rank that was lost.
     this.#failures.set(rank, { rank, pid: this.#pidOf(rank), ...this.#failures.get(rank), ...news });
-    if (this.#failure !== undefined || this.#gathering !== undefined) return;
+    if (this.#failure !== undefined) return;
+    // A signal needs no explanation; whoever gets one explains the complaints of the others.
+    const isClear = news.exit !== undefined && news.exit.signal !== null;
+    if (this.#gathering !== undefined && !isClear) return;
+    clearTimeout(this.#gathering);
     const [waiter] = this.#waiters.values();
     const doing = waiter?.doing ?? 'between requests';
-    this.#gathering = setTimeout(() => this.fail(explainFailures([...this.#failures.values()], doing)), gatherMs);
+    const explain = (): void => this.fail(explainFailures([...this.#failures.values()], doing));
+    this.#gathering = setTimeout(explain, isClear ? 0 : gatherMs);
   }
 }
 

@@ -33,6 +33,8 @@ export class Sequence {
   finished = false;
   /** Order in which sequences came. */
   readonly arrival = performance.now();
+  /** Prompt tokens of each piece that was prefilled, by its start. */
+  readonly #pieces = new Map<number, number>();
   readonly #random: RandomSource;
   readonly #stops: StopStrings;
   readonly #meter = new UsageMeter();
@@ -56,14 +58,14 @@ export class Sequence {
   }
 
   /**
-   * Generated tokens go through the attention of the decode phase also when they are computed again, so that a rebuilt
-   * cache holds what the lost one held.
+   * Generated tokens go through the attention of the decode phase also when they are computed again, and the prompt in
+   * the pieces it had, so that a rebuilt cache holds the bits of the lost one.
    */
   work(maxTokens: number): Work {
     this.#meter.begin();
     const start = this.cached;
     const end = this.promptLeft > 0 ? this.request.promptIds.length : this.ids.length;
-    const tokens = this.ids.slice(start, Math.min(end, start + maxTokens));
+    const tokens = this.ids.slice(start, Math.min(end, start + (this.#pieces.get(start) ?? maxTokens)));
     return { phase: this.promptLeft > 0 ? 'prefill' : 'decode', start, tokens };
   }
 
@@ -74,6 +76,7 @@ export class Sequence {
 
   /** The work is done. @param logits [vocabSize] after its last token; undefined where they choose nothing */
   advance(work: Work, perRank: readonly Reply[], logits: Float32Array | undefined): void {
+    if (work.phase === 'prefill') this.#pieces.set(work.start, work.tokens.length);
     this.cached += work.tokens.length;
     this.#meter.step(perRank);
     if (logits !== undefined) this.#take(logits);

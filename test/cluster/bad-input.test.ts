@@ -64,9 +64,9 @@ test.each<[string, readonly string[], RegExp]>([
     /^tpla: scheme: tpla needs a latent cache, but this llama model is GQA; convert it first/,
   ],
   [
-    'a scheme that does not exist yet',
+    'positions dealt to ranks for a GQA model',
     [...raw, '--scheme', 'dcp', 'hi'],
-    /^tpla: --scheme: dcp is not available yet; use auto, gqa, mla, tpla$/,
+    /^tpla: scheme: dcp needs a latent cache, but this llama model is GQA; convert it first/,
   ],
   [
     'a prompt longer than the context',

@@ -5,6 +5,7 @@
  */
 import { ConfigError, invariant } from '../../config/errors.ts';
 import type { GqaConfig } from '../../config/model-config.ts';
+import { size, type Range } from '../../config/shard-plan.ts';
 import { splitStatistics, statisticsLength, type StatisticsShape } from '../../collective/statistics.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { toFloat32 } from '../../model/dequantize.ts';
@@ -66,7 +67,9 @@ export class CalibrationSession implements Disposable {
     const sums = new PairSums(shape, this.checkpoint.config.rope.frequencies, this.tokens);
     const headsPerKvHead = shape.numHeads / this.attention.numKvHeads;
     for (const stream of this.streams) {
-      this.programs.run(stream, (kvHead, turned, squares) => sums.add(kvHead * headsPerKvHead, turned, squares));
+      this.programs.run(stream, ({ kvHead, queries }, turned, squares) =>
+        sums.add(kvHead * headsPerKvHead, queries, turned, squares),
+      );
     }
     const fields = splitStatistics(payload, shape);
     for (const field of ['keyMoment', 'valueMoment', 'inputMoment', 'queryMoments'] as const)
@@ -89,7 +92,6 @@ export class CalibrationSession implements Disposable {
 /** Float64 sums over pairs that need no matrix product any more. */
 class PairSums {
   private readonly shape: StatisticsShape;
-  private readonly tokens: number;
   private readonly cos: Float64Array; // [T, d / 2]
   private readonly sin: Float64Array; // [T, d / 2]
   private readonly scoreWeights: Float64Array; // [H]
@@ -100,7 +102,6 @@ class PairSums {
   constructor(shape: StatisticsShape, frequencies: readonly number[], tokens: number) {
     const half = frequencies.length;
     this.shape = shape;
-    this.tokens = tokens;
     const angle = (i: number): number => Math.floor(i / half) * (frequencies[i % half] ?? 0);
     this.cos = Float64Array.from({ length: tokens * half }, (_, i) => Math.cos(angle(i)));
     this.sin = Float64Array.from({ length: tokens * half }, (_, i) => Math.sin(angle(i)));
@@ -111,15 +112,15 @@ class PairSums {
   }
 
   /**
-   * @param turned of some heads: sums over t of w cos(theta_l t), w sin(theta_l t) and w [heads, T, d + 1]
-   * @param squares sums over t of p^2 [heads, T]
+   * @param turned of some heads and queries: sums over t of w cos(theta_l t), w sin(theta_l t) and w [heads, m, d + 1]
+   * @param squares sums over t of p^2 [heads, m]
    */
-  add(firstHead: number, turned: Float32Array, squares: Float32Array): void {
+  add(firstHead: number, queries: Range, turned: Float32Array, squares: Float32Array): void {
     const half = this.shape.headDim / 2;
     const width = 2 * half + 1;
     for (let row = 0; row < squares.length; row++) {
-      const head = firstHead + Math.floor(row / this.tokens);
-      const m = row % this.tokens;
+      const head = firstHead + Math.floor(row / size(queries));
+      const m = queries.start + (row % size(queries));
       this.probabilityWeights[head] = (this.probabilityWeights[head] ?? 0) + (squares[row] ?? 0);
       this.scoreWeights[head] = (this.scoreWeights[head] ?? 0) + (turned[row * width + 2 * half] ?? 0);
       for (let l = 0; l < half; l++) {

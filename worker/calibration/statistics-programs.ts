@@ -4,15 +4,27 @@
  * by p (v_t - o_m) W_O e, where p is the attention probability and o_m the head's output, so a pair weighs
  *     w(m, t) = p^2 |(v_t - o_m) W_O,h|^2 * scoreScale^2.
  * Sums over pairs: see collective/statistics.ts; omega_t = sum_{h,m} w, nu_t = sum_{h,m} p^2 mean diag(W_O,h^T W_O,h).
- * Programs: 'project' (queries, keys, values), one for each KV head (keeps the [T, T] matrices of few heads at a time),
+ * Programs: 'project' (queries, keys, values), one for each KV head and block of queries (keeps matrices over pairs small),
  * 'finish' (token-weighted moments, and the stream that the next layer reads).
  */
 import { invariant } from '../../config/errors.ts';
 import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';
+import { cut, size, type Range } from '../../config/shard-plan.ts';
 import type { Kernels, Ops, ProgramSet, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
 import { bytesOf } from '../rank-parts.ts';
+import { dim, headsOf, sumOf } from './operation-helpers.ts';
+import { angleRows, wholeMask } from './window-tables.ts';
 import type { WholeLayer } from './whole-layer.ts';
+
+/** Queries of one block see no key behind it: with 4 blocks, 5 in 8 of all pairs are computed. */
+const queryBlocksOfWindow = 4;
+
+/** The pairs of one program: queries of the heads that read `kvHead`, and the keys up to them. */
+export interface PairBlock {
+  readonly kvHead: number;
+  readonly queries: Range;
+}
 
 export class StatisticsPrograms implements Disposable {
   /** Sums over windows. */
@@ -46,6 +58,7 @@ export class StatisticsPrograms implements Disposable {
   private readonly frequencies: Tensor; // [d / 2]
   /** Rows cos(theta_l t), rows sin(theta_l t), a row of ones. [1, d + 1, T] */
   private readonly angles: Tensor;
+  private readonly blocks: readonly PairBlock[];
   private readonly set: ProgramSet;
 
   constructor(kernels: Kernels, model: ModelConfig, attention: GqaConfig, layer: WholeLayer, tokens: number) {
@@ -79,9 +92,17 @@ export class StatisticsPrograms implements Disposable {
     this.frequencies = this.allocate([headDim / 2]);
     this.angles = this.allocate([1, headDim + 1, tokens]);
     this.uploadConstants();
+    const queryBlocks = cut(tokens, new Array<number>(Math.min(queryBlocksOfWindow, tokens)).fill(1), 1);
+    this.blocks = Array.from({ length: numKvHeads }, (_, kvHead) =>
+      queryBlocks.map((queries) => ({ kvHead, queries })),
+    ).flat();
     this.set = kernels.compile([
       (ops) => this.project(ops),
-      ...Array.from({ length: numKvHeads }, (_, kvHead) => (ops: Ops) => this.pairsOf(ops, kvHead)),
+      ...this.blocks.map(
+        ({ kvHead, queries }) =>
+          (ops: Ops) =>
+            this.pairsOf(ops, kvHead, queries),
+      ),
       (ops) => this.finish(ops),
     ]);
   }
@@ -97,24 +118,24 @@ export class StatisticsPrograms implements Disposable {
   /**
    * Adds one window's sums, and replaces `x` by the stream behind the layer.
    * @param x [T, D]
-   * @param takePairs per KV head: sums over t of w times `angles` [H / G, T, d + 1], sums over t of p^2 [H / G, T]
+   * @param takePairs per block: sums over t of w times `angles` [H / G, m, d + 1], sums over t of p^2 [H / G, m]
    */
-  run(x: Float32Array, takePairs: (kvHead: number, turned: Float32Array, squares: Float32Array) => void): void {
+  run(x: Float32Array, takePairs: (block: PairBlock, turned: Float32Array, squares: Float32Array) => void): void {
     this.kernels.upload(this.x, bytesOf(x));
     this.clear(this.omega);
     this.clear(this.nu);
     this.set.run(0);
-    const { numKvHeads, headDim } = this.attention;
-    const turned = new Float32Array(this.headsPerKvHead * this.tokens * (headDim + 1));
-    const squares = new Float32Array(this.headsPerKvHead * this.tokens);
-    for (let kvHead = 0; kvHead < numKvHeads; kvHead++) {
-      this.set.run(1 + kvHead);
-      this.kernels.download(this.output(1 + kvHead, 0), turned);
-      this.kernels.download(this.output(1 + kvHead, 1), squares);
-      takePairs(kvHead, turned, squares);
-    }
-    this.set.run(1 + numKvHeads);
-    this.kernels.download(this.output(1 + numKvHeads, 0), x);
+    this.blocks.forEach((block, i) => {
+      const rows = this.headsPerKvHead * size(block.queries);
+      const turned = new Float32Array(rows * (this.attention.headDim + 1));
+      const squares = new Float32Array(rows);
+      this.set.run(1 + i);
+      this.kernels.download(this.output(1 + i, 0), turned);
+      this.kernels.download(this.output(1 + i, 1), squares);
+      takePairs(block, turned, squares);
+    });
+    this.set.run(1 + this.blocks.length);
+    this.kernels.download(this.output(1 + this.blocks.length, 0), x);
   }
 
   [Symbol.dispose](): void {
@@ -147,74 +168,81 @@ export class StatisticsPrograms implements Disposable {
     return [];
   }
 
-  private pairsOf(ops: Ops, kvHead: number): Tensor[] {
-    const { tokens, headsPerKvHead: count } = this;
+  private pairsOf(ops: Ops, kvHead: number, { start, end }: Range): Tensor[] {
+    const { headsPerKvHead: count } = this;
     const { headDim, scoreScale } = this.attention;
     const first = kvHead * count;
-    const q = ops.slice(this.queries, 0, first, count);
-    const scores = ops.matmul(ops.slice(this.keys, 0, kvHead, 1), q); // [count, T, T]
-    const p = ops.softmax(scores, this.mask, scoreScale);
-    const o = ops.matmul(ops.slice(this.valuesT, 0, kvHead, 1), p); // [count, T, d]
-    const flat = ops.reshape(ops.contiguous(ops.permute(o, [1, 0, 2])), [tokens, count * headDim]);
-    ops.copyTo(ops.slice(this.heads, 1, first * headDim, count * headDim), flat);
+    const rows = end - start; // m; keys t are those before `end`
+    const part = (x: Tensor, from: number, length: number, axis: number, at: number, size: number): Tensor =>
+      ops.contiguous(ops.slice(ops.slice(x, 0, from, length), axis, at, size));
+    const q = part(this.queries, first, count, 1, start, rows); // [count, m, d]
+    const scores = ops.matmul(part(this.keys, kvHead, 1, 1, 0, end), q); // [count, m, t]
+    const p = ops.softmax(scores, part(this.mask, start, rows, 1, 0, end), scoreScale);
+    const o = ops.matmul(part(this.valuesT, kvHead, 1, 2, 0, end), p); // [count, m, d]
+    const flat = ops.reshape(ops.contiguous(ops.permute(o, [1, 0, 2])), [rows, count * headDim]);
+    const place = ops.slice(ops.slice(this.heads, 0, start, rows), 1, first * headDim, count * headDim);
+    ops.copyTo(place, flat);
 
     const squares = ops.multiply(p, p);
-    const w = ops.multiply(squares, this.moves(ops, kvHead, o)); // [count, T, T]
-    const turned = ops.matmul(this.angles, w); // [count, T, d + 1]
-    for (let i = 0; i < count; i++) this.addQueryMoment(ops, first + i, ops.slice(turned, 0, i, 1));
-    ops.copyTo(this.omega, ops.add(this.omega, this.overQueries(ops, sumOf(ops, headsOf(ops, w)))));
+    const values = part(this.values, kvHead, 1, 1, 0, end); // [1, t, d]
+    const w = ops.multiply(squares, this.moves(ops, kvHead, values, o)); // [count, m, t]
+    const turned = ops.matmul(part(this.angles, 0, 1, 2, 0, end), w); // [count, m, d + 1]
+    for (let i = 0; i < count; i++) {
+      const queriesT = part(this.plainQueriesT, first + i, 1, 2, start, rows); // [1, d, m]
+      this.addQueryMoment(ops, first + i, queriesT, ops.slice(turned, 0, i, 1));
+    }
+    const addTo = (sum: Tensor, pairs: Tensor): void => {
+      const seen = ops.slice(sum, 1, 0, end);
+      ops.copyTo(seen, ops.add(seen, this.overQueries(ops, pairs)));
+    };
+    addTo(this.omega, sumOf(ops, headsOf(ops, w)));
     const weighted = headsOf(ops, squares).map((square, i) =>
-      ops.multiply(square, ops.reshape(ops.slice(this.gramMeans, 0, first + i, 1), [tokens])),
+      ops.multiply(square, ops.reshape(part(this.gramMeans, first + i, 1, 1, 0, end), [end])),
     );
-    ops.copyTo(this.nu, ops.add(this.nu, this.overQueries(ops, sumOf(ops, weighted))));
-    const onesT = ops.reshape(this.ones, [1, 1, tokens]);
-    return [turned, ops.matmul(onesT, squares)];
+    addTo(this.nu, sumOf(ops, weighted));
+    const ones = ops.reshape(ops.slice(this.ones, 0, 0, end), [1, 1, end]);
+    return [turned, ops.matmul(ones, squares)];
   }
 
   /**
    * |(v_t - o_m) W_O,h|^2 scoreScale^2 for all pairs, as one product of rows extended by two columns:
-   * [v_t, v_t G v_t, 1] . [-2 G o_m, 1, o_m G o_m]. @param o [count, T, d]  @returns [count, T (m), T (t)]
+   * [v_t, v_t G v_t, 1] . [-2 G o_m, 1, o_m G o_m]. @param v [1, t, d]  @param o [count, m, d]  @returns [count, m, t]
    */
-  private moves(ops: Ops, kvHead: number, o: Tensor): Tensor {
-    const { tokens, headsPerKvHead: count } = this;
+  private moves(ops: Ops, kvHead: number, v: Tensor, o: Tensor): Tensor {
+    const { headsPerKvHead: count } = this;
     const { headDim, scoreScale } = this.attention;
     const grams = ops.slice(this.layer.outputGrams, 0, kvHead * count, count);
-    const v = ops.slice(this.values, 0, kvHead, 1);
-    const repeated = ops.concat(
-      Array.from({ length: count }, () => v),
-      0,
-    );
-    const gramV = ops.concat(
-      Array.from({ length: count }, (_, i) => ops.matmul(ops.slice(grams, 0, i, 1), v)),
-      0,
-    );
+    const perHead = (of: (head: number) => Tensor): Tensor =>
+      ops.concat(
+        Array.from({ length: count }, (_, i) => of(i)),
+        0,
+      );
+    const repeated = perHead(() => v);
+    const gramV = perHead((i) => ops.matmul(ops.slice(grams, 0, i, 1), v));
     const gramO = ops.matmul(grams, o);
     const onesD = ops.reshape(this.onesOfHead, [1, 1, headDim]);
-    const quadraticV = ops.matmul(onesD, ops.multiply(repeated, gramV)); // [count, T, 1]
-    const quadraticO = ops.matmul(onesD, ops.multiply(o, gramO));
-    const one = ops.concat(
-      Array.from({ length: count }, () => ops.reshape(this.ones, [1, tokens, 1])),
-      0,
-    );
-    const right = ops.concat([ops.scale(gramO, -2), one, quadraticO], 2);
-    return ops.matmul(ops.concat([repeated, quadraticV, one], 2), ops.scale(right, scoreScale * scoreScale));
+    const quadraticV = ops.matmul(onesD, ops.multiply(repeated, gramV)); // [count, t, 1]
+    const quadraticO = ops.matmul(onesD, ops.multiply(o, gramO)); // [count, m, 1]
+    const column = (length: number): Tensor =>
+      perHead(() => ops.reshape(ops.slice(this.ones, 0, 0, length), [1, length, 1]));
+    const left = ops.concat([repeated, quadraticV, column(dim(v, 1))], 2);
+    const right = ops.concat([ops.scale(gramO, -2), column(dim(o, 1)), quadraticO], 2);
+    return ops.matmul(left, ops.scale(right, scoreScale * scoreScale));
   }
 
-  /** Adds sum_m (sum_t w) q_m q_m^T. @param turned [1, T, d + 1] of one head; its last column is sum_t w */
-  private addQueryMoment(ops: Ops, head: number, turned: Tensor): void {
-    const { tokens } = this;
+  /** Adds sum_m (sum_t w) q_m q_m^T. @param qT [1, d, m]  @param turned [1, m, d + 1]; its last column is sum_t w */
+  private addQueryMoment(ops: Ops, head: number, qT: Tensor, turned: Tensor): void {
     const { headDim } = this.attention;
-    const weights = ops.reshape(ops.contiguous(ops.slice(turned, 2, headDim, 1)), [tokens]);
-    const qT = ops.contiguous(ops.slice(this.plainQueriesT, 0, head, 1)); // [1, d, T]
+    const weights = ops.reshape(ops.contiguous(ops.slice(turned, 2, headDim, 1)), [dim(turned, 1)]);
     const sum = ops.slice(this.queryMoments, 0, head, 1);
     ops.copyTo(sum, ops.add(sum, ops.matmul(qT, ops.multiply(qT, weights))));
   }
 
-  /** Sums over queries m. @param pairs [1, T (m), T (t)]  @returns [1, T] */
+  /** Sums over queries m. @param pairs [1, m, t]  @returns [1, t] */
   private overQueries(ops: Ops, pairs: Tensor): Tensor {
-    const { tokens } = this;
-    const transposed = ops.contiguous(ops.permute(ops.reshape(pairs, [tokens, tokens]), [1, 0]));
-    return ops.matmul(transposed, ops.reshape(this.ones, [1, tokens]));
+    const [rows, seen] = [dim(pairs, 1), dim(pairs, 2)];
+    const transposed = ops.contiguous(ops.permute(ops.reshape(pairs, [rows, seen]), [1, 0]));
+    return ops.matmul(transposed, ops.reshape(ops.slice(this.ones, 0, 0, rows), [1, rows]));
   }
 
   private finish(ops: Ops): Tensor[] {
@@ -235,22 +263,12 @@ export class StatisticsPrograms implements Disposable {
   private uploadConstants(): void {
     const { kernels, tokens } = this;
     const { frequencies } = this.model.rope;
-    const half = frequencies.length;
     kernels.upload(this.ones, bytesOf(new Float32Array(tokens).fill(1)));
     kernels.upload(this.onesOfHead, bytesOf(new Float32Array(this.attention.headDim).fill(1)));
     kernels.upload(this.frequencies, bytesOf(Float32Array.from(frequencies)));
     kernels.upload(this.positions, bytesOf(Int32Array.from({ length: tokens }, (_, t) => t)));
-    const mask = new Float32Array(tokens * tokens);
-    for (let m = 0; m < tokens; m++) mask.fill(-Infinity, m * tokens + m + 1, (m + 1) * tokens);
-    kernels.upload(this.mask, bytesOf(mask));
-    const angles = new Float32Array((2 * half + 1) * tokens).fill(1);
-    frequencies.forEach((frequency, l) => {
-      for (let t = 0; t < tokens; t++) {
-        angles[l * tokens + t] = Math.cos(frequency * t);
-        angles[(half + l) * tokens + t] = Math.sin(frequency * t);
-      }
-    });
-    kernels.upload(this.angles, bytesOf(angles));
+    kernels.upload(this.mask, bytesOf(wholeMask(tokens)));
+    kernels.upload(this.angles, bytesOf(angleRows(frequencies, tokens)));
   }
 
   private allocate(shape: readonly number[], type: 'f32' | 'i32' = 'f32'): Tensor {
@@ -268,21 +286,4 @@ export class StatisticsPrograms implements Disposable {
     invariant(tensor !== undefined, `program ${program} has no output ${index}`);
     return tensor;
   }
-}
-
-/** The heads of [heads, T, T], one by one: [1, T, T] each. */
-function headsOf(ops: Ops, x: Tensor): Tensor[] {
-  return Array.from({ length: dim(x, 0) }, (_, head) => ops.slice(x, 0, head, 1));
-}
-
-function sumOf(ops: Ops, parts: readonly Tensor[]): Tensor {
-  const [first, ...rest] = parts;
-  invariant(first !== undefined, 'a sum of nothing');
-  return rest.reduce((sum, part) => ops.add(sum, part), first);
-}
-
-function dim(x: Tensor, axis: number): number {
-  const length = x.shape[axis];
-  invariant(length !== undefined, `axis ${axis} of a tensor of shape [${x.shape.join(', ')}]`);
-  return length;
 }

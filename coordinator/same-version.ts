@@ -1,0 +1,12 @@
+/** Ranks of another version than the coordinator's are refused by name: their messages or arithmetic may differ. */
+import { ConfigError } from '../config/errors.ts';
+import { packageVersion } from '../config/version.ts';
+import { protocolVersion, type Hello } from '../collective/messages.ts';
+
+/** @throws ConfigError naming rank, host and both versions */
+export function requireSameVersion({ rank, host, version, protocol }: Hello): void {
+  const theirs = `version ${version}, protocol ${protocol}`;
+  const ours = `version ${packageVersion}, protocol ${protocolVersion}`;
+  if (theirs === ours) return;
+  throw new ConfigError(`rank ${rank} on ${host} is ${theirs}; expected ${ours}; build or install again`);
+}
