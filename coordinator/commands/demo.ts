@@ -16,8 +16,8 @@ import { run } from './run.ts';
 
 const demoPrompt = 'What is the capital of France?';
 const demoRanks = 2;
-/** Enough for the statistics of a small model; twice as many gain about a percent of perplexity. */
-const calibrationTokens = 4096;
+/** Enough for the statistics of a small model; more would lose less but keep a first user waiting. */
+const calibrationTokens = 2048;
 
 const demoFlags = <T>(command: Argv<T>) =>
   jsonFlag(command)
@@ -99,5 +99,5 @@ async function convertedModel(source: string, context: CommandContext): Promise<
 /** Another model, or another version of it, gets another name. */
 async function convertedName(source: string): Promise<string> {
   await using checkpoint = await openCheckpoint(source);
-  return `${basename(source).replace(/\.(gguf|safetensors)$/, '')}-mla-${checkpoint.identity.slice(0, 12)}`;
+  return `${basename(source).replace(/\.(gguf|safetensors)$/, '')}-mla-recipe-${checkpoint.identity.slice(0, 12)}`;
 }
