@@ -74,7 +74,7 @@ export async function startServing(options: ServingOptions): Promise<Serving> {
 }
 
 /** A cluster ends when its signal is aborted; a server that was told to stop first lets its requests end. */
-async function whileStarting<T>(signal: AbortSignal, start: (signal: AbortSignal) => Promise<T>): Promise<T> {
+export async function whileStarting<T>(signal: AbortSignal, start: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();
   const abort = (): void => controller.abort(signal.reason);
   signal.throwIfAborted();

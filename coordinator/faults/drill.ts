@@ -7,6 +7,7 @@ import type { ClusterConfig } from '../../config/cluster.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { seededRandom } from '../sampler.ts';
 import { Scheduler } from '../scheduler.ts';
+import { whileStarting } from '../serving.ts';
 import { Supervisor, type ClusterEvent } from '../supervisor.ts';
 import { openText } from '../text.ts';
 import { Injector, type DrillName, type Fault } from './injector.ts';
@@ -44,14 +45,17 @@ export async function runDrill(options: DrillOptions): Promise<DrillResult> {
   const { checkpoint, prompts, maxTokens, signal, log } = options;
   const text = await openText(checkpoint.path);
   let hear: (event: ClusterEvent) => void = () => undefined;
-  await using supervisor = await Supervisor.start({
-    checkpoint,
-    config: configFor(options),
-    log,
-    signal,
-    allowChaos: true,
-    onEvent: (event) => hear(event),
-  });
+  // Later an interruption is no fault to recover from: the injector ends the drill.
+  await using supervisor = await whileStarting(signal, (starting) =>
+    Supervisor.start({
+      checkpoint,
+      config: configFor(options),
+      log,
+      signal: starting,
+      allowChaos: true,
+      onEvent: (event) => hear(event),
+    }),
+  );
   let step: () => void = () => undefined;
   await using scheduler = new Scheduler(supervisor, {
     maxQueued: prompts.length,

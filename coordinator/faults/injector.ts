@@ -113,20 +113,24 @@ export class Injector {
     return this.#inTime(ended, 'the fault was not noticed, or the cluster did not recover');
   }
 
+  /** @throws PeerError after the deadline; the reason of an interruption at once */
   async #inTime<T>(awaited: Promise<T>, what: string): Promise<T> {
-    const done = new AbortController();
-    const late = after(recoveryDeadlineMs, undefined, {
-      signal: AbortSignal.any([done.signal, this.#signal]),
-      ref: true,
-    }).then(() => {
-      throw new PeerError(`drill: ${what} in ${recoveryDeadlineMs} ms`);
+    this.#signal.throwIfAborted();
+    let stopWatching = (): void => undefined;
+    const ended = new Promise<never>((_, reject) => {
+      const late = new PeerError(`drill: ${what} in ${recoveryDeadlineMs} ms`);
+      const timer = setTimeout(() => reject(late), recoveryDeadlineMs);
+      const interrupt = (): void => reject(asError(this.#signal.reason));
+      this.#signal.addEventListener('abort', interrupt);
+      stopWatching = () => {
+        clearTimeout(timer);
+        this.#signal.removeEventListener('abort', interrupt);
+      };
     });
     try {
-      return await Promise.race([awaited, late]);
+      return await Promise.race([awaited, ended]);
     } finally {
-      done.abort();
-      // Settled by now, or rejected by the abort: it has no other listener.
-      late.catch(() => undefined);
+      stopWatching();
     }
   }
 
@@ -140,4 +144,8 @@ export class Injector {
       cause: lost?.event.text,
     };
   }
+}
+
+function asError(reason: unknown): Error {
+  return reason instanceof Error ? reason : new Error(String(reason));
 }

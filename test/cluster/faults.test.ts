@@ -90,6 +90,30 @@ describe.each(['auto', 'zeromq'])('a drill over %s', (transport) => {
   });
 });
 
+test('a drill that is interrupted ends as any command does', async () => {
+  const args = [
+    'faults',
+    '--model',
+    model,
+    '--context',
+    '256',
+    '--drill',
+    'slow',
+    '--seconds',
+    '600',
+    '--count',
+    '9999',
+  ];
+  const running = sandbox.start(args);
+  await new Promise<void>((resolve) => {
+    running.child.stderr?.on('data', (text: string) => text.includes('drill: slow') && resolve());
+  });
+  running.child.kill('SIGTERM');
+  const { code, stderr } = await running.finished;
+  expect(code).toBe(143);
+  expect(stderr).not.toMatch(/lost:|this is a bug/);
+});
+
 describe('recovery', () => {
   test('replaces the lost rank alone, and says so', async () => {
     const { supervisor, until } = await supervise(await configOf({ ranks: 3 }));
