@@ -55,7 +55,9 @@ function programFor(args: readonly string[], context: CommandContext): Argv {
   const program = yargs([...args])
     .scriptName('tpla')
     .usage('$0 <command>: language models over several processes, the latent KV cache sharded across them')
-    .parserConfiguration({ 'duplicate-arguments-array': false, 'greedy-arrays': false, 'boolean-negation': false })
+    // Without duplicate-arguments-array a list such as --stop would keep its last value only.
+    .parserConfiguration({ 'duplicate-arguments-array': true, 'greedy-arrays': false, 'boolean-negation': false })
+    .middleware(refuseRepeats, true)
     .strict()
     .demandCommand(1, 'name a command')
     .recommendCommands()
@@ -79,6 +81,13 @@ function explain(error: unknown, context: CommandContext): number {
   }
   context.log(`tpla: this is a bug: ${error instanceof Error ? error.stack : String(error)}`);
   return bugExitCode;
+}
+
+/** A flag with one value that was given several times: which of them is meant cannot be known. */
+function refuseRepeats(flags: Readonly<Record<string, unknown>>): void {
+  for (const [name, value] of Object.entries(flags))
+    if (Array.isArray(value) && name !== '_' && name !== 'stop')
+      throw new ConfigError(`--${name}: given ${value.length} times; give it once`);
 }
 
 /** yargs' message in one line, with where help is. */

@@ -57,6 +57,11 @@ test.each<[string, readonly string[], RegExp]>([
     ['run', '--model', llama, 'hi'],
     /^tpla: tokenizer: .*llama-gqa has neither tokenizer\.json/,
   ],
+  [
+    'a flag given twice',
+    [...raw, '--scheme', 'gqa', '--scheme', 'mla', 'hi'],
+    /^tpla: --scheme: given 2 times; give it once$/,
+  ],
   ['too many ranks', [...raw, '--ranks', '65', 'hi'], /^tpla: --ranks: expected a whole number from 1 to 64, got 65$/],
   [
     'a latent scheme for a GQA model',

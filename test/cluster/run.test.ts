@@ -90,7 +90,7 @@ describe('greedy text', () => {
   });
 
   test('ends before a stop string, of which nothing is shown', async () => {
-    const args = [...raw, 'Once upon a time', '--json', '--ranks', '1', '--stop', 'zebra', '--stop', 'a little'];
+    const args = [...raw, 'Once upon a time', '--json', '--ranks', '1', '--stop', 'a little', '--stop', 'zebra'];
     const document = documentSchema.parse(JSON.parse((await sandbox.run(args)).stdout));
     expect(document).toMatchObject({ text: ', there was ', finishReason: 'stop' });
   });
