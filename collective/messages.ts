@@ -5,6 +5,7 @@
  *
  * A run: rank sends hello; coordinator answers setup when all ranks have said hello; rank loads its slice, joins its
  * ring, sends ready; then the coordinator sends requests, and each rank answers each with one reply or with failed.
+ * A rank on another machine sends offer instead of hello: the coordinator gives it a rank, or answers refused.
  * After a fault: the rank that is started again is set up as above, with the next epoch; the others are sent rejoin,
  * give up what they were doing, keep their weights, join the new ring and send ready again.
  */
@@ -12,7 +13,7 @@ import { z } from 'zod';
 import { expertShardings, schemes } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
-export const protocolVersion = 2;
+export const protocolVersion = 3;
 
 const count = z.number().int().nonnegative();
 const range = z.strictObject({ start: count, end: count });
@@ -97,6 +98,30 @@ const helloSchema = z.strictObject({
   ringEndpoint: z.string(),
 });
 export type Hello = z.infer<typeof helloSchema>;
+
+/** Of a process that nobody on the coordinator's machine started: it joins, knows its model, and is given a rank. */
+const offerSchema = z.strictObject({
+  ...helloSchema.shape,
+  kind: z.literal('offer'),
+  /** null: any that is free. */
+  rank: count.nullable(),
+  /** How many ranks its launcher says there are; null: it does not say. */
+  worldSize: count.nullable(),
+  /** Checkpoint.identity of its own copy of the model. */
+  modelIdentity: z.string(),
+});
+export type Offer = z.infer<typeof offerSchema>;
+
+/** What every version's hello and offer hold, so that another version can be refused by name. */
+export const greetingSchema = z.object({
+  kind: z.enum(['hello', 'offer']),
+  host: z.string().max(255),
+  protocol: count,
+  version: z.string().max(64),
+});
+
+/** Answer to an offer that cannot be taken, or not now; the process may offer itself again later. */
+const refusedSchema = z.strictObject({ kind: z.literal('refused'), reason: z.string() });
 
 const setupSchema = z.strictObject({
   kind: z.literal('setup'),
@@ -255,11 +280,20 @@ export const toRankSchema = z.discriminatedUnion('kind', [
   rejoinSchema,
   probeSchema,
   chaosSchema,
+  refusedSchema,
   stopSchema,
 ]);
 export type ToRank = z.infer<typeof toRankSchema>;
 /** The messages that carry an id and are answered by one reply. */
 export type RankRequest = Extract<ToRank, { id: number }>;
 
-export const toCoordinatorSchema = z.discriminatedUnion('kind', [helloSchema, readySchema, replySchema, failedSchema]);
-export type ToCoordinator = z.infer<typeof toCoordinatorSchema>;
+export const toCoordinatorSchema = z.discriminatedUnion('kind', [
+  helloSchema,
+  offerSchema,
+  readySchema,
+  replySchema,
+  failedSchema,
+]);
+export type FromRank = z.infer<typeof toCoordinatorSchema>;
+/** What ControlServer passes on: an offer that was taken arrives as the hello of the rank it was given. */
+export type ToCoordinator = Exclude<FromRank, Offer>;
