@@ -49,7 +49,7 @@ export async function convertCheckpoint(options: ConversionOptions): Promise<Con
     const method = methodOf(options);
     const { ropeDim, latentDim, freqfold, balance } = layers;
     const calibrationHash = hashOf(text);
-    await writeConverted(source, layers.final, folder, options.dtype, {
+    await writeConverted(source, layers.final, folder, typesOf(options), {
       method,
       ropeDim,
       latentDim,
@@ -139,8 +139,12 @@ async function measureLayers(
 ): Promise<number> {
   const folder = `${beside}-measured`; // inside makeFolder's temporary folder, removed with it
   await mkdir(folder);
-  await writeConverted(source, layers, folder, options.dtype, {});
+  await writeConverted(source, layers, folder, typesOf(options), {});
   return await measure(folder, options, heldOut, 'without the dropped RoPE');
+}
+
+function typesOf({ dtype, untouched }: ConversionOptions): Parameters<typeof writeConverted>[3] {
+  return { converted: dtype, untouched };
 }
 
 function windowCounts(source: Checkpoint, { calibrationTokens }: ConversionOptions): WindowCounts {
