@@ -46,8 +46,8 @@ const convertFlags = <T>(command: Argv<T>) =>
     .option('seed', number('seed', 0, 0xffffffff, true, 0, 'of the text that the model writes; same seed, same bytes'))
     .option('dtype', {
       choices: floatTypes,
-      describe: 'type of the written matrices',
-      defaultDescription: 'f16; with --exact f32',
+      describe: 'type of all written matrices',
+      defaultDescription: 'f16 for those converted, with --exact f32; the others stay bit for bit as they are',
     })
     .option('ranks', { type: 'number', describe: 'worker processes that calibrate and measure (default: 2)' })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
@@ -125,6 +125,7 @@ async function optionsOf(flags: ConvertFlags, context: CommandContext): Promise<
     calibrationTokens: flags.calibrationTokens ?? (exact ? 512 : 8192),
     seed: flags.seed,
     dtype: flags.dtype ?? (exact ? 'f32' : 'f16'),
+    untouched: flags.dtype ?? 'keep',
     text: await textOf(model, context),
     cluster,
     log: context.log,

@@ -79,7 +79,7 @@ async function choose(
 }
 
 async function convertLayers(
-  { source, options }: ConversionJob,
+  { source, options, store }: ConversionJob,
   { ropeDim, latentDim }: RecipeSettings,
   statistics: readonly KeyValueStatistics[],
 ): Promise<Pick<ConvertedLayers, 'final' | 'withoutRank'>> {
@@ -94,12 +94,11 @@ async function convertLayers(
     const output = await readOutputMap(source, layer);
     const plan = planRecipe(output, own, layout, ropeDim);
     const converted = applyRecipe(maps, output, own, layout, rope, plan, latentDim);
-    final.push(
-      encodeLayer(layer, converted.maps, recipeRotation(own, plan, latentDim), options.dtype, converted.output),
-    );
+    const rotation = recipeRotation(own, plan, latentDim);
+    final.push(await store(encodeLayer(layer, converted.maps, rotation, options.dtype, converted.output)));
     if (fullRank > latentDim) {
       const whole = applyRecipe(maps, output, own, layout, rope, plan, fullRank);
-      withoutRank.push(encodeLayer(layer, whole.maps, undefined, options.dtype, whole.output));
+      withoutRank.push(await store(encodeLayer(layer, whole.maps, undefined, options.dtype, whole.output)));
     }
     progress.update(layer + 1);
   }

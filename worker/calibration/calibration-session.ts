@@ -143,7 +143,7 @@ class PairSums {
 
 /** @returns [T, D]: rows of the embedding, each read once */
 async function embed(checkpoint: Checkpoint, tokens: readonly number[]): Promise<Float32Array> {
-  const hidden = checkpoint.config.hiddenDim;
+  const { hiddenDim: hidden, embeddingScale } = checkpoint.config;
   const rows = new Map<number, Float32Array>();
   const out = new Float32Array(tokens.length * hidden);
   for (const [t, token] of tokens.entries()) {
@@ -152,5 +152,6 @@ async function embed(checkpoint: Checkpoint, tokens: readonly number[]): Promise
     rows.set(token, row);
     out.set(row, t * hidden);
   }
+  if (embeddingScale !== 1) out.forEach((value, i) => (out[i] = value * embeddingScale));
   return out;
 }
