@@ -212,6 +212,9 @@ const collectiveCheckSchema = z.strictObject({
   count,
 });
 
+/** Times products on the rank's backend. Payload: GB/s of a matrix-vector product, GFLOP/s of a matrix-matrix product. [2] */
+const computeCheckSchema = z.strictObject({ kind: z.literal('computeCheck'), id: count });
+
 const stopSchema = z.strictObject({ kind: z.literal('stop') });
 
 const stepTimings = {
@@ -254,6 +257,7 @@ export const toRankSchema = z.discriminatedUnion('kind', [
   momentsSchema,
   calibrationSchema,
   collectiveCheckSchema,
+  computeCheckSchema,
   rejoinSchema,
   probeSchema,
   chaosSchema,

@@ -138,6 +138,15 @@ export class Cluster implements AsyncDisposable {
     return joinStep(this.plan, this.vocabSize, step, await this.#ask({ kind: 'step', ...step }));
   }
 
+  /** How fast each rank computes, all at once as in a step: GB/s of weights read, GFLOP/s of a larger product. */
+  async computeCheck(): Promise<readonly { gigabytesPerSecond: number; gigaflopsPerSecond: number }[]> {
+    const replies = await this.#ask({ kind: 'computeCheck' });
+    return replies.map(({ payload: [gigabytesPerSecond = 0, gigaflopsPerSecond = 0] }) => ({
+      gigabytesPerSecond,
+      gigaflopsPerSecond,
+    }));
+  }
+
   /** Runs `count` all-reduces of `floats` elements on all ranks, every element checked; see Reply.latenciesUs. */
   async collectiveCheck(floats: number, count: number): Promise<readonly Reply[]> {
     const replies = await this.#ask({ kind: 'collectiveCheck', floats, count });

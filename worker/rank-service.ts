@@ -75,6 +75,7 @@ export class RankService implements AsyncDisposable {
       case 'moments':
       case 'calibration':
       case 'collectiveCheck':
+      case 'computeCheck':
         this.#enqueue(message.id, () => this.#answer(message));
     }
   }
