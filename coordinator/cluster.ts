@@ -22,7 +22,8 @@ import { ControlServer } from '../collective/control.ts';
 import { layOut, type Layout } from './cluster-layout.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
 import { requireSameVersion } from './same-version.ts';
-import { combineScores, joinLogits, joinMoments, sumOfPayloads } from './join-shards.ts';
+import { Calibration } from './calibration.ts';
+import { combineScores, joinLogits, joinMoments } from './join-shards.ts';
 import { RankProcesses } from './rank-processes.ts';
 
 export interface ClusterOptions {
@@ -87,21 +88,7 @@ export class Cluster implements AsyncDisposable {
     },
   };
 
-  readonly calibration = {
-    /** Windows of equal length; ranks divide them. */
-    begin: async (windows: readonly (readonly number[])[]): Promise<void> => {
-      await this.#ask({ kind: 'calibration', action: 'begin', windows: windows.map((window) => [...window]) });
-    },
-    /** Sums of all ranks for one layer, fields of collective/statistics.ts; layers in order. */
-    statistics: async (layer: number): Promise<Float64Array> => {
-      const replies = await this.#ask({ kind: 'calibration', action: 'statistics', layer });
-      return sumOfPayloads(replies.map(({ payload }) => payload));
-    },
-    /** Free them. */
-    end: async (): Promise<void> => {
-      await this.#ask({ kind: 'calibration', action: 'end' });
-    },
-  };
+  readonly calibration = new Calibration((request, payload) => this.#ask({ kind: 'calibration', ...request }, payload));
 
   readonly #server: ControlServer;
   readonly #processes: RankProcesses;
@@ -285,8 +272,8 @@ export class Cluster implements AsyncDisposable {
     };
   }
 
-  #ask(request: Parameters<ControlLoop['ask']>[0]): Promise<RankReply[]> {
-    return this.#loop.ask(request, requestDeadlineMs);
+  #ask(request: Parameters<ControlLoop['ask']>[0], payload?: Float32Array): Promise<RankReply[]> {
+    return this.#loop.ask(request, requestDeadlineMs, payload);
   }
 
   async #readMoments(layer: number): Promise<{ outer: Float32Array; sum: Float32Array }> {

@@ -19,10 +19,17 @@ import {
 import { encodeLayer, type EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
 import { recipeCandidates } from './choose-settings.ts';
+import { convertRefitted } from './convert-refitted.ts';
 import { type ConversionJob, type ConvertedLayers, sampledLayers } from './converted-layers.ts';
 
 export async function convertRecipeModel(job: ConversionJob): Promise<ConvertedLayers> {
   const { watch } = job;
+  if (process.env['NOREFIT'] === undefined) {
+    const settings = recipeCandidates(job.options.sizes, headLayout(job.source.config))[0] ?? { ropeDim: 0, latentDim: 0 };
+    const layers = await convertRefitted(job, settings);
+    watch.lap('convert');
+    return { ...settings, freqfold: 1, balance: null, ...layers };
+  }
   const statistics = await gather(job);
   watch.lap('calibrate');
   const settings = await choose(job, statistics);
@@ -37,7 +44,7 @@ async function gather({ source, cluster, text }: ConversionJob): Promise<KeyValu
   const { numLayers, numHeads, hiddenDim } = source.config;
   const { headDim } = headLayout(source.config);
   using progress = startProgress('calibrate', numLayers, { name: 'layers', size: 1 });
-  await cluster.calibration.begin(text.windows);
+  await cluster.calibration.begin(text.windows, false);
   const gathered: KeyValueStatistics[] = [];
   let arriving = cluster.calibration.statistics(0);
   for (let layer = 0; layer < numLayers; layer++) {

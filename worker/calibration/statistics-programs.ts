@@ -5,7 +5,7 @@
  *     w(m, t) = p^2 |(v_t - o_m) W_O,h|^2 * scoreScale^2.
  * Sums over pairs: see collective/statistics.ts; omega_t = sum_{h,m} w, nu_t = sum_{h,m} p^2 mean diag(W_O,h^T W_O,h).
  * Programs: 'project' (queries, keys, values), one for each KV head and block of queries (keeps matrices over pairs small),
- * 'finish' (token-weighted moments, and the stream that the next layer reads).
+ * 'moments' (token-weighted), 'advance' (the stream that the next layer reads).
  */
 import { invariant } from '../../config/errors.ts';
 import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';
@@ -103,7 +103,8 @@ export class StatisticsPrograms implements Disposable {
           (ops: Ops) =>
             this.pairsOf(ops, kvHead, queries),
       ),
-      (ops) => this.finish(ops),
+      (ops) => this.moments(ops),
+      (ops) => this.advance(ops),
     ]);
   }
 
@@ -116,11 +117,15 @@ export class StatisticsPrograms implements Disposable {
   }
 
   /**
-   * Adds one window's sums, and replaces `x` by the stream behind the layer.
-   * @param x [T, D]
+   * Adds one window's sums.
+   * @param x [T, D]; replaced by the stream behind the layer when `advances`
    * @param takePairs per block: sums over t of w times `angles` [H / G, m, d + 1], sums over t of p^2 [H / G, m]
    */
-  run(x: Float32Array, takePairs: (block: PairBlock, turned: Float32Array, squares: Float32Array) => void): void {
+  run(
+    x: Float32Array,
+    advances: boolean,
+    takePairs: (block: PairBlock, turned: Float32Array, squares: Float32Array) => void,
+  ): void {
     this.kernels.upload(this.x, bytesOf(x));
     this.clear(this.omega);
     this.clear(this.nu);
@@ -134,8 +139,11 @@ export class StatisticsPrograms implements Disposable {
       this.kernels.download(this.output(1 + i, 1), squares);
       takePairs(block, turned, squares);
     });
-    this.set.run(1 + this.blocks.length);
-    this.kernels.download(this.output(1 + this.blocks.length, 0), x);
+    const last = 1 + this.blocks.length;
+    this.set.run(last);
+    if (!advances) return;
+    this.set.run(last + 1);
+    this.kernels.download(this.output(last + 1, 0), x);
   }
 
   [Symbol.dispose](): void {
@@ -245,8 +253,8 @@ export class StatisticsPrograms implements Disposable {
     return ops.matmul(transposed, ops.reshape(ops.slice(this.ones, 0, 0, rows), [1, rows]));
   }
 
-  private finish(ops: Ops): Tensor[] {
-    const { layer, tokens } = this;
+  private moments(ops: Ops): Tensor[] {
+    const { tokens } = this;
     const addMoment = (sum: Tensor, weights: Tensor): void => {
       const weighted = ops.multiply(this.inputT, ops.reshape(weights, [tokens]));
       ops.copyTo(sum, ops.add(sum, ops.matmul(this.inputT, weighted)));
@@ -254,6 +262,11 @@ export class StatisticsPrograms implements Disposable {
     addMoment(this.keyMoment, this.omega);
     addMoment(this.valueMoment, this.nu);
     addMoment(this.inputMoment, this.ones);
+    return [];
+  }
+
+  private advance(ops: Ops): Tensor[] {
+    const { layer } = this;
     const attended = ops.add(this.x, ops.add(ops.matmul(layer.output, this.heads), layer.outputBias));
     const h = normed(ops, attended, layer.feedForwardNorm, this.model.normEps);
     const gated = ops.gated(ops.matmul(layer.gate, h), ops.matmul(layer.up, h), this.model.feedForward.activation);

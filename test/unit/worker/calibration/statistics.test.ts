@@ -1,6 +1,7 @@
 /** The statistics of a calibration against their definition in plain float64 loops, on both backends of every machine. */
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { joinSegments } from '../../../../collective/window-sums.ts';
 import { splitStatistics, type StatisticsField } from '../../../../collective/statistics.ts';
 import type { Checkpoint, LayerRole } from '../../../../model/checkpoint.ts';
 import { toFloat32 } from '../../../../model/dequantize.ts';
@@ -26,13 +27,18 @@ describe.each(['llama-odd-heads', 'llama-attention-bias', 'llama-yarn'])('%s', (
     await using checkpoint = await openCheckpoint(join(goldenFolder, 'tiny', name));
     const backend = await openBackend({ backend: backendName, device: '', threads: 1 });
     const windows = windowsOf(checkpoint.config.vocabSize, 2);
-    using session = await CalibrationSession.begin(checkpoint, backend, windows);
+    using session = await CalibrationSession.begin(checkpoint, backend, {
+      windows,
+      worldSize: 1,
+      rank: 0,
+      refits: false,
+    });
     const attention = checkpoint.config.attention;
     if (attention.kind !== 'gqa') throw new Error('expected GQA');
     const shape = { ...checkpoint.config, headDim: attention.headDim };
     const streams = await Promise.all(windows.map((window) => embedded(checkpoint, window)));
     for (let layer = 0; layer < checkpoint.config.numLayers; layer++) {
-      const actual = splitStatistics(await session.statistics(layer), shape);
+      const actual = splitStatistics(joinSegments([await session.statistics(layer)], windows.length), shape);
       const expected = await definition(checkpoint, layer, streams);
       for (const field of Object.keys(expected) as StatisticsField[]) {
         const size = Math.max(...expected[field].map(Math.abs));
