@@ -244,6 +244,8 @@ const replySchema = z.strictObject({
   /** Of this request alone. */
   ...stepTimings,
   rssBytes: count,
+  /** Of the process so far, loading included. */
+  peakRssBytes: count,
   /** collectiveCheck: microseconds of each operation, sorted. Otherwise empty. */
   latenciesUs: z.array(z.number()),
 });

@@ -1,12 +1,12 @@
 /**
  * A running cluster: the plan, the processes and the questions they answer. `start` returns when every rank has loaded
  * its shard; disposal ends every process and leaves no file. Samples nothing and reads no text.
- * Read next: control-loop.ts (waiting and failing), rank-processes.ts, engine.ts (the caller).
+ * Read next: ask-ranks.ts (what they are asked), control-loop.ts (waiting and failing), rank-processes.ts, engine.ts (the caller).
  */
 import { randomBytes } from 'node:crypto';
 import type { ClusterConfig } from '../config/cluster.ts';
 import { invariant } from '../config/errors.ts';
-import { cut, type ShardPlan } from '../config/shard-plan.ts';
+import type { ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import {
   type Chaos,
@@ -19,11 +19,11 @@ import {
 } from '../collective/messages.ts';
 import { removeSocketFile } from '../collective/endpoint.ts';
 import { ControlServer } from '../collective/control.ts';
+import { type Ask, joinStep, momentsOf, type MomentsRequests, type StepResult } from './ask-ranks.ts';
+import { Calibration } from './calibration.ts';
 import { layOut, type Layout } from './cluster-layout.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
 import { requireSameVersion } from './same-version.ts';
-import { Calibration } from './calibration.ts';
-import { combineScores, joinLogits, joinMoments } from './join-shards.ts';
 import { RankProcesses } from './rank-processes.ts';
 
 export interface ClusterOptions {
@@ -38,16 +38,6 @@ export interface ClusterOptions {
   readonly onFailure?: (error: Error) => void;
   /** Fault drills only: ranks obey chaos(). */
   readonly allowChaos?: boolean;
-}
-
-/** What one step returned; an array that the step did not ask for is empty. */
-export interface StepResult {
-  /** want last: [sequences, vocabSize]; want all: [tokens, vocabSize] */
-  readonly logits: Float32Array;
-  /** want score: negative log-likelihood of each target, 0 where it is -1. [tokens] */
-  readonly nll: Float64Array;
-  /** Timings and bytes of this step. [worldSize] */
-  readonly perRank: readonly Reply[];
 }
 
 export interface RankInfo extends Ready {
@@ -75,20 +65,8 @@ export class Cluster implements AsyncDisposable {
   /** [worldSize] */
   ranks: readonly RankInfo[] = [];
 
-  readonly moments = {
-    /** Allocate and accumulate sums over the prefill steps that follow. */
-    begin: async (): Promise<void> => {
-      await this.#ask({ kind: 'moments', action: 'begin', layer: 0 });
-    },
-    /** outer [hiddenDim, hiddenDim]: sum of h h^T, sum [hiddenDim]: sum of h, over all tokens since begin (h: normed layer input). */
-    read: (layer: number): Promise<{ outer: Float32Array; sum: Float32Array }> => this.#readMoments(layer),
-    /** Free them. */
-    end: async (): Promise<void> => {
-      await this.#ask({ kind: 'moments', action: 'end', layer: 0 });
-    },
-  };
-
-  readonly calibration = new Calibration((request, payload) => this.#ask({ kind: 'calibration', ...request }, payload));
+  readonly moments: MomentsRequests;
+  readonly calibration: Calibration;
 
   readonly #server: ControlServer;
   readonly #processes: RankProcesses;
@@ -108,6 +86,9 @@ export class Cluster implements AsyncDisposable {
     this.options = layout.options;
     this.vocabSize = config.vocabSize;
     this.hiddenDim = config.hiddenDim;
+    const ask: Ask = (request, payload) => this.#ask(request, payload);
+    this.moments = momentsOf(ask, this.plan.worldSize, this.hiddenDim);
+    this.calibration = new Calibration(ask);
     this.#server = server;
     this.#options = options;
     this.#signal = options.signal;
@@ -147,24 +128,7 @@ export class Cluster implements AsyncDisposable {
 
   /** One forward pass over all ranks. @throws PeerError within about 100 ms when a rank dies meanwhile. */
   async step(step: Omit<Step, 'kind' | 'id'>): Promise<StepResult> {
-    const replies = await this.#ask({ kind: 'step', ...step });
-    const parts = replies.map(({ payload }, rank) => ({
-      vocab: this.plan.ranks[rank]?.vocab ?? { start: 0, end: 0 },
-      payload,
-    }));
-    const perRank = replies.map(({ reply }) => reply);
-    const tokens = step.sequences.reduce((sum, sequence) => sum + sequence.tokens.length, 0);
-    const result = { logits: new Float32Array(0), nll: new Float64Array(0), perRank };
-    switch (step.want.kind) {
-      case 'none':
-        return result;
-      case 'last':
-        return { ...result, logits: joinLogits(parts, step.sequences.length, this.vocabSize) };
-      case 'all':
-        return { ...result, logits: joinLogits(parts, tokens, this.vocabSize) };
-      case 'score':
-        return { ...result, nll: combineScores(parts, step.want.targets) };
-    }
+    return joinStep(this.plan, this.vocabSize, step, await this.#ask({ kind: 'step', ...step }));
   }
 
   /** Runs `count` all-reduces of `floats` elements on all ranks, every element checked; see Reply.latenciesUs. */
@@ -274,16 +238,6 @@ export class Cluster implements AsyncDisposable {
 
   #ask(request: Parameters<ControlLoop['ask']>[0], payload?: Float32Array): Promise<RankReply[]> {
     return this.#loop.ask(request, requestDeadlineMs, payload);
-  }
-
-  async #readMoments(layer: number): Promise<{ outer: Float32Array; sum: Float32Array }> {
-    const replies = await this.#ask({ kind: 'moments', action: 'read', layer });
-    const rows = cut(this.hiddenDim, new Array<number>(this.plan.worldSize).fill(1), 1);
-    return joinMoments(
-      replies.map(({ payload }) => payload),
-      rows,
-      this.hiddenDim,
-    );
   }
 }
 

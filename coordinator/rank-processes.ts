@@ -98,7 +98,8 @@ function start(rank: number, options: LaunchOptions, onExit: (exit: ProcessExit)
   const args = ['--connect', options.endpoint, '--rank', String(rank), '--token', options.token];
   const child = fork(workerScript(), args, {
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-    execArgv: [],
+    // worker/weights.ts frees what it has read.
+    execArgv: ['--expose-gc'],
     // Its own process group: Ctrl-C in a terminal reaches the coordinator alone, which stops the ranks in order.
     detached: process.platform !== 'win32',
   });

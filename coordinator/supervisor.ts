@@ -7,7 +7,8 @@
 import { setTimeout as after } from 'node:timers/promises';
 import { ConfigError } from '../config/errors.ts';
 import type { Step } from '../collective/messages.ts';
-import { Cluster, type ClusterOptions, type StepResult } from './cluster.ts';
+import type { StepResult } from './ask-ranks.ts';
+import { Cluster, type ClusterOptions } from './cluster.ts';
 
 /** degraded: serves, but on fewer ranks than configured. */
 export type ClusterState = 'ok' | 'degraded' | 'recovering' | 'failed';

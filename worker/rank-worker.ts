@@ -99,6 +99,7 @@ export class RankWorker implements AsyncDisposable {
         bytesSent: bytesSent - before.bytesSent,
         bytesReceived: bytesReceived - before.bytesReceived,
         rssBytes: process.memoryUsage.rss(),
+        peakRssBytes: process.resourceUsage().maxRSS * 1024,
         latenciesUs: latenciesUs ?? [],
       },
       payload,

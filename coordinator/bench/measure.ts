@@ -5,7 +5,8 @@
 import { InvariantError } from '../../config/errors.ts';
 import { isExact } from '../../config/shard-plan.ts';
 import type { Step } from '../../collective/messages.ts';
-import { cacheBytesPerToken, type Cluster, type StepResult } from '../cluster.ts';
+import type { StepResult } from '../ask-ranks.ts';
+import { cacheBytesPerToken, type Cluster } from '../cluster.ts';
 import { spreadOf, type BenchRow, type RankRow } from './report.ts';
 
 export interface Workload {

@@ -32,15 +32,22 @@ const convertFlags = <T>(command: Argv<T>) =>
       default: 'self',
       describe: 'UTF-8 text to fit on, ideally like the later use; self: text that the model writes itself',
     })
-    .option(
-      'calibration-tokens',
-      number('calibration-tokens', 64, 10_000_000, true, 8192, 'tokens to fit on; a few more are held out to judge by'),
-    )
+    .option('calibration-tokens', {
+      ...optionalNumber(
+        'calibration-tokens',
+        64,
+        10_000_000,
+        true,
+        'tokens to fit on; a few more are held out to judge by',
+      ),
+      // An exact conversion fits nothing: its text only serves to measure.
+      defaultDescription: '8192; with --exact 512',
+    })
     .option('seed', number('seed', 0, 0xffffffff, true, 0, 'of the text that the model writes; same seed, same bytes'))
     .option('dtype', {
       choices: floatTypes,
-      describe: 'type of the written matrices',
-      defaultDescription: 'f16; with --exact f32',
+      describe: 'type of all written matrices',
+      defaultDescription: 'f16 for those converted, with --exact f32; the others stay bit for bit as they are',
     })
     .option('ranks', { type: 'number', describe: 'worker processes that calibrate and measure (default: 2)' })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
@@ -115,9 +122,10 @@ async function optionsOf(flags: ConvertFlags, context: CommandContext): Promise<
       balance: flags.balance,
     },
     calibration: flags.calibration,
-    calibrationTokens: flags.calibrationTokens,
+    calibrationTokens: flags.calibrationTokens ?? (exact ? 512 : 8192),
     seed: flags.seed,
     dtype: flags.dtype ?? (exact ? 'f32' : 'f16'),
+    untouched: flags.dtype ?? 'keep',
     text: await textOf(model, context),
     cluster,
     log: context.log,

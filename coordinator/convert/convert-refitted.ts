@@ -18,11 +18,7 @@ import { splitStatistics } from '../../collective/statistics.ts';
 import { type MlaMaps, splitBias } from '../../model/transmla/attention-maps.ts';
 import { type Dense, rowsOf, stackRows } from '../../model/transmla/dense.ts';
 import { type FloatType, roundFloats } from '../../model/transmla/encode-floats.ts';
-import {
-  averageStatistics,
-  keyValueStatistics,
-  type KeyValueStatistics,
-} from '../../model/transmla/layer-statistics.ts';
+import { averageStatistics, type KeyValueStatistics } from '../../model/transmla/layer-statistics.ts';
 import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
 import { applyRecipe, planRecipe, recipeRotation, type RecipeSettings } from '../../model/transmla/recipe.ts';
 import { refitOutput, refitValues } from '../../model/transmla/refit.ts';
@@ -44,8 +40,8 @@ export async function convertRefitted(
   await calibration.sizes(settings.ropeDim, settings.latentDim);
   for (let layer = 0; layer < numLayers; layer++) {
     const converted = await convertLayer(job, settings, layer);
-    final.push(converted.final);
-    if (converted.withoutRank !== undefined) withoutRank.push(converted.withoutRank);
+    final.push(await job.store(converted.final));
+    if (converted.withoutRank !== undefined) withoutRank.push(await job.store(converted.withoutRank));
     progress.update(layer + 1);
   }
   await calibration.end();
@@ -74,8 +70,7 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
   const plan = planRecipe(output, statistics, layout, ropeDim);
   const oneShot = applyRecipe(maps, output, statistics, layout, rope, plan, latentDim);
   const fullRank = 2 * layout.numKvHeads * layout.headDim - ropeDim;
-  const whole =
-    fullRank > latentDim ? applyRecipe(maps, output, statistics, layout, rope, plan, fullRank) : undefined;
+  const whole = fullRank > latentDim ? applyRecipe(maps, output, statistics, layout, rope, plan, fullRank) : undefined;
   const rotation = recipeRotation(statistics, plan, latentDim);
   await passing;
 
@@ -106,11 +101,9 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
 }
 
 async function statisticsOf({ source, cluster }: ConversionJob, layer: number): Promise<KeyValueStatistics> {
-  const { hiddenDim, numHeads } = source.config;
-  const { headDim } = headLayout(source.config);
+  const layout = headLayout(source.config);
   const sums = await cluster.calibration.statistics(layer);
-  const average = averageStatistics(splitStatistics(sums, { hiddenDim, numHeads, headDim }), numHeads, headDim);
-  return keyValueStatistics(await readGqaMaps(source, layer), average);
+  return averageStatistics(splitStatistics(sums, layout), layout.numHeads, layout.headDim);
 }
 
 /** As they will be written, so that the stream is that of the checkpoint. */
@@ -132,8 +125,7 @@ function layerMaps(maps: MlaMaps, shape: RefitShape, dtype: FloatType): Float32A
 function splitUp({ latentUp }: MlaMaps, { numHeads, headDim }: RefitShape): [Dense, Dense] {
   const half = (head: number, which: number): Dense =>
     rowsOf(latentUp, (2 * head + which) * headDim, (2 * head + which + 1) * headDim);
-  const all = (which: number): Dense =>
-    stackRows(Array.from({ length: numHeads }, (_, head) => half(head, which)));
+  const all = (which: number): Dense => stackRows(Array.from({ length: numHeads }, (_, head) => half(head, which)));
   return [all(0), all(1)];
 }
 

@@ -137,10 +137,6 @@ export function missedOutput(
 ): number {
   const width = output.cols;
   const energy = missed(scaled(output, 1), denseFrom(width, width, originals), zeros(output.rows, width));
-  const saved = missed(
-    refitted,
-    denseFrom(width, width, features),
-    multiply(output, denseFrom(width, width, targets)),
-  );
+  const saved = missed(refitted, denseFrom(width, width, features), multiply(output, denseFrom(width, width, targets)));
   return energy > 0 ? Math.max(0, (energy + saved) / energy) : 0;
 }

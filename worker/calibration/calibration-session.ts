@@ -74,7 +74,7 @@ export class CalibrationSession implements Disposable {
     const { streams, first, segments } = this.own;
     if (streams.length > 0) await this.layer.load(layer);
     const length = statisticsLength(this.shape());
-    return sumSegments(segments, length, (window) => this.statisticsOf(streams[window - first]));
+    return sumSegments(segments, length, (window) => this.statisticsOf(window, streams[window - first]));
   }
 
   [Symbol.dispose](): void {
@@ -84,17 +84,20 @@ export class CalibrationSession implements Disposable {
   }
 
   /** @param stream [T, D] */
-  private statisticsOf(stream: Float32Array | undefined): Float64Array {
+  private statisticsOf(window: number, stream: Float32Array | undefined): Float64Array {
     invariant(stream !== undefined, "a window that is another rank's");
     const shape = this.shape();
     const sums = new Float64Array(statisticsLength(shape));
     const fields = splitStatistics(sums, shape);
     const headsPerKvHead = shape.numHeads / this.attention.numKvHeads;
     this.programs.begin();
-    this.programs.run(stream, this.refit === undefined, ({ kvHead, queries }, turned, squares) =>
-      this.pairs.addTo(fields, kvHead * headsPerKvHead, queries, turned, squares),
+    this.programs.run(
+      stream,
+      { advances: this.refit === undefined, offset: window },
+      ({ kvHead, queries }, turned, squares) =>
+        this.pairs.addTo(fields, kvHead * headsPerKvHead, queries, turned, squares),
     );
-    for (const field of ['keyMoment', 'valueMoment', 'inputMoment', 'queryMoments'] as const) {
+    for (const field of ['keyMoment', 'valueMoment', 'plainMoment', 'queryMoments'] as const) {
       const values = new Float32Array(fields[field].length);
       this.backend.kernels.download(this.programs[field], values);
       fields[field].set(values);
@@ -103,14 +106,15 @@ export class CalibrationSession implements Disposable {
   }
 
   private shape(): StatisticsShape {
-    const { hiddenDim, numHeads } = this.checkpoint.config;
-    return { hiddenDim, numHeads, headDim: this.attention.headDim };
+    const { numHeads } = this.checkpoint.config;
+    const { numKvHeads, headDim } = this.attention;
+    return { numHeads, numKvHeads, headDim };
   }
 }
 
 /** @returns [T, D]: rows of the embedding, each read once */
 async function embed(checkpoint: Checkpoint, tokens: readonly number[]): Promise<Float32Array> {
-  const hidden = checkpoint.config.hiddenDim;
+  const { hiddenDim: hidden, embeddingScale } = checkpoint.config;
   const rows = new Map<number, Float32Array>();
   const out = new Float32Array(tokens.length * hidden);
   for (const [t, token] of tokens.entries()) {
@@ -119,5 +123,6 @@ async function embed(checkpoint: Checkpoint, tokens: readonly number[]): Promise
     rows.set(token, row);
     out.set(row, t * hidden);
   }
+  if (embeddingScale !== 1) out.forEach((value, i) => (out[i] = value * embeddingScale));
   return out;
 }

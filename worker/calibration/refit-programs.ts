@@ -12,7 +12,7 @@ import type { RefitShape } from '../../collective/refit-maps.ts';
 import type { Kernels, Ops, ProgramSet, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
 import { bytesOf } from '../rank-parts.ts';
-import { dim } from './operation-helpers.ts';
+import { afterAttention, afterFeedForward, dim } from './operation-helpers.ts';
 import { wholeMask } from './window-tables.ts';
 import type { WholeLayer } from './whole-layer.ts';
 
@@ -47,6 +47,7 @@ export class RefitPrograms implements Disposable {
   private readonly keys: Tensor; // [H, T, d + p]
   private readonly latentT: Tensor; // [1, r, T]
   private readonly mask: Tensor; // [T, T]
+  private maskWindow = 0;
   private readonly ones: Tensor; // [T]
   private readonly positions: Tensor; // [T] i32
   private readonly sourceFrequencies: Tensor; // [d / 2]
@@ -107,11 +108,19 @@ export class RefitPrograms implements Disposable {
 
   private readonly blocks: number;
 
+  /** Starts a layer, whose weights are loaded. */
+  begin(): void {
+    if (this.layer.window === this.maskWindow) return;
+    this.maskWindow = this.layer.window;
+    this.kernels.upload(this.mask, bytesOf(wholeMask(this.tokens, this.maskWindow)));
+  }
+
   /** The original layer: replaces the stream x [T, D] by the one behind it. @param heads [T, H d], overwritten */
   runOriginal(x: Float32Array, heads: Float32Array): void {
     this.kernels.upload(this.x, bytesOf(x));
     this.set.run(program.original);
-    this.download(program.original, [heads, x]);
+    this.download(program.original, 0, heads);
+    this.downloadStream(program.original, 1, x);
   }
 
   /**
@@ -131,7 +140,7 @@ export class RefitPrograms implements Disposable {
     for (let block = 0; block < this.blocks; block++) this.set.run(program.firstBlock + block);
     this.kernels.download(this.features, features);
     this.set.run(program.valueEquations);
-    this.download(program.valueEquations, sums);
+    sums.forEach((sum, i) => this.download(program.valueEquations, i, sum));
   }
 
   /**
@@ -148,7 +157,7 @@ export class RefitPrograms implements Disposable {
     this.kernels.upload(this.features, bytesOf(features));
     this.kernels.upload(this.targets, bytesOf(targets));
     this.set.run(program.outputEquations);
-    this.download(program.outputEquations, sums);
+    sums.forEach((sum, i) => this.download(program.outputEquations, i, sum));
     this.kernels.download(this.heads, heads);
   }
 
@@ -157,7 +166,7 @@ export class RefitPrograms implements Disposable {
     this.kernels.upload(this.x, bytesOf(x));
     this.kernels.upload(this.heads, bytesOf(heads));
     this.set.run(program.advance);
-    this.download(program.advance, [x]);
+    this.downloadStream(program.advance, 0, x);
   }
 
   [Symbol.dispose](): void {
@@ -167,7 +176,7 @@ export class RefitPrograms implements Disposable {
 
   private original(ops: Ops): Tensor[] {
     const { layer, tokens } = this;
-    const { headDim, scoreScale } = this.attention;
+    const { headDim, scoreScale, scoreSoftcap } = this.attention;
     const { attentionFactor } = this.model.rope;
     const h = normed(ops, this.x, layer.attentionNorm, this.model.normEps);
     const project = (weight: Tensor, bias: Tensor): Tensor => {
@@ -181,11 +190,11 @@ export class RefitPrograms implements Disposable {
       rotated(project(layer.key, layer.keyBias)),
       byHead(ops, project(layer.value, layer.valueBias)),
       this.mask,
-      { scale: scoreScale, softcap: 0 },
+      { scale: scoreScale, softcap: scoreSoftcap },
     ); // [H, T, d]
     const heads = this.flatHeads(ops, out);
-    const attended = ops.add(this.x, ops.add(ops.matmul(layer.output, heads), layer.outputBias));
-    return [heads, this.feedForward(ops, attended)];
+    const delta = ops.add(ops.matmul(layer.output, heads), layer.outputBias);
+    return [heads, ...this.behind(ops, delta)];
   }
 
   private project(ops: Ops): Tensor[] {
@@ -219,7 +228,12 @@ export class RefitPrograms implements Disposable {
     const keys = ops.contiguous(ops.slice(this.keys, 1, 0, end));
     const queries = ops.contiguous(ops.slice(this.queries, 1, start, rows));
     const mask = ops.contiguous(ops.slice(ops.slice(this.mask, 0, start, rows), 1, 0, end));
-    const shares = ops.softmax(ops.matmul(keys, queries), mask, this.attention.scoreScale); // [H, m, t]
+    const { scoreScale, scoreSoftcap: cap } = this.attention;
+    const scores = ops.matmul(keys, queries); // [H, m, t]
+    const shares =
+      cap > 0
+        ? ops.softmax(ops.softcap(ops.scale(scores, scoreScale), cap), mask, 1)
+        : ops.softmax(scores, mask, scoreScale);
     const mixed = ops.matmul(ops.contiguous(ops.slice(this.latentT, 2, 0, end)), shares); // [H, m, r]
     ops.copyTo(ops.slice(this.features, 1, start, rows), mixed);
     return [];
@@ -251,14 +265,15 @@ export class RefitPrograms implements Disposable {
 
   private advance(ops: Ops): Tensor[] {
     const delta = ops.add(ops.matmul(this.output, this.heads), this.outputBias);
-    return [this.feedForward(ops, ops.add(this.x, delta))];
+    return this.behind(ops, delta);
   }
 
-  private feedForward(ops: Ops, x: Tensor): Tensor {
+  /** The stream behind attention, and, where any layer is dense, behind a dense feed-forward part. @param delta [T, D] */
+  private behind(ops: Ops, delta: Tensor): Tensor[] {
     const { layer, model } = this;
-    const h = normed(ops, x, layer.feedForwardNorm, model.normEps);
-    const gated = ops.gated(ops.matmul(layer.gate, h), ops.matmul(layer.up, h), model.feedForward.activation);
-    return ops.add(x, ops.matmul(layer.down, gated));
+    const attended = afterAttention(ops, model, layer, this.x, delta);
+    if (model.experts?.layers.every(Boolean) === true) return [attended];
+    return [attended, afterFeedForward(ops, model, layer, attended)];
   }
 
   /** [H, T, d] -> [T, H d] */
@@ -281,12 +296,16 @@ export class RefitPrograms implements Disposable {
     return tensor;
   }
 
-  private download(index: number, into: readonly Float32Array[]): void {
-    into.forEach((values, i) => {
-      const tensor = this.set.outputs[index]?.[i];
-      invariant(tensor !== undefined, `program ${index} has no output ${i}`);
-      this.kernels.download(tensor, values);
-    });
+  /** @param first place among the program's outputs of what `behind` returned */
+  private downloadStream(index: number, first: number, x: Float32Array): void {
+    this.download(index, this.layer.routes ? first : first + 1, x);
+    if (this.layer.routes) this.layer.addExperts(x);
+  }
+
+  private download(index: number, output: number, into: Float32Array): void {
+    const tensor = this.set.outputs[index]?.[output];
+    invariant(tensor !== undefined, `program ${index} has no output ${output}`);
+    this.kernels.download(tensor, into);
   }
 }
 

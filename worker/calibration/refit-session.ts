@@ -82,6 +82,7 @@ export class RefitSession implements Disposable {
   /** Takes the original streams through the layer and keeps the heads' outputs as targets. */
   original(): void {
     const { programs } = this.started();
+    programs.begin();
     this.attended.forEach(({ targets }, i) => programs.runOriginal(this.window(this.originals, i), targets));
   }
 
