@@ -189,8 +189,11 @@ const momentsSchema = z.strictObject({
 });
 
 /**
- * Statistics of every layer for the conversion of recipes: see worker/calibration/. begin: windows of equal length, window
- * i goes to rank i mod worldSize; statistics: payload of collective/statistics.ts for one layer, layers in order; end: free.
+ * Statistics and refit of every layer for the conversion of recipes: see worker/calibration/. All sums are returned by
+ * segments of windows (window-sums.ts). begin: windows of equal length; statistics: fields of statistics.ts for one
+ * layer, layers in order; end: free. With `refits`, each layer's statistics are followed by: original (the original
+ * stream passes the layer), attend (maps in the payload; normal equations of W_UV), values (W_UV; normal equations of
+ * W_O), advance (W_O; the converted stream passes the layer); payloads: refit-maps.ts. sizes: before the first original.
  */
 const calibrationSchema = z.discriminatedUnion('action', [
   z.strictObject({
@@ -198,9 +201,21 @@ const calibrationSchema = z.discriminatedUnion('action', [
     id: count,
     action: z.literal('begin'),
     windows: z.array(z.array(count)),
+    refits: z.boolean(),
   }),
   z.strictObject({ kind: z.literal('calibration'), id: count, action: z.literal('statistics'), layer: count }),
-  z.strictObject({ kind: z.literal('calibration'), id: count, action: z.literal('end') }),
+  z.strictObject({
+    kind: z.literal('calibration'),
+    id: count,
+    action: z.literal('sizes'),
+    ropeDim: count,
+    latentDim: count,
+  }),
+  z.strictObject({
+    kind: z.literal('calibration'),
+    id: count,
+    action: z.enum(['original', 'attend', 'values', 'advance', 'end']),
+  }),
 ]);
 export type CalibrationRequest = z.infer<typeof calibrationSchema>;
 

@@ -19,15 +19,8 @@ import {
 } from '../collective/messages.ts';
 import { removeSocketFile } from '../collective/endpoint.ts';
 import { ControlServer } from '../collective/control.ts';
-import {
-  type Ask,
-  calibrationOf,
-  type CalibrationRequests,
-  joinStep,
-  momentsOf,
-  type MomentsRequests,
-  type StepResult,
-} from './ask-ranks.ts';
+import { type Ask, joinStep, momentsOf, type MomentsRequests, type StepResult } from './ask-ranks.ts';
+import { Calibration } from './calibration.ts';
 import { layOut, type Layout } from './cluster-layout.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
 import { requireSameVersion } from './same-version.ts';
@@ -73,7 +66,7 @@ export class Cluster implements AsyncDisposable {
   ranks: readonly RankInfo[] = [];
 
   readonly moments: MomentsRequests;
-  readonly calibration: CalibrationRequests;
+  readonly calibration: Calibration;
 
   readonly #server: ControlServer;
   readonly #processes: RankProcesses;
@@ -93,9 +86,9 @@ export class Cluster implements AsyncDisposable {
     this.options = layout.options;
     this.vocabSize = config.vocabSize;
     this.hiddenDim = config.hiddenDim;
-    const ask: Ask = (request) => this.#ask(request);
+    const ask: Ask = (request, payload) => this.#ask(request, payload);
     this.moments = momentsOf(ask, this.plan.worldSize, this.hiddenDim);
-    this.calibration = calibrationOf(ask);
+    this.calibration = new Calibration(ask);
     this.#server = server;
     this.#options = options;
     this.#signal = options.signal;
@@ -252,8 +245,8 @@ export class Cluster implements AsyncDisposable {
     };
   }
 
-  #ask(request: Parameters<ControlLoop['ask']>[0]): Promise<RankReply[]> {
-    return this.#loop.ask(request, requestDeadlineMs);
+  #ask(request: Parameters<ControlLoop['ask']>[0], payload?: Float32Array): Promise<RankReply[]> {
+    return this.#loop.ask(request, requestDeadlineMs, payload);
   }
 }
 
