@@ -10,8 +10,9 @@ import type { Curve } from './curve.ts';
 import { Deadline } from './deadline.ts';
 import { removeSocketFolder } from './endpoint.ts';
 import { decodeMessage, encodeMessage, FrameError, parseMessage } from './frame.ts';
-import { greetingSchema, protocolVersion, toCoordinatorSchema } from './messages.ts';
-import type { FromRank, Hello, Offer, ToCoordinator, ToRank } from './messages.ts';
+import { greetingSchema, type Hello, type Offer } from './greetings.ts';
+import { protocolVersion, toCoordinatorSchema } from './messages.ts';
+import type { FromRank, ToCoordinator, ToRank } from './messages.ts';
 import { bindRouter, receiveWithin, sendWithin } from './zmq.ts';
 import type { Router } from './zmq.ts';
 

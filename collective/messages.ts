@@ -10,6 +10,7 @@
  * give up what they were doing, keep their weights, join the new ring and send ready again.
  */
 import { z } from 'zod';
+import { helloSchema, offerSchema, refusedSchema, type Offer } from './greetings.ts';
 import { expertShardings, schemes } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
@@ -83,45 +84,6 @@ export const wantSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('score'), targets: z.array(z.number().int()) }),
 ]);
 export type Want = z.infer<typeof wantSchema>;
-
-const helloSchema = z.strictObject({
-  kind: z.literal('hello'),
-  rank: count,
-  pid: count,
-  host: z.string(),
-  protocol: count,
-  /** Package version. */
-  version: z.string(),
-  /** Proves that this worker was started by (or for) this coordinator. */
-  token: z.string(),
-  /** Where this rank's predecessor in the ring sends its frames. */
-  ringEndpoint: z.string(),
-});
-export type Hello = z.infer<typeof helloSchema>;
-
-/** Of a process that nobody on the coordinator's machine started: it joins, knows its model, and is given a rank. */
-const offerSchema = z.strictObject({
-  ...helloSchema.shape,
-  kind: z.literal('offer'),
-  /** null: any that is free. */
-  rank: count.nullable(),
-  /** How many ranks its launcher says there are; null: it does not say. */
-  worldSize: count.nullable(),
-  /** Checkpoint.identity of its own copy of the model. */
-  modelIdentity: z.string(),
-});
-export type Offer = z.infer<typeof offerSchema>;
-
-/** What every version's hello and offer hold, so that another version can be refused by name. */
-export const greetingSchema = z.object({
-  kind: z.enum(['hello', 'offer']),
-  host: z.string().max(255),
-  protocol: count,
-  version: z.string().max(64),
-});
-
-/** Answer to an offer that cannot be taken, or not now; the process may offer itself again later. */
-const refusedSchema = z.strictObject({ kind: z.literal('refused'), reason: z.string() });
 
 const setupSchema = z.strictObject({
   kind: z.literal('setup'),
@@ -214,8 +176,11 @@ const momentsSchema = z.strictObject({
 });
 
 /**
- * Statistics of every layer for the conversion of recipes: see worker/calibration/. begin: windows of equal length, window
- * i goes to rank i mod worldSize; statistics: payload of collective/statistics.ts for one layer, layers in order; end: free.
+ * Statistics and refit of every layer for the conversion of recipes: see worker/calibration/. All sums are returned by
+ * segments of windows (window-sums.ts). begin: windows of equal length; statistics: fields of statistics.ts for one
+ * layer, layers in order; end: free. With `refits`, each layer's statistics are followed by: original (the original
+ * stream passes the layer), attend (maps in the payload; normal equations of W_UV), values (W_UV; normal equations of
+ * W_O), advance (W_O; the converted stream passes the layer); payloads: refit-maps.ts. sizes: before the first original.
  */
 const calibrationSchema = z.discriminatedUnion('action', [
   z.strictObject({
@@ -223,9 +188,21 @@ const calibrationSchema = z.discriminatedUnion('action', [
     id: count,
     action: z.literal('begin'),
     windows: z.array(z.array(count)),
+    refits: z.boolean(),
   }),
   z.strictObject({ kind: z.literal('calibration'), id: count, action: z.literal('statistics'), layer: count }),
-  z.strictObject({ kind: z.literal('calibration'), id: count, action: z.literal('end') }),
+  z.strictObject({
+    kind: z.literal('calibration'),
+    id: count,
+    action: z.literal('sizes'),
+    ropeDim: count,
+    latentDim: count,
+  }),
+  z.strictObject({
+    kind: z.literal('calibration'),
+    id: count,
+    action: z.enum(['original', 'attend', 'values', 'advance', 'end']),
+  }),
 ]);
 export type CalibrationRequest = z.infer<typeof calibrationSchema>;
 
@@ -236,6 +213,9 @@ const collectiveCheckSchema = z.strictObject({
   floats: count,
   count,
 });
+
+/** Times products on the rank's backend. Payload: GB/s of a matrix-vector product, GFLOP/s of a matrix-matrix product. [2] */
+const computeCheckSchema = z.strictObject({ kind: z.literal('computeCheck'), id: count });
 
 const stopSchema = z.strictObject({ kind: z.literal('stop') });
 
@@ -254,6 +234,8 @@ const replySchema = z.strictObject({
   /** Of this request alone. */
   ...stepTimings,
   rssBytes: count,
+  /** Of the process so far, loading included. */
+  peakRssBytes: count,
   /** collectiveCheck: microseconds of each operation, sorted. Otherwise empty. */
   latenciesUs: z.array(z.number()),
 });
@@ -277,6 +259,7 @@ export const toRankSchema = z.discriminatedUnion('kind', [
   momentsSchema,
   calibrationSchema,
   collectiveCheckSchema,
+  computeCheckSchema,
   rejoinSchema,
   probeSchema,
   chaosSchema,

@@ -2,7 +2,7 @@
  * The only file that opens ZeroMQ sockets: every one has its linger, timeouts and limits set here. Each socket has one
  * owner, one receive in flight and sends one after another. Read next: control.ts, mailbox.ts (the owners).
  */
-import { Context, Dealer, Pull, Push, Reply, Router } from 'zeromq';
+import { capability, Context, Dealer, Pull, Push, Reply, Router } from 'zeromq';
 import { ConfigError, InvariantError, messageOf, PeerError } from '../config/errors.ts';
 import { freshEndpoint } from './endpoint.ts';
 import { maxPayloadBytes } from './frame.ts';
@@ -15,6 +15,9 @@ const sendTimeoutMs = 10_000;
 const routerSendTimeoutMs = 100;
 /** Last words (stop, failed, the last frame of a sum) may still leave after close; a dead peer delays the exit this long. */
 const lingerMs = 500;
+
+/** Whether connections can be encrypted and authenticated. */
+export const hasCurve = capability.curve === true;
 
 export interface Heartbeats {
   /** Between questions to a silent peer. */

@@ -1,15 +1,15 @@
 /**
  * What a cluster's ranks can be asked besides a forward pass, and how the answers of all ranks become one: the logits of
- * a step, moments of the layer inputs, statistics for conversion. Starts nothing and waits for nothing itself.
- * Read next: join-shards.ts (the arithmetic), control-loop.ts (the waiting).
+ *a step and moments of the layer inputs. Starts nothing and waits for nothing itself.
+ * Read next: join-shards.ts (the arithmetic), control-loop.ts (the waiting), calibration.ts.
  */
 import { cut, type ShardPlan } from '../config/shard-plan.ts';
 import type { RankRequest, Reply, Step } from '../collective/messages.ts';
 import type { RankReply, WithoutId } from './control-loop.ts';
-import { combineScores, joinLogits, joinMoments, sumOfPayloads } from './join-shards.ts';
+import { combineScores, joinLogits, joinMoments } from './join-shards.ts';
 
-/** Sends a request to every rank. @returns the replies by rank */
-export type Ask = (request: WithoutId<RankRequest>) => Promise<RankReply[]>;
+/** Sends a request, the same to every rank. @returns the replies by rank */
+export type Ask = (request: WithoutId<RankRequest>, payload?: Float32Array) => Promise<RankReply[]>;
 
 /** What one step returned; an array that the step did not ask for is empty. */
 export interface StepResult {
@@ -26,15 +26,6 @@ export interface MomentsRequests {
   readonly begin: () => Promise<void>;
   /** outer [hiddenDim, hiddenDim]: sum of h h^T, sum [hiddenDim]: sum of h, over all tokens since begin (h: normed layer input). */
   readonly read: (layer: number) => Promise<{ outer: Float32Array; sum: Float32Array }>;
-  /** Free them. */
-  readonly end: () => Promise<void>;
-}
-
-export interface CalibrationRequests {
-  /** Windows of equal length; ranks divide them. */
-  readonly begin: (windows: readonly (readonly number[])[]) => Promise<void>;
-  /** Sums of all ranks for one layer, fields of collective/statistics.ts; layers in order. */
-  readonly statistics: (layer: number) => Promise<Float64Array>;
   /** Free them. */
   readonly end: () => Promise<void>;
 }
@@ -80,21 +71,6 @@ export function momentsOf(ask: Ask, worldSize: number, hiddenDim: number): Momen
         rows,
         hiddenDim,
       );
-    },
-  };
-}
-
-export function calibrationOf(ask: Ask): CalibrationRequests {
-  return {
-    async begin(windows) {
-      await ask({ kind: 'calibration', action: 'begin', windows: windows.map((window) => [...window]) });
-    },
-    async statistics(layer) {
-      const replies = await ask({ kind: 'calibration', action: 'statistics', layer });
-      return sumOfPayloads(replies.map(({ payload }) => payload));
-    },
-    async end() {
-      await ask({ kind: 'calibration', action: 'end' });
     },
   };
 }

@@ -1,7 +1,7 @@
 /**
  * A running cluster: the plan, the processes and the questions they answer. `start` returns when every rank has loaded
  * its shard; disposal ends every process and leaves no file. Samples nothing and reads no text.
- * Read next: ask-ranks.ts (what they are asked), control-loop.ts (waiting and failing), rank-processes.ts, engine.ts (the caller).
+ * Read next: ask-ranks.ts, control-loop.ts (waiting and failing), rank-processes.ts, engine.ts (the caller).
  */
 import { randomBytes } from 'node:crypto';
 import type { ClusterConfig } from '../config/cluster.ts';
@@ -10,23 +10,16 @@ import type { ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import {
   type Chaos,
-  type Hello,
   type Ready,
   type Reply,
   type Setup,
   type Step,
   type WorkerOptions,
 } from '../collective/messages.ts';
+import type { Hello } from '../collective/greetings.ts';
 import { removeSocketFile } from '../collective/endpoint.ts';
-import {
-  type Ask,
-  calibrationOf,
-  type CalibrationRequests,
-  joinStep,
-  momentsOf,
-  type MomentsRequests,
-  type StepResult,
-} from './ask-ranks.ts';
+import { type Ask, joinStep, momentsOf, type MomentsRequests, type StepResult } from './ask-ranks.ts';
+import { Calibration } from './calibration.ts';
 import { layOut, type Layout } from './cluster-layout.ts';
 import { openControlPlane, type ControlPlane } from './control-plane.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
@@ -76,7 +69,7 @@ export class Cluster implements AsyncDisposable {
   ranks: readonly RankInfo[] = [];
 
   readonly moments: MomentsRequests;
-  readonly calibration: CalibrationRequests;
+  readonly calibration: Calibration;
 
   readonly #control: ControlPlane;
   readonly #places: Places;
@@ -97,9 +90,9 @@ export class Cluster implements AsyncDisposable {
     this.options = layout.options;
     this.vocabSize = config.vocabSize;
     this.hiddenDim = config.hiddenDim;
-    const ask: Ask = (request) => this.#ask(request);
+    const ask: Ask = (request, payload) => this.#ask(request, payload);
     this.moments = momentsOf(ask, this.plan.worldSize, this.hiddenDim);
-    this.calibration = calibrationOf(ask);
+    this.calibration = new Calibration(ask);
     this.#control = control;
     this.#options = options;
     this.#signal = options.signal;
@@ -151,6 +144,15 @@ export class Cluster implements AsyncDisposable {
     return joinStep(this.plan, this.vocabSize, step, await this.#ask({ kind: 'step', ...step }));
   }
 
+  /** How fast each rank computes, all at once as in a step: GB/s of weights read, GFLOP/s of a larger product. */
+  async computeCheck(): Promise<readonly { gigabytesPerSecond: number; gigaflopsPerSecond: number }[]> {
+    const replies = await this.#ask({ kind: 'computeCheck' });
+    return replies.map(({ payload: [gigabytesPerSecond = 0, gigaflopsPerSecond = 0] }) => ({
+      gigabytesPerSecond,
+      gigaflopsPerSecond,
+    }));
+  }
+
   /** Runs `count` all-reduces of `floats` elements on all ranks, every element checked; see Reply.latenciesUs. */
   async collectiveCheck(floats: number, count: number): Promise<readonly Reply[]> {
     const replies = await this.#ask({ kind: 'collectiveCheck', floats, count });
@@ -188,8 +190,7 @@ export class Cluster implements AsyncDisposable {
     this.#loop.fail(error);
   }
 
-  /** What was turned away so far: messages that are malformed, of strangers or of a second process for a rank; connections
-   * that ended in the handshake, with wrong keys or none. */
+  /** Turned away so far: messages (malformed, of strangers, of a second process for a rank), connections with wrong keys. */
   get refused(): { readonly messages: number; readonly handshakes: number } {
     const { refused: messages, refusedHandshakes: handshakes } = this.#control.server;
     return { messages, handshakes };
@@ -289,8 +290,8 @@ export class Cluster implements AsyncDisposable {
     };
   }
 
-  #ask(request: Parameters<ControlLoop['ask']>[0]): Promise<RankReply[]> {
-    return this.#loop.ask(request, requestDeadlineMs);
+  #ask(request: Parameters<ControlLoop['ask']>[0], payload?: Float32Array): Promise<RankReply[]> {
+    return this.#loop.ask(request, requestDeadlineMs, payload);
   }
 }
 

@@ -122,11 +122,11 @@ export class ControlLoop {
     });
   }
 
-  /** Sends one request to every rank and returns the replies by rank. */
-  async ask(request: WithoutId<RankRequest>, deadlineMs: number): Promise<RankReply[]> {
+  /** Sends one request, the same to every rank, and returns the replies by rank. The payload is copied. */
+  async ask(request: WithoutId<RankRequest>, deadlineMs: number, payload?: Float32Array): Promise<RankReply[]> {
     const id = this.#nextId++;
     const answered = this.#wait(id, deadlineMs, `during ${request.kind} ${id}`, this.#all());
-    const [answers] = await Promise.all([answered, this.tell(() => ({ ...request, id }))]);
+    const [answers] = await Promise.all([answered, this.tell(() => ({ ...request, id }), payload)]);
     return answers.map(({ message, payload }) => {
       invariant(message.kind === 'reply', `waited for the reply to request ${id}, got ${message.kind}`);
       return { reply: message, payload: payload ?? new Float32Array(0) };
@@ -134,10 +134,10 @@ export class ControlLoop {
   }
 
   /** Sends a message to every rank; a rank that cannot take it counts as failed. */
-  async tell(messageFor: (rank: number) => ToRank): Promise<void> {
+  async tell(messageFor: (rank: number) => ToRank, payload?: Float32Array): Promise<void> {
     const epoch = this.#epoch;
     const ranks = this.#all();
-    const results = await Promise.allSettled(ranks.map((rank) => this.#server.send(rank, messageFor(rank))));
+    const results = await Promise.allSettled(ranks.map((rank) => this.#server.send(rank, messageFor(rank), payload)));
     for (const [rank, result] of results.entries())
       if (result.status === 'rejected' && epoch === this.#epoch) this.#note(rank, { late: String(result.reason) });
   }

@@ -158,6 +158,18 @@ export const decodeFromFlag = {
   defaultDescription: 'all are prefilled',
 };
 
+/** The window of scheme tpla, of commands where --window is a piece of text; what --window is elsewhere. */
+export const recentWindowFlag = {
+  type: 'number',
+  describe: `last tokens that scheme tpla scores with whole latents, --window of other commands, 0 to ${maxExactTokens} (default: 0)`,
+} as const;
+
+/** Of the commands that measure for a long time. */
+export const outFlag = {
+  type: 'string',
+  describe: 'file for the report as JSON; an interrupted run goes on where it was when the command is repeated',
+} as const;
+
 /** A number flag with its range in the help and in the refusal. */
 export function number(name: string, min: number, max: number, whole: boolean, value: number, meaning: string) {
   return {

@@ -104,6 +104,9 @@ export class RankProcesses {
   }
 }
 
+/** worker/weights.ts frees what it has read. */
+export const rankExecArgv: readonly string[] = ['--expose-gc'];
+
 /** The rank program. Child processes run the compiled program, also when this file runs from source (tests). */
 export function rankProgram(): string {
   const fromSource = import.meta.url.endsWith('.ts');
@@ -116,7 +119,7 @@ function forkRank(rank: number, { endpoint, token, keyFile }: LaunchOptions): Ch
   const keys = keyFile === undefined ? [] : ['--keys', keyFile];
   return fork(rankProgram(), ['--connect', endpoint, '--rank', String(rank), '--token', token, ...keys], {
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-    execArgv: [],
+    execArgv: [...rankExecArgv],
     detached,
   });
 }

@@ -52,6 +52,6 @@ function added(sum: RankUsage, reply: Reply): RankUsage {
     waitMs: sum.waitMs + reply.waitMs,
     bytesSent: sum.bytesSent + reply.bytesSent,
     bytesReceived: sum.bytesReceived + reply.bytesReceived,
-    peakRssBytes: Math.max(sum.peakRssBytes, reply.rssBytes),
+    peakRssBytes: Math.max(sum.peakRssBytes, reply.peakRssBytes),
   };
 }

@@ -135,7 +135,7 @@ export function attendMla(
     const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: config.scoreSoftcap }); // [heads, length, latentColumns]
     return tokensFirst(ops, ops.matmul(projection.valueUp, o)); // [length, heads * v]
   });
-  return biased(ops, ops.matmul(projection.output, joined(ops, parts)), weights.outputBias);
+  return biased(ops, outputOfHeads(ops, projection, joined(ops, parts)), weights.outputBias);
 }
 
 /**
@@ -194,7 +194,12 @@ export function queryOfTokens(
   const tokens = dim(h, 0);
   const heads = projection.heads.end - projection.heads.start;
   const headDim = config.nopeDim + config.ropeDim;
-  const flat = ops.matmul(projection.query, queryInput(ops, config, weights, h));
+  const input = queryInput(ops, config, weights, h);
+  const flat = joined(
+    ops,
+    projection.query.map((part) => ops.matmul(part, input)),
+    1,
+  );
   const bias =
     weights.queryBias === undefined
       ? undefined
@@ -207,6 +212,18 @@ export function queryOfTokens(
   const qNope = ops.contiguous(ops.permute(ops.slice(q, 2, 0, config.nopeDim), [1, 0, 2])); // [heads, tokens, n]
   const absorbed = ops.contiguous(ops.permute(ops.matmul(projection.keyUp, qNope), [1, 0, 2])); // [tokens, heads, latentColumns]
   return ops.concat([absorbed, qRope], 2);
+}
+
+/** W_O over all parts of the heads. @param x [tokens, heads * v]  @returns partial [tokens, hidden] */
+export function outputOfHeads(ops: Ops, projection: MlaProjection, x: Tensor): Tensor {
+  let start = 0;
+  const products = projection.output.map((part) => {
+    const width = dim(part, 1);
+    const own = width === dim(x, 1) ? x : ops.contiguous(ops.slice(x, 1, start, width));
+    start += width;
+    return ops.matmul(part, own);
+  });
+  return products.reduce((sum, product) => ops.add(sum, product));
 }
 
 function queryInput(ops: Ops, config: MlaConfig, weights: MlaWeights, h: Tensor): Tensor {
@@ -274,9 +291,9 @@ export function tokensFirst(ops: Ops, x: Tensor): Tensor {
   return ops.reshape(ops.contiguous(ops.permute(x, [1, 0, 2])), [length, heads * width]);
 }
 
-export function joined(ops: Ops, parts: readonly Tensor[]): Tensor {
+export function joined(ops: Ops, parts: readonly Tensor[], axis = 0): Tensor {
   const [only] = parts;
-  return parts.length === 1 && only !== undefined ? only : ops.concat(parts, 0);
+  return parts.length === 1 && only !== undefined ? only : ops.concat(parts, axis);
 }
 
 export function biased(ops: Ops, x: Tensor, bias: Tensor | undefined): Tensor {

@@ -62,17 +62,18 @@ export class LatentCache {
     const attention = model.attention;
     const widths = cacheWidths(model, rank);
     this.layers = Array.from({ length: model.numLayers }, (): LayerCache => {
-      if (attention.kind === 'mla') return { kind: 'latent', rows: kernels.allocate(options.type, [rows, widths.row]) };
+      if (attention.kind === 'mla')
+        return { kind: 'latent', rows: kernels.allocate(options.type, [rows, widths.row], 'rows') };
       return {
         kind: 'keyValue',
-        keys: kernels.allocate(options.type, [rows, widths.row]),
+        keys: kernels.allocate(options.type, [rows, widths.row], 'rows'),
         values: allocateValues(kernels, options.type, rows, widths.row),
       };
     });
     this.bytesPerToken = (model.numLayers * widths.numbers * bytesPerNumber(options.type)) / deal.parts;
     this.staging =
       attention.kind === 'mla' && plan.latentGroups > 1 && options.exactPrefill
-        ? kernels.allocate(options.type, [this.rowsPerSlot, attention.latentDim + attention.ropeDim])
+        ? kernels.allocate(options.type, [this.rowsPerSlot, attention.latentDim + attention.ropeDim], 'rows')
         : undefined;
     const { exactTokens } = plan;
     this.recent =

@@ -6,7 +6,7 @@
 import { invariant } from '../config/errors.ts';
 import type { MlaConfig, ModelConfig } from '../config/model-config.ts';
 import { size, times, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
-import type { Checkpoint } from '../model/checkpoint.ts';
+import type { Checkpoint, LayerRole } from '../model/checkpoint.ts';
 import type { Tensor } from './kernels/kernels.ts';
 import { columnsOf, type WeightUploader } from './weight-uploader.ts';
 
@@ -36,10 +36,13 @@ export interface MlaWeights {
 export interface MlaProjection {
   /** Counted from the first local head. */
   readonly heads: Range;
-  /** Tensors of its own for each phase: a part of a matrix cannot be multiplied once a backend has repacked it. */
-  readonly query: Tensor; // [heads * (n + p), hidden or queryLoraDim]
-  /** Columns of `heads`; in `dcp`, of the heads that this rank merges. Its product is partial. */
-  readonly output: Tensor; // [hidden, heads * v]
+  /**
+   * Parts for consecutive heads. Cut where the heads of prefill begin and end, so that both phases share one copy: no
+   * part of a matrix can be multiplied by itself once a backend has repacked it. [part heads * (n + p), hidden or queryLoraDim]
+   */
+  readonly query: readonly Tensor[];
+  /** Parts likewise, of `heads`; in `dcp`, of the heads that this rank merges. Their products are partial. [hidden, part heads * v] */
+  readonly output: readonly Tensor[];
   /**
    * W_UK, transposed per head; absent when the model has no nope part. Over the whole latent where some tokens are
    * scored exactly. [heads, latentColumns, n]
@@ -63,8 +66,14 @@ export async function loadMla(
   const queryRows = times(rank.heads, config.nopeDim + config.ropeDim);
   const whole: Range = { start: 0, end: config.latentDim };
   const merged = plan.scheme === 'dcp' ? rank.prefillHeads : rank.heads;
-  const project = (parts: ProjectionParts): Promise<MlaProjection> =>
-    loadProjection(checkpoint.config, uploader, layer, rank.heads.start, parts, rotation);
+  const parts = new HeadParts(
+    checkpoint.config,
+    uploader,
+    layer,
+    plan.latentGroups === 1 ? rank.heads : rank.prefillHeads,
+  );
+  const project = (wanted: ProjectionParts): Promise<MlaProjection> =>
+    loadProjection(checkpoint.config, uploader, layer, rank.heads.start, parts, wanted, rotation);
   const { sinks, window } = plan.exactTokens;
   const shard = { keys: sinks + window > 0 ? whole : rank.latent, values: rank.latent };
   const decode = await project({ heads: rank.heads, outputHeads: merged, latent: shard });
@@ -105,15 +114,80 @@ interface ProjectionParts {
   readonly latent: { readonly keys: Range; readonly values: Range };
 }
 
+/** W_Q and W_O of one layer by groups of heads, each group loaded once. */
+class HeadParts {
+  private readonly model: ModelConfig;
+  private readonly uploader: WeightUploader;
+  private readonly layer: number;
+  private readonly cut: Range;
+  private readonly loaded = new Map<string, Promise<Tensor>>();
+
+  /** @param cut heads that are wanted apart from those before and after them */
+  constructor(model: ModelConfig, uploader: WeightUploader, layer: number, cut: Range) {
+    this.model = model;
+    this.uploader = uploader;
+    this.layer = layer;
+    this.cut = cut;
+  }
+
+  /** @returns [part heads * (n + p), hidden or queryLoraDim] each */
+  async query(heads: Range): Promise<Tensor[]> {
+    const { nopeDim, ropeDim, queryLoraDim } = this.attention();
+    const role = queryLoraDim === null ? 'query' : 'queryUp';
+    return await this.load(role, heads, (part) =>
+      this.uploader.matrix(role, this.layer, times(part, nopeDim + ropeDim)),
+    );
+  }
+
+  /** @returns [hidden, part heads * v] each */
+  async output(heads: Range): Promise<Tensor[]> {
+    // In dcp with more ranks than heads, some merge none.
+    if (size(heads) === 0) return [this.uploader.floatTensor(new Float32Array(0), [this.model.hiddenDim, 0], 'f32')];
+    const { valueDim } = this.attention();
+    return await this.load('output', heads, (part) =>
+      this.uploader.matrix('output', this.layer, undefined, times(part, valueDim)),
+    );
+  }
+
+  private async load(role: LayerRole, heads: Range, load: (part: Range) => Promise<Tensor>): Promise<Tensor[]> {
+    const tensors: Tensor[] = [];
+    for (const part of split(heads, this.cut)) {
+      const key = `${role} ${part.start} ${part.end}`;
+      const tensor = this.loaded.get(key) ?? load(part);
+      this.loaded.set(key, tensor);
+      tensors.push(await tensor);
+    }
+    return tensors;
+  }
+
+  private attention(): MlaConfig {
+    const { attention } = this.model;
+    invariant(attention.kind === 'mla', 'head parts of a model without a latent');
+    return attention;
+  }
+}
+
+/** What of `range` lies before, in and after `cut`, without empty parts. */
+function split(range: Range, cut: Range): Range[] {
+  const inside = (position: number): number => Math.min(Math.max(position, range.start), range.end);
+  const [first, second] = [inside(cut.start), inside(cut.end)];
+  return [
+    { start: range.start, end: first },
+    { start: first, end: second },
+    { start: second, end: range.end },
+  ].filter((part) => size(part) > 0);
+}
+
 /**
  * Matrices of some heads: W_Q, W_O, and W_UK and W_UV over some latent columns.
  * @param firstLocal the first of the rank's heads
  */
 async function loadProjection(
-  { attention: config, hiddenDim }: ModelConfig,
+  { attention: config }: ModelConfig,
   uploader: WeightUploader,
   layer: number,
   firstLocal: number,
+  parts: HeadParts,
   { heads, outputHeads, latent }: ProjectionParts,
   rotation: Float32Array | undefined,
 ): Promise<MlaProjection> {
@@ -139,16 +213,8 @@ async function loadProjection(
   const type = uploader.floatTypeFor('latentUp', layer);
   return {
     heads: { start: heads.start - firstLocal, end: heads.end - firstLocal },
-    query: await uploader.matrix(
-      config.queryLoraDim === null ? 'query' : 'queryUp',
-      layer,
-      times(heads, nopeDim + config.ropeDim),
-    ),
-    // In dcp with more ranks than heads, some merge none.
-    output:
-      size(outputHeads) === 0
-        ? uploader.floatTensor(new Float32Array(0), [hiddenDim, 0], 'f32')
-        : await uploader.matrix('output', layer, undefined, times(outputHeads, valueDim)),
+    query: await parts.query(heads),
+    output: await parts.output(outputHeads),
     keyUp: nopeDim === 0 ? undefined : uploader.floatTensor(keyUp, [count, keyWidth, nopeDim], type),
     valueUp: uploader.floatTensor(valueUp, [count, valueDim, width], type),
   };

@@ -28,8 +28,8 @@ export type ValueCache =
 /** Positions of numbers are i32. */
 export function allocateValues(kernels: Kernels, type: TensorType, rows: number, width: number): ValueCache {
   return type === 'q8_0' || rows * width >= 2 ** 31
-    ? { order: 'rows', rows: kernels.allocate(type, [rows, width]) }
-    : { order: 'columns', numbers: kernels.allocate(type, [rows * width, 1]) };
+    ? { order: 'rows', rows: kernels.allocate(type, [rows, width], 'rows') }
+    : { order: 'columns', numbers: kernels.allocate(type, [rows * width, 1], 'rows') };
 }
 
 /** Where the values of tokens are written when they lie by column. @param cacheRows [tokens]  @returns [tokens * width] */

@@ -7,10 +7,11 @@ import { floatTypes } from '../../model/transmla/encode-floats.ts';
 import type { CommandContext } from '../command-context.ts';
 import { defaultCacheRatio } from '../convert/choose-settings.ts';
 import { conversionMethods, type ConversionOptions, type ConversionReport } from '../convert/conversion-options.ts';
-import { convertCheckpoint } from '../convert/convert-checkpoint.ts';
+import { convertCheckpoint, dryRun } from '../convert/convert-checkpoint.ts';
+import type { ConversionPrediction } from '../convert/predict.ts';
 import { resolveModel } from '../fetch.ts';
 import { jsonFlag, number, optionalNumber, type FlagsOf } from '../flags.ts';
-import { formatTable } from '../table.ts';
+import { formatBytes, formatTable } from '../table.ts';
 import { openText } from '../text.ts';
 
 const convertFlags = <T>(command: Argv<T>) =>
@@ -22,6 +23,11 @@ const convertFlags = <T>(command: Argv<T>) =>
     })
     .option('out', { type: 'string', demandOption: true, describe: 'folder to make; must be empty or absent' })
     .option('force', { type: 'boolean', default: false, describe: 'replace a converted checkpoint that is there' })
+    .option('dry-run', {
+      type: 'boolean',
+      default: false,
+      describe: 'check everything, predict sizes, memory and disk, and change nothing',
+    })
     .option('method', {
       choices: conversionMethods,
       default: 'recipe' as const,
@@ -32,15 +38,22 @@ const convertFlags = <T>(command: Argv<T>) =>
       default: 'self',
       describe: 'UTF-8 text to fit on, ideally like the later use; self: text that the model writes itself',
     })
-    .option(
-      'calibration-tokens',
-      number('calibration-tokens', 64, 10_000_000, true, 8192, 'tokens to fit on; a few more are held out to judge by'),
-    )
+    .option('calibration-tokens', {
+      ...optionalNumber(
+        'calibration-tokens',
+        64,
+        10_000_000,
+        true,
+        'tokens to fit on; a few more are held out to judge by',
+      ),
+      // An exact conversion fits nothing: its text only serves to measure.
+      defaultDescription: '8192; with --exact 512',
+    })
     .option('seed', number('seed', 0, 0xffffffff, true, 0, 'of the text that the model writes; same seed, same bytes'))
     .option('dtype', {
       choices: floatTypes,
-      describe: 'type of the written matrices',
-      defaultDescription: 'f16; with --exact f32',
+      describe: 'type of all written matrices',
+      defaultDescription: 'f16 for those converted, with --exact f32; the others stay bit for bit as they are',
     })
     .option('ranks', { type: 'number', describe: 'worker processes that calibrate and measure (default: 2)' })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
@@ -92,7 +105,15 @@ export function addConvertCommand(program: Argv, context: CommandContext): Argv 
 }
 
 async function convert(flags: ConvertFlags, context: CommandContext): Promise<void> {
-  const report = await convertCheckpoint(await optionsOf(flags, context));
+  const options = await optionsOf(flags, context);
+  if (flags.dryRun) {
+    const prediction = await dryRun(options);
+    context.write(
+      flags.json ? `${JSON.stringify({ out: flags.out, prediction })}\n` : `${predictionText(prediction)}\n`,
+    );
+    return;
+  }
+  const report = await convertCheckpoint(options);
   if (flags.json) context.write(`${JSON.stringify({ out: flags.out, report })}\n`);
   else context.write(`${tableOf(report)}\n`);
 }
@@ -115,9 +136,10 @@ async function optionsOf(flags: ConvertFlags, context: CommandContext): Promise<
       balance: flags.balance,
     },
     calibration: flags.calibration,
-    calibrationTokens: flags.calibrationTokens,
+    calibrationTokens: flags.calibrationTokens ?? (exact ? 512 : 8192),
     seed: flags.seed,
     dtype: flags.dtype ?? (exact ? 'f32' : 'f16'),
+    untouched: flags.dtype ?? 'keep',
     text: await textOf(model, context),
     cluster,
     log: context.log,
@@ -154,4 +176,24 @@ function tableOf(report: ConversionReport): string {
   ];
   const table = formatTable(['', 'perplexity', 'cache numbers per token and layer'], rows);
   return `${table}\nrope ${report.ropeDim} + latent ${report.kvRank}, freqfold ${report.freqfold}; perplexity on ${report.heldOutTokens} held-out tokens (${report.calibration}); ${report.seconds.toFixed(1)} s`;
+}
+
+function predictionText(prediction: ConversionPrediction): string {
+  const { candidates, cacheFloatsBefore, cacheFloatsAfter } = prediction;
+  const sizes = candidates.map(({ ropeDim, kvRank }) => `${ropeDim} + ${kvRank}`).join(', ');
+  const share = ((100 * cacheFloatsAfter) / cacheFloatsBefore).toFixed(0);
+  const rows = [
+    ['cache numbers per token and layer', `${cacheFloatsBefore}`, `${cacheFloatsAfter} (${share} %)`],
+    [
+      'cache per token, f16',
+      formatBytes(prediction.cacheBytesPerTokenBefore),
+      formatBytes(prediction.cacheBytesPerTokenAfter),
+    ],
+    ['weight files', formatBytes(prediction.sourceBytes), formatBytes(prediction.outputBytes)],
+    ['disk while converting', '', formatBytes(prediction.peakDiskBytes)],
+    ['disk free', '', formatBytes(prediction.freeDiskBytes)],
+    ['memory, this process (about)', '', formatBytes(prediction.coordinatorMemoryBytes)],
+    ['memory, each rank (about)', '', formatBytes(prediction.rankMemoryBytes)],
+  ];
+  return `${formatTable(['', 'source', 'converted'], rows)}\nmethod ${prediction.method}; rope + latent: ${sizes}${candidates.length > 1 ? ' (one is chosen after calibration)' : ''}; ${prediction.calibrationTokens} tokens to fit on, ${prediction.heldOutTokens} to judge by; nothing was written`;
 }

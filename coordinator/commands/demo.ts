@@ -83,6 +83,7 @@ async function convertedModel(source: string, context: CommandContext): Promise<
     calibrationTokens,
     seed: 1,
     dtype: 'f16',
+    untouched: 'keep',
     text: await openText(source),
     cluster: { compute, collective, ranks },
     log: context.log,

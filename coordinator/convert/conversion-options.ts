@@ -4,6 +4,7 @@
  */
 import type { ClusterConfig } from '../../config/cluster.ts';
 import type { FloatType } from '../../model/transmla/encode-floats.ts';
+import type { UntouchedType } from '../../model/transmla/untouched-tensors.ts';
 import type { ModelText } from '../text.ts';
 import type { SizeRequest } from './choose-settings.ts';
 
@@ -25,7 +26,10 @@ export interface ConversionOptions {
   readonly calibration: string;
   readonly calibrationTokens: number;
   readonly seed: number;
+  /** Of the matrices that are converted. */
   readonly dtype: FloatType;
+  /** Of the others. */
+  readonly untouched: UntouchedType;
   /** null: the model has none; calibration on its own text then begins with random tokens. */
   readonly text: Pick<ModelText, 'encode' | 'encodeRaw'> | null;
   /** How the ranks that calibrate and measure compute; model, scheme and cache are set by the conversion. */

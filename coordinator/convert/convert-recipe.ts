@@ -3,11 +3,7 @@
  * each while the ranks compute the next, then chooses sizes and converts. Formulas: model/transmla/recipe.ts.
  */
 import { splitStatistics } from '../../collective/statistics.ts';
-import {
-  averageStatistics,
-  keyValueStatistics,
-  type KeyValueStatistics,
-} from '../../model/transmla/layer-statistics.ts';
+import { averageStatistics, type KeyValueStatistics } from '../../model/transmla/layer-statistics.ts';
 import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
 import {
   applyRecipe,
@@ -19,10 +15,20 @@ import {
 import { encodeLayer, type EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
 import { recipeCandidates } from './choose-settings.ts';
+import { convertRefitted } from './convert-refitted.ts';
 import { type ConversionJob, type ConvertedLayers, sampledLayers } from './converted-layers.ts';
 
 export async function convertRecipeModel(job: ConversionJob): Promise<ConvertedLayers> {
   const { watch } = job;
+  if (process.env['NOREFIT'] === undefined) {
+    const settings = recipeCandidates(job.options.sizes, headLayout(job.source.config))[0] ?? {
+      ropeDim: 0,
+      latentDim: 0,
+    };
+    const layers = await convertRefitted(job, settings);
+    watch.lap('convert');
+    return { ...settings, freqfold: 1, balance: null, ...layers };
+  }
   const statistics = await gather(job);
   watch.lap('calibrate');
   const settings = await choose(job, statistics);
@@ -34,10 +40,10 @@ export async function convertRecipeModel(job: ConversionJob): Promise<ConvertedL
 
 /** [numLayers] */
 async function gather({ source, cluster, text }: ConversionJob): Promise<KeyValueStatistics[]> {
-  const { numLayers, numHeads, hiddenDim } = source.config;
-  const { headDim } = headLayout(source.config);
+  const { numLayers } = source.config;
+  const layout = headLayout(source.config);
   using progress = startProgress('calibrate', numLayers, { name: 'layers', size: 1 });
-  await cluster.calibration.begin(text.windows);
+  await cluster.calibration.begin(text.windows, false);
   const gathered: KeyValueStatistics[] = [];
   let arriving = cluster.calibration.statistics(0);
   for (let layer = 0; layer < numLayers; layer++) {
@@ -46,8 +52,8 @@ async function gather({ source, cluster, text }: ConversionJob): Promise<KeyValu
     if (layer + 1 < numLayers) arriving = cluster.calibration.statistics(layer + 1);
     // A failure is thrown by the await above, or after an error of ours is not wanted any more.
     arriving.catch(() => undefined);
-    const average = averageStatistics(splitStatistics(sums, { hiddenDim, numHeads, headDim }), numHeads, headDim);
-    gathered.push(keyValueStatistics(await readGqaMaps(source, layer), average));
+    const average = averageStatistics(splitStatistics(sums, layout), layout.numHeads, layout.headDim);
+    gathered.push(average);
     progress.update(layer + 1);
   }
   await cluster.calibration.end();
@@ -79,7 +85,7 @@ async function choose(
 }
 
 async function convertLayers(
-  { source, options }: ConversionJob,
+  { source, options, store }: ConversionJob,
   { ropeDim, latentDim }: RecipeSettings,
   statistics: readonly KeyValueStatistics[],
 ): Promise<Pick<ConvertedLayers, 'final' | 'withoutRank'>> {
@@ -94,12 +100,11 @@ async function convertLayers(
     const output = await readOutputMap(source, layer);
     const plan = planRecipe(output, own, layout, ropeDim);
     const converted = applyRecipe(maps, output, own, layout, rope, plan, latentDim);
-    final.push(
-      encodeLayer(layer, converted.maps, recipeRotation(own, plan, latentDim), options.dtype, converted.output),
-    );
+    const rotation = recipeRotation(own, plan, latentDim);
+    final.push(await store(encodeLayer(layer, converted.maps, rotation, options.dtype, converted.output)));
     if (fullRank > latentDim) {
       const whole = applyRecipe(maps, output, own, layout, rope, plan, fullRank);
-      withoutRank.push(encodeLayer(layer, whole.maps, undefined, options.dtype, whole.output));
+      withoutRank.push(await store(encodeLayer(layer, whole.maps, undefined, options.dtype, whole.output)));
     }
     progress.update(layer + 1);
   }

@@ -12,6 +12,8 @@ export interface ConversionJob {
   readonly text: CalibrationText;
   readonly options: ConversionOptions;
   readonly watch: Stopwatch;
+  /** Takes a finished layer out of memory; throws when the user has interrupted the run. */
+  readonly store: (layer: EncodedLayer) => Promise<EncodedLayer>;
 }
 
 export interface ConvertedLayers {

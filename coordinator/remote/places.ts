@@ -4,7 +4,7 @@
  */
 import type { ClusterConfig } from '../../config/cluster.ts';
 import { packageVersion } from '../../config/version.ts';
-import type { Offer } from '../../collective/messages.ts';
+import type { Offer } from '../../collective/greetings.ts';
 
 export interface PlacesOptions {
   readonly config: ClusterConfig;

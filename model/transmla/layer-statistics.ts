@@ -4,25 +4,13 @@
  * weights w, omega and nu are defined); here they become averages with names. Read next: recipe.ts.
  */
 import { invariant } from '../../config/errors.ts';
-import type { GqaMaps } from './attention-maps.ts';
-import {
-  added,
-  colsOf,
-  congruence,
-  type Dense,
-  denseFrom,
-  multiply,
-  multiplyTransposed,
-  scaled,
-  stackRows,
-  zeros,
-} from './dense.ts';
+import { added, colsOf, type Dense, denseFrom, multiplyTransposed, rowsOf, scaled } from './dense.ts';
 
 /** Sums as they arrive; see collective/statistics.ts for their shapes. */
 export interface StatisticsSums {
   readonly keyMoment: Float64Array;
   readonly valueMoment: Float64Array;
-  readonly inputMoment: Float64Array;
+  readonly plainMoment: Float64Array;
   readonly queryMoments: Float64Array;
   readonly scoreWeights: Float64Array;
   readonly probabilityWeights: Float64Array;
@@ -30,41 +18,17 @@ export interface StatisticsSums {
   readonly phaseSin: Float64Array;
 }
 
-export interface LayerStatistics {
-  /** Mean of [h; 1] [h; 1]^T, tokens weighted by what their key matters (omega). [D + 1, D + 1] */
-  readonly keyMoment: Dense;
-  /** The same, tokens weighted by what their value matters (nu). [D + 1, D + 1] */
-  readonly valueMoment: Dense;
-  /** The same, all tokens alike. [D + 1, D + 1] */
-  readonly inputMoment: Dense;
-  readonly heads: readonly HeadStatistics[]; // [H]
-}
-
-/** The same where keys and values are concerned, so that a whole model's statistics fit in memory. */
+/** Averages of one layer, small enough that a whole model's fit in memory. */
 export interface KeyValueStatistics {
-  /** Second moment of the merged key before RoPE, key-weighted. [G d, G d] */
+  /** Second moment of the merged key before RoPE, tokens weighted by what their key matters (omega). [G d, G d] */
   readonly keyMoment: Dense;
-  /** Centred second moment of [key; value], value-weighted. [2 G d, 2 G d] */
+  /** Centred second moment of [key; value], tokens weighted by what their value matters (nu). [2 G d, 2 G d] */
   readonly covariance: Dense;
-  /** Mean of [key; value], value-weighted. [2 G d, 1] */
+  /** Mean of [key; value], weighted likewise. [2 G d, 1] */
   readonly mean: Dense;
   /** Second moment of [key; value; 1], all tokens alike. [2 G d + 1, 2 G d + 1] */
   readonly plainMoment: Dense;
   readonly heads: readonly HeadStatistics[]; // [H]
-}
-
-export function keyValueStatistics(maps: GqaMaps, statistics: LayerStatistics): KeyValueStatistics {
-  const keyValue = stackRows([maps.key, maps.value]);
-  const one = zeros(1, keyValue.cols);
-  one.data[keyValue.cols - 1] = 1;
-  const mean = multiply(keyValue, colsOf(statistics.valueMoment, keyValue.cols - 1, keyValue.cols));
-  return {
-    keyMoment: congruence(maps.key, statistics.keyMoment),
-    covariance: added(congruence(keyValue, statistics.valueMoment), multiplyTransposed(mean, mean), -1),
-    mean,
-    plainMoment: congruence(stackRows([keyValue, one]), statistics.inputMoment),
-    heads: statistics.heads,
-  };
 }
 
 export interface HeadStatistics {
@@ -80,7 +44,7 @@ export interface HeadStatistics {
 }
 
 /** @throws InvariantError when nothing was summed */
-export function averageStatistics(sums: StatisticsSums, numHeads: number, headDim: number): LayerStatistics {
+export function averageStatistics(sums: StatisticsSums, numHeads: number, headDim: number): KeyValueStatistics {
   const half = headDim / 2;
   const heads = Array.from({ length: numHeads }, (_, head): HeadStatistics => {
     // A head that attends to one token only moves nothing: its sums are zero, and so is what it asks for.
@@ -96,11 +60,19 @@ export function averageStatistics(sums: StatisticsSums, numHeads: number, headDi
       phaseImaginary: phase(sums.phaseSin).map((value) => -value * perWeight),
     };
   });
+  return { ...keyValueMoments(mean(sums.keyMoment), mean(sums.valueMoment), mean(sums.plainMoment)), heads };
+}
+
+/** @param byKey, byValue, plain second moments of [key; value; 1] under three weights of the tokens, each [2 G d + 1, 2 G d + 1] */
+export function keyValueMoments(byKey: Dense, byValue: Dense, plain: Dense): Omit<KeyValueStatistics, 'heads'> {
+  const both = byKey.rows - 1;
+  const average = colsOf(rowsOf(byValue, 0, both), both, both + 1);
+  const moment = colsOf(rowsOf(byValue, 0, both), 0, both);
   return {
-    keyMoment: mean(sums.keyMoment),
-    valueMoment: mean(sums.valueMoment),
-    inputMoment: mean(sums.inputMoment),
-    heads,
+    keyMoment: colsOf(rowsOf(byKey, 0, both / 2), 0, both / 2),
+    covariance: added(moment, multiplyTransposed(average, average), -1),
+    mean: average,
+    plainMoment: plain,
   };
 }
 

@@ -27,9 +27,10 @@ export type TensorType =
 
 /**
  * What a tensor will be used for. 'matmul': only ever the weight of `matmul`, 2-D, uploaded whole, never viewed; a
- * backend may then keep it in a layout of its own. 'any': whatever the operations allow.
+ * backend may then keep it in a layout of its own. 'rows': written row by row over time, perhaps never to its end; a
+ * backend may then take memory as it fills. 'any': whatever the operations allow.
  */
-export type TensorUse = 'any' | 'matmul';
+export type TensorUse = 'any' | 'matmul' | 'rows';
 
 /** Opaque handle of a backend's tensor. */
 export interface Tensor {

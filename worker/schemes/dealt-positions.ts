@@ -9,7 +9,16 @@
  */
 import { invariant } from '../../config/errors.ts';
 import { size, type Range } from '../../config/shard-plan.ts';
-import { biased, dim, joined, queryOfTokens, tokensFirst, writeLatent, type AttentionInputs } from '../attention.ts';
+import {
+  biased,
+  dim,
+  joined,
+  outputOfHeads,
+  queryOfTokens,
+  tokensFirst,
+  writeLatent,
+  type AttentionInputs,
+} from '../attention.ts';
 import type { Chunk } from '../chunks.ts';
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
@@ -78,7 +87,7 @@ export class DealtPositions implements Exchange {
   after(ops: Ops, weights: LayerWeights, cache: LayerCache): Tensor | undefined {
     const { mla } = mlaLayer(this.parts.model, weights, cache);
     if (size(this.seat.rank.prefillHeads) === 0) return undefined;
-    return biased(ops, ops.matmul(mla.decode.output, this.merged), mla.outputBias);
+    return biased(ops, outputOfHeads(ops, mla.decode, this.merged), mla.outputBias);
   }
 
   /** Which positions a rank sees is in the masks. */

@@ -10,6 +10,7 @@ import {
   biased,
   dim,
   joined,
+  outputOfHeads,
   queryOfTokens,
   tokensFirst,
   writeLatent,
@@ -77,7 +78,7 @@ export class SummedScores implements Exchange {
       invariant(scores !== undefined, `segment ${i} of ${this.segments.length}`);
       return this.mix(ops, config, mla.decode.valueUp, rows, segment, scores);
     });
-    return biased(ops, ops.matmul(mla.decode.output, joined(ops, mixed)), mla.outputBias);
+    return biased(ops, outputOfHeads(ops, mla.decode, joined(ops, mixed)), mla.outputBias);
   }
 
   /** @param rows [.., latentShard + ropeShard]  @returns [length, heads * v] */

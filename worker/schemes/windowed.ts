@@ -10,6 +10,7 @@ import {
   biased,
   dim,
   joined,
+  outputOfHeads,
   queryOfTokens,
   tokensFirst,
   writeLatent,
@@ -53,7 +54,7 @@ export function attendWindowed(
   });
   // After the reads above: these rows may hold tokens that the first of this chunk still see.
   ops.scatterRows(recent.rows, whole, recent.indices);
-  return biased(ops, ops.matmul(weights.decode.output, joined(ops, parts)), weights.outputBias);
+  return biased(ops, outputOfHeads(ops, weights.decode, joined(ops, parts)), weights.outputBias);
 }
 
 /** @param q [heads, length, r + p]  @param rows [.., r + p]  @param own [1, length, r + p] */

@@ -117,6 +117,16 @@ export function describePrograms({ test, tolerances }: KernelSuite): void {
       expect(kernels.allocate('i32', [0]).shape).toEqual([0]);
     });
 
+    test('memory that fills row by row is zeros too, over many pages and after it held other numbers', (kernels) => {
+      const shape = [3001, 53]; // neither its start nor its end falls on a page
+      for (let i = 0; i < 2; i++) {
+        const tensor = kernels.allocate('f32', shape, 'rows');
+        expect(read(kernels, tensor).every((value) => value === 0)).toBe(true);
+        replace(kernels, tensor, randomValues(122 + i, shape).data);
+        kernels.release([tensor]);
+      }
+    });
+
     test('shapes that do not fit are refused when the program is recorded', (kernels) => {
       const a = kernels.allocate('f32', [2, 3]);
       const b = kernels.allocate('f32', [2, 4]);

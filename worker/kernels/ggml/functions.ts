@@ -34,6 +34,7 @@ export interface GgmlFunctions {
   readonly bufferTypeAlignment: (bufferType: Pointer) => number;
   readonly bufferTypeSize: (bufferType: Pointer, tensor: Pointer) => number;
   readonly bufferBase: (buffer: Pointer) => Pointer;
+  readonly tensorData: (tensor: Pointer) => Pointer;
   readonly tensorPlace: (buffer: Pointer, tensor: Pointer, address: Pointer) => number;
   readonly bufferClear: (buffer: Pointer, value: number) => void;
   readonly bufferFree: (buffer: Pointer) => void;
@@ -226,6 +227,7 @@ function bindMemory(base: LibraryHandle): Part<MemoryNames> {
     bufferTypeAlignment: base.func('size_t ggml_backend_buft_get_alignment(void *)'),
     bufferTypeSize: base.func('size_t ggml_backend_buft_get_alloc_size(void *, void *)'),
     bufferBase: base.func('void *ggml_backend_buffer_get_base(void *)'),
+    tensorData: base.func('void *ggml_get_data(void *)'),
     tensorPlace: base.func('int ggml_backend_tensor_alloc(void *, void *, void *)'),
     bufferClear: base.func('void ggml_backend_buffer_clear(void *, uint8_t)'),
     bufferFree: base.func('void ggml_backend_buffer_free(void *)'),

@@ -7,7 +7,7 @@ import type { Kernels, ProgramBuilder, ProgramSet, Tensor, TensorType, TensorUse
 import { CONSTANT_LENGTH, WIDEN_ROWS, type Constants } from './compound.ts';
 import { bindSetThreads, type GgmlFunctions, type Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
-import { adviseHugePages } from './huge-pages.ts';
+import { adviseHugePages, zeroPages } from './pages.ts';
 import { BackendUnavailable, loadGgml, type GgmlLibrary } from './library.ts';
 import { compilePrograms } from './programs.ts';
 import { RepackedMemory } from './repack.ts';
@@ -103,9 +103,9 @@ class GgmlKernels implements Kernels {
       functions.free(context);
       check(false, `no memory for ${type} [${shape.join(', ')}], ${byteLength(type, shape)} bytes, on ${this.device}`);
     }
-    if (this.#onCpu) adviseHugePages(functions.bufferBase(buffer), byteLength(type, shape));
-    functions.bufferClear(buffer, 0);
-    return this.#keep(type, shape, pointer, { context, buffer });
+    const tensor = this.#keep(type, shape, pointer, { context, buffer });
+    this.#clear(tensor, buffer, use);
+    return tensor;
   }
 
   release(tensors: readonly Tensor[]): void {
@@ -150,6 +150,21 @@ class GgmlKernels implements Kernels {
     for (const tensor of this.#tensors) this.#releaseOne(tensor);
     this.#repacked.free();
     this.#functions.backendFree(this.#backend);
+  }
+
+  #clear({ pointer, type, shape }: GgmlTensor, buffer: Pointer, use: TensorUse): void {
+    const functions = this.#functions;
+    const bytes = byteLength(type, shape);
+    const base = this.#onCpu ? functions.tensorData(pointer) : NO_POINTER;
+    const pages = this.#onCpu && use === 'rows' ? zeroPages(base, bytes) : undefined;
+    if (pages === undefined) {
+      if (this.#onCpu) adviseHugePages(base, bytes);
+      return functions.bufferClear(buffer, 0);
+    }
+    const before = Number(pages.start - base);
+    const after = Number(pages.end - base);
+    functions.tensorSet(pointer, new Uint8Array(before), 0, before);
+    functions.tensorSet(pointer, new Uint8Array(bytes - after), after, bytes - after);
   }
 
   #place(type: 'f32' | 'i32', values: Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer>): GgmlTensor {

@@ -7,7 +7,7 @@
 import type { TensorType } from '../kernels.ts';
 import { captureLog, extraBufferTypes, type GgmlFunctions, type Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
-import { adviseHugePages } from './huge-pages.ts';
+import { adviseHugePages } from './pages.ts';
 import { STORAGE, check, ggmlShape } from './tensor.ts';
 
 /** Untouched memory of the last buffer costs nothing. */
