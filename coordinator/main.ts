@@ -16,15 +16,19 @@ import { addEvalCommand } from './commands/eval.ts';
 import { addFaultsCommand } from './commands/faults.ts';
 import { addFetchCommand } from './commands/fetch.ts';
 import { addInspectCommand } from './commands/inspect.ts';
+import { addKeysCommand } from './commands/keys.ts';
 import { addPlanCommand } from './commands/plan.ts';
 import { addRunCommand } from './commands/run.ts';
 import { addServeCommand } from './commands/serve.ts';
+import { addWorkerCommand } from './commands/worker.ts';
 
 /** One file in commands/ each. */
 const commands = [
   addDemoCommand,
   addRunCommand,
   addServeCommand,
+  addWorkerCommand,
+  addKeysCommand,
   addPlanCommand,
   addInspectCommand,
   addFetchCommand,
