@@ -8,6 +8,8 @@ import type { CommandContext } from '../command-context.ts';
 import { defaultCacheRatio } from '../convert/choose-settings.ts';
 import { conversionMethods, type ConversionOptions, type ConversionReport } from '../convert/conversion-options.ts';
 import { convertCheckpoint, dryRun } from '../convert/convert-checkpoint.ts';
+import { recipeStepNames, recipeSteps } from '../../model/transmla/recipe-steps.ts';
+import { explain } from '../convert/explain.ts';
 import type { ConversionPrediction } from '../convert/predict.ts';
 import { resolveModel } from '../fetch.ts';
 import { jsonFlag, number, optionalNumber, type FlagsOf } from '../flags.ts';
@@ -33,6 +35,14 @@ const convertFlags = <T>(command: Argv<T>) =>
       default: 'recipe' as const,
       describe: 'recipe: errors weighed by what they do, least loss; published: TransMLA as in its paper and code',
     })
+    .option('without', {
+      array: true,
+      choices: recipeStepNames,
+      default: [],
+      describe: `recipe: steps to leave out, to see what each is worth. ${recipeStepNames.map((step) => `${step}: ${recipeSteps[step]}`).join('; ')}`,
+      defaultDescription: 'none',
+    })
+    .option('explain', { type: 'boolean', default: false, describe: 'recipe: print where each layer loses' })
     .option('calibration', {
       type: 'string',
       default: 'self',
@@ -116,6 +126,7 @@ async function convert(flags: ConvertFlags, context: CommandContext): Promise<vo
   const report = await convertCheckpoint(options);
   if (flags.json) context.write(`${JSON.stringify({ out: flags.out, report })}\n`);
   else context.write(`${tableOf(report)}\n`);
+  if (flags.explain) context.log(explain(report.layers));
 }
 
 async function optionsOf(flags: ConvertFlags, context: CommandContext): Promise<ConversionOptions> {
@@ -125,6 +136,7 @@ async function optionsOf(flags: ConvertFlags, context: CommandContext): Promise<
   return {
     model,
     method: flags.method,
+    without: new Set(flags.without),
     out: flags.out,
     force: flags.force,
     sizes: {

@@ -8,6 +8,7 @@ import type { Argv } from 'yargs';
 import { clusterSchema } from '../../config/cluster.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import type { CommandContext } from '../command-context.ts';
+import { wholeRecipe } from '../../model/transmla/recipe-steps.ts';
 import { convertCheckpoint } from '../convert/convert-checkpoint.ts';
 import { cacheFolder, resolveModel } from '../fetch.ts';
 import { jsonFlag, type FlagsOf } from '../flags.ts';
@@ -77,6 +78,7 @@ async function convertedModel(source: string, context: CommandContext): Promise<
     model: source,
     out,
     method: 'recipe',
+    without: wholeRecipe,
     force: false,
     sizes: { exact: false, ropeDim: null, kvRank: null, cacheRatio: null, freqfold: 'auto', balance: 'auto' },
     calibration: 'self',
