@@ -48,7 +48,10 @@ export function joinSegments(payloads: readonly Float32Array[], windows: number)
     // Copied: what arrived need not lie at a multiple of 8 bytes.
     const values = new Float64Array(payload.slice().buffer);
     const length = segments.length === 0 ? 0 : values.length / segments.length;
-    invariant(Number.isInteger(length), `rank ${rank}: ${values.length} numbers for ${segments.length} segments`);
+    invariant(
+      Number.isInteger(length) && length > 0 === segments.length > 0,
+      `rank ${rank}: ${values.length} numbers for ${segments.length} segments`,
+    );
     segments.forEach(({ start, end }, i) =>
       sums.set(start, { end, values: values.subarray(i * length, (i + 1) * length) }),
     );

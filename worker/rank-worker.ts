@@ -166,15 +166,18 @@ export class RankWorker implements AsyncDisposable {
     const maps = given ?? new Float32Array(0);
     switch (request.action) {
       case 'sizes':
-        return void refit.begin(request.ropeDim, request.latentDim);
+        refit.begin(request.ropeDim, request.latentDim);
+        return undefined;
       case 'original':
-        return void refit.original();
+        refit.original();
+        return undefined;
       case 'attend':
         return refit.attend(maps);
       case 'values':
         return refit.values(maps);
       case 'advance':
-        return void refit.advance(maps);
+        refit.advance(maps);
+        return undefined;
     }
   }
 

@@ -20,21 +20,29 @@ import { type Dense, rowsOf, stackRows } from '../../model/transmla/dense.ts';
 import { type FloatType, roundFloats } from '../../model/transmla/encode-floats.ts';
 import { averageStatistics, type KeyValueStatistics } from '../../model/transmla/layer-statistics.ts';
 import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
-import { applyRecipe, planRecipe, recipeRotation, type RecipeSettings } from '../../model/transmla/recipe.ts';
-import { refitOutput, refitValues } from '../../model/transmla/refit.ts';
+import {
+  applyRecipe,
+  planRecipe,
+  recipeLosses,
+  recipeRotation,
+  type RecipeSettings,
+} from '../../model/transmla/recipe.ts';
+import { missedOutput, refitOutput, refitValues } from '../../model/transmla/refit.ts';
 import { encodeLayer, type EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
+import type { LayerLoss } from './conversion-options.ts';
 import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
 
 export async function convertRefitted(
   job: ConversionJob,
   settings: RecipeSettings,
-): Promise<Pick<ConvertedLayers, 'final' | 'withoutRank'>> {
+): Promise<Pick<ConvertedLayers, 'final' | 'withoutRank' | 'losses'>> {
   const { source, cluster, text } = job;
   const { numLayers } = source.config;
   const { calibration } = cluster;
   const final: EncodedLayer[] = [];
   const withoutRank: EncodedLayer[] = [];
+  const losses: LayerLoss[] = [];
   using progress = startProgress('convert', numLayers, { name: 'layers', size: 1 });
   await calibration.begin(text.windows, true);
   await calibration.sizes(settings.ropeDim, settings.latentDim);
@@ -42,16 +50,18 @@ export async function convertRefitted(
     const converted = await convertLayer(job, settings, layer);
     final.push(await job.store(converted.final));
     if (converted.withoutRank !== undefined) withoutRank.push(await job.store(converted.withoutRank));
+    losses.push(converted.loss);
     progress.update(layer + 1);
   }
   await calibration.end();
-  return { final, withoutRank: withoutRank.length > 0 ? withoutRank : undefined };
+  return { final, withoutRank: withoutRank.length > 0 ? withoutRank : undefined, losses };
 }
 
 interface ConvertedLayer {
   readonly final: EncodedLayer;
   /** Undefined when nothing is dropped. */
   readonly withoutRank: EncodedLayer | undefined;
+  readonly loss: LayerLoss;
 }
 
 async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer: number): Promise<ConvertedLayer> {
@@ -67,7 +77,7 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
   const passing = calibration.original();
   // Reported by the await below, or not wanted any more after an error of ours.
   passing.catch(() => undefined);
-  const plan = planRecipe(output, statistics, layout, ropeDim);
+  const plan = planRecipe(output, statistics, layout, ropeDim, options.without);
   const oneShot = applyRecipe(maps, output, statistics, layout, rope, plan, latentDim);
   const fullRank = 2 * layout.numKvHeads * layout.headDim - ropeDim;
   const whole = fullRank > latentDim ? applyRecipe(maps, output, statistics, layout, rope, plan, fullRank) : undefined;
@@ -97,13 +107,19 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
   return {
     final: encodeLayer(layer, refittedMaps, rotation, options.dtype, refitted),
     withoutRank: whole && encodeLayer(layer, whole.maps, undefined, options.dtype, whole.output),
+    loss: {
+      ...recipeLosses(plan, latentDim),
+      headsMissed: values.missedBefore,
+      headsMissedRefitted: values.missedAfter,
+      outputMissed: missedOutput(outputFields, outputFields.originals, output, refitted),
+    },
   };
 }
 
-async function statisticsOf({ source, cluster }: ConversionJob, layer: number): Promise<KeyValueStatistics> {
+async function statisticsOf({ source, cluster, options }: ConversionJob, layer: number): Promise<KeyValueStatistics> {
   const layout = headLayout(source.config);
   const sums = await cluster.calibration.statistics(layer);
-  return averageStatistics(splitStatistics(sums, layout), layout.numHeads, layout.headDim);
+  return averageStatistics(splitStatistics(sums, layout), layout, options.without);
 }
 
 /** As they will be written, so that the stream is that of the checkpoint. */

@@ -4,7 +4,8 @@
  * weights w, omega and nu are defined); here they become averages with names. Read next: recipe.ts.
  */
 import { invariant } from '../../config/errors.ts';
-import { added, colsOf, type Dense, denseFrom, multiplyTransposed, rowsOf, scaled } from './dense.ts';
+import { type RecipeStep, wholeRecipe } from './recipe-steps.ts';
+import { added, colsOf, type Dense, denseFrom, multiplyTransposed, rowsOf, scaled, zeros } from './dense.ts';
 
 /** Sums as they arrive; see collective/statistics.ts for their shapes. */
 export interface StatisticsSums {
@@ -22,9 +23,9 @@ export interface StatisticsSums {
 export interface KeyValueStatistics {
   /** Second moment of the merged key before RoPE, tokens weighted by what their key matters (omega). [G d, G d] */
   readonly keyMoment: Dense;
-  /** Centred second moment of [key; value], tokens weighted by what their value matters (nu). [2 G d, 2 G d] */
+  /** Second moment about the mean of [key; value], tokens weighted by what their value matters (nu). [2 G d, 2 G d] */
   readonly covariance: Dense;
-  /** Mean of [key; value], weighted likewise. [2 G d, 1] */
+  /** Mean of [key; value], weighted likewise; zeros without centring. [2 G d, 1] */
   readonly mean: Dense;
   /** Second moment of [key; value; 1], all tokens alike. [2 G d + 1, 2 G d + 1] */
   readonly plainMoment: Dense;
@@ -41,10 +42,19 @@ export interface HeadStatistics {
   /** phi = mean of exp(-i theta (m - t)) weighted by w: what a key pair that loses RoPE is turned by instead. [d / 2] */
   readonly phaseReal: Float64Array;
   readonly phaseImaginary: Float64Array;
+  /** Share of a pair's energy that is lost when phi stands for its rotation. [d / 2] */
+  readonly lostShare: Float64Array;
 }
 
-/** @throws InvariantError when nothing was summed */
-export function averageStatistics(sums: StatisticsSums, numHeads: number, headDim: number): KeyValueStatistics {
+/**
+ * @param without steps of the recipe that are left out; weights, phase and centring are steps of this function
+ * @throws InvariantError when nothing was summed
+ */
+export function averageStatistics(
+  sums: StatisticsSums,
+  { numHeads, headDim }: { readonly numHeads: number; readonly headDim: number },
+  without: ReadonlySet<RecipeStep> = wholeRecipe,
+): KeyValueStatistics {
   const half = headDim / 2;
   const heads = Array.from({ length: numHeads }, (_, head): HeadStatistics => {
     // A head that attends to one token only moves nothing: its sums are zero, and so is what it asks for.
@@ -56,17 +66,46 @@ export function averageStatistics(sums: StatisticsSums, numHeads: number, headDi
       scoreWeight,
       probabilityWeight: sums.probabilityWeights[head] ?? 0,
       queryMoment: scaled(denseFrom(headDim, headDim, moment), perWeight),
-      phaseReal: phase(sums.phaseCos).map((value) => value * perWeight),
-      phaseImaginary: phase(sums.phaseSin).map((value) => -value * perWeight),
+      ...phasesOf(
+        phase(sums.phaseCos).map((value) => value * perWeight),
+        phase(sums.phaseSin).map((value) => -value * perWeight),
+        without.has('phase'),
+      ),
     };
   });
-  return { ...keyValueMoments(mean(sums.keyMoment), mean(sums.valueMoment), mean(sums.plainMoment)), heads };
+  const plain = mean(sums.plainMoment);
+  const [byKey, byValue] = without.has('weights') ? [plain, plain] : [mean(sums.keyMoment), mean(sums.valueMoment)];
+  return { ...keyValueMoments(byKey, byValue, plain, !without.has('centring')), heads };
+}
+
+/**
+ * Without turning, phi is 1 and |1 - exp(-i theta d)|^2 = 2 - 2 cos(theta d) is lost on average.
+ * @param real, imaginary mean of exp(-i theta d) by frequency [d / 2]
+ */
+export function phasesOf(
+  real: Float64Array,
+  imaginary: Float64Array,
+  still = false,
+): Pick<HeadStatistics, 'phaseReal' | 'phaseImaginary' | 'lostShare'> {
+  if (still)
+    return {
+      phaseReal: real.map(() => 1),
+      phaseImaginary: imaginary.map(() => 0),
+      lostShare: real.map((value) => 2 - 2 * value),
+    };
+  const lostShare = real.map((value, l) => 1 - value ** 2 - (imaginary[l] ?? 0) ** 2);
+  return { phaseReal: real, phaseImaginary: imaginary, lostShare };
 }
 
 /** @param byKey, byValue, plain second moments of [key; value; 1] under three weights of the tokens, each [2 G d + 1, 2 G d + 1] */
-export function keyValueMoments(byKey: Dense, byValue: Dense, plain: Dense): Omit<KeyValueStatistics, 'heads'> {
+export function keyValueMoments(
+  byKey: Dense,
+  byValue: Dense,
+  plain: Dense,
+  centred = true,
+): Omit<KeyValueStatistics, 'heads'> {
   const both = byKey.rows - 1;
-  const average = colsOf(rowsOf(byValue, 0, both), both, both + 1);
+  const average = centred ? colsOf(rowsOf(byValue, 0, both), both, both + 1) : zeros(both, 1);
   const moment = colsOf(rowsOf(byValue, 0, both), 0, both);
   return {
     keyMoment: colsOf(rowsOf(byKey, 0, both / 2), 0, both / 2),

@@ -1,5 +1,5 @@
 /** `tpla convert` with real processes: exact conversion changes nothing, a smaller cache costs what the report says. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { z } from 'zod';
@@ -31,8 +31,9 @@ afterAll(() => sandbox[Symbol.dispose]());
 
 async function convert(name: string, ...flags: string[]) {
   const out = join(sandbox.folder, name);
-  const ranks = flags.includes('--ranks') ? [] : ['--ranks', '1'];
-  const args = ['convert', stories, '--out', out, '--json', '--calibration-tokens', '128', ...ranks, ...flags];
+  const own = (flag: string, value: string): string[] => (flags.includes(flag) ? [] : [flag, value]);
+  const given = [...own('--calibration-tokens', '128'), ...own('--ranks', '1'), ...flags];
+  const args = ['convert', stories, '--out', out, '--json', ...given];
   const { code, stdout, stderr } = await sandbox.run(args);
   expect(stderr).not.toContain('bug');
   expect(code, stderr).toBe(0);
@@ -74,29 +75,53 @@ test('the recipe loses less than the published method, and the report says which
   expect(recipe.report.afterRopePpl).toBeLessThan(published.report.afterRopePpl);
 });
 
-test.each([
-  ['gemma2', '--exact'],
-  ['mixtral', '--method=recipe'],
-  ['mistral', '--method=published'],
-])('%s converts with %s', async (name, flag) => {
-  const out = join(sandbox.folder, `${name}-mla`);
-  const args = [
-    'convert',
-    tinyModel(name),
-    '--out',
-    out,
-    '--json',
-    '--calibration-tokens',
-    '128',
-    '--ranks',
-    '2',
-    flag,
-  ];
-  const { code, stdout, stderr } = await sandbox.run(args);
-  expect(code, stderr).toBe(0);
-  const { report } = reportSchema.parse(JSON.parse(stdout));
+test('families with windows, caps, norms and experts convert by every method', async () => {
+  const convertTiny = async (name: string, flag: string) => {
+    const out = join(sandbox.folder, `${name}-mla`);
+    const args = [
+      'convert',
+      tinyModel(name),
+      '--out',
+      out,
+      '--json',
+      '--calibration-tokens',
+      '128',
+      '--ranks',
+      '2',
+      flag,
+    ];
+    const { code, stdout, stderr } = await sandbox.run(args);
+    expect(code, stderr).toBe(0);
+    const { report } = reportSchema.parse(JSON.parse(stdout));
+    return report.afterRankPpl / report.originalPpl;
+  };
+  const [exact, ...others] = await Promise.all([
+    convertTiny('gemma2', '--exact'),
+    convertTiny('mixtral', '--method=recipe'),
+    convertTiny('mistral', '--method=published'),
+  ]);
+  expect(Math.abs(exact - 1)).toBeLessThan(1e-5);
   // Random models: fitted on little, a conversion still stays nearer to the source than chance (about 500) is.
-  expect(report.afterRankPpl / report.originalPpl).toBeLessThan(flag === '--exact' ? 1.00001 : 2);
+  for (const ratio of others) expect(ratio).toBeLessThan(2);
+});
+
+test('a dry run predicts the result and writes nothing', async () => {
+  const out = join(sandbox.folder, 'foreseen');
+  const flags = ['--rope-dim', '8', '--kv-rank', '24', '--calibration-tokens', '128', '--json', '--out', out];
+  const { code, stdout } = await sandbox.run(['convert', stories, ...flags, '--dry-run']);
+  expect(code).toBe(0);
+  const { prediction } = z.object({ prediction: z.record(z.string(), z.unknown()) }).parse(JSON.parse(stdout));
+  expect(prediction).toMatchObject({
+    candidates: [{ ropeDim: 8, kvRank: 24 }],
+    cacheFloatsBefore: 64,
+    cacheFloatsAfter: 32,
+  });
+  expect(sandbox.leftovers().filter((name) => name.includes('foreseen'))).toEqual([]);
+  expect((await sandbox.run(['convert', stories, ...flags, '--ranks', '1'])).code).toBe(0);
+  const bytes = ['model', 'tpla_rotation'].map((name) => statSync(join(out, `${name}.safetensors`)).size);
+  // Headers are not counted.
+  expect(Number(prediction['outputBytes']) / bytes.reduce((a, b) => a + b)).toBeGreaterThan(0.97);
+  expect(Number(prediction['outputBytes'])).toBeLessThan(bytes.reduce((a, b) => a + b));
 });
 
 test('a calibration file that is none is refused before any process is started', async () => {
@@ -145,6 +170,19 @@ test('killed while it converts, it leaves nothing that looks whole, and the next
   const first = join(sandbox.folder, 'first');
   for (const file of ['config.json', 'model.safetensors'])
     expect(readFileSync(join(out, file)).equals(readFileSync(join(first, file))), file).toBe(true);
+});
+
+test('the recipe gives the same bytes on 1, 2 and 3 ranks, and each step can be left out', async () => {
+  const flags = ['--rope-dim', '8', '--kv-rank', '20', '--seed', '5', '--calibration-tokens', '512'];
+  const converted = await Promise.all(
+    ['1', '2', '3'].map((ranks) => convert(`ranks${ranks}`, ...flags, '--ranks', ranks)),
+  );
+  const [first, ...others] = converted.map(({ out }) => readFileSync(join(out, 'model.safetensors')));
+  for (const other of others) expect(other.equals(first!)).toBe(true);
+  const without = await convert('oneshot', ...flags, '--without', 'refit', 'phase', '--explain');
+  expect(without.report).toMatchObject({ without: ['refit', 'phase'] });
+  expect(readFileSync(join(without.out, 'model.safetensors')).equals(first!)).toBe(false);
+  expect(converted[0]!.report.afterRankPpl).toBeLessThan(without.report.afterRankPpl);
 });
 
 test('an occupied folder, a converted source and wrong flags are refused', async () => {

@@ -12,7 +12,8 @@ import type { RefitShape } from '../../collective/refit-maps.ts';
 import type { Kernels, Ops, ProgramSet, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
 import { bytesOf } from '../rank-parts.ts';
-import { afterAttention, afterFeedForward, dim } from './operation-helpers.ts';
+import { afterAttention, afterFeedForward, byHead } from './operation-helpers.ts';
+import { originalHeads } from './original-heads.ts';
 import { wholeMask } from './window-tables.ts';
 import type { WholeLayer } from './whole-layer.ts';
 
@@ -175,26 +176,10 @@ export class RefitPrograms implements Disposable {
   }
 
   private original(ops: Ops): Tensor[] {
-    const { layer, tokens } = this;
-    const { headDim, scoreScale, scoreSoftcap } = this.attention;
-    const { attentionFactor } = this.model.rope;
-    const h = normed(ops, this.x, layer.attentionNorm, this.model.normEps);
-    const project = (weight: Tensor, bias: Tensor): Tensor => {
-      const flat = ops.add(ops.matmul(weight, h), bias);
-      return ops.reshape(flat, [tokens, dim(flat, 1) / headDim, headDim]);
-    };
-    const rotated = (x: Tensor): Tensor =>
-      byHead(ops, ops.rope(x, this.positions, this.sourceFrequencies, { interleaved: false, attentionFactor }));
-    const out = ops.attend(
-      rotated(project(layer.query, layer.queryBias)),
-      rotated(project(layer.key, layer.keyBias)),
-      byHead(ops, project(layer.value, layer.valueBias)),
-      this.mask,
-      { scale: scoreScale, softcap: scoreSoftcap },
-    ); // [H, T, d]
+    const { layer, mask, positions, sourceFrequencies: frequencies } = this;
+    const out = originalHeads(ops, this.model, this.attention, layer, this.x, { mask, positions, frequencies });
     const heads = this.flatHeads(ops, out);
-    const delta = ops.add(ops.matmul(layer.output, heads), layer.outputBias);
-    return [heads, ...this.behind(ops, delta)];
+    return [heads, ...this.behind(ops, ops.add(ops.matmul(layer.output, heads), layer.outputBias))];
   }
 
   private project(ops: Ops): Tensor[] {
@@ -307,9 +292,4 @@ export class RefitPrograms implements Disposable {
     invariant(tensor !== undefined, `program ${index} has no output ${output}`);
     this.kernels.download(tensor, into);
   }
-}
-
-/** [T, heads, n] -> [heads, T, n] */
-function byHead(ops: Ops, x: Tensor): Tensor {
-  return ops.contiguous(ops.permute(x, [1, 0, 2]));
 }

@@ -16,6 +16,7 @@ import { normed } from '../layer.ts';
 import { bytesOf } from '../rank-parts.ts';
 import { afterAttention, afterFeedForward, dim, headsOf, sumOf, timesSlope } from './operation-helpers.ts';
 import { angleRows, wholeMask } from './window-tables.ts';
+import { moves } from './value-moves.ts';
 import type { WholeLayer } from './whole-layer.ts';
 
 /** Queries of one block see no key behind it: with 4 blocks, 5 in 8 of all pairs are computed. */
@@ -53,7 +54,7 @@ export class StatisticsPrograms implements Disposable {
   private readonly nu: Tensor; // [1, T]
   private readonly gramMeans: Tensor; // [H, T] every row one number
   private readonly ones: Tensor; // [T]
-  private readonly onesOfHead: Tensor; // [d]
+  private readonly manyOnes: Tensor; // [max(T, d)]
   private readonly mask: Tensor; // [T, T]
   private maskWindow = 0;
   private readonly positions: Tensor; // [T] i32
@@ -89,7 +90,7 @@ export class StatisticsPrograms implements Disposable {
     this.nu = this.allocate([1, tokens]);
     this.gramMeans = this.allocate([numHeads, tokens]);
     this.ones = this.allocate([tokens]);
-    this.onesOfHead = this.allocate([headDim]);
+    this.manyOnes = this.allocate([Math.max(tokens, headDim)]);
     this.mask = this.allocate([tokens, tokens]);
     this.positions = this.allocate([tokens], 'i32');
     this.frequencies = this.allocate([headDim / 2]);
@@ -207,7 +208,8 @@ export class StatisticsPrograms implements Disposable {
 
     const squares = ops.multiply(p, p);
     const values = part(this.values, kvHead, 1, 1, 0, end); // [1, t, d]
-    const raw = ops.multiply(squares, this.moves(ops, kvHead, values, o)); // [count, m, t]
+    const grams = { grams: ops.slice(this.layer.outputGrams, 0, first, count), ones: this.manyOnes };
+    const raw = ops.multiply(squares, moves(ops, grams, values, o, scoreScale)); // [count, m, t]
     const w = capped === undefined ? raw : timesSlope(ops, raw, ops.scale(capped, 1 / cap));
     const turned = ops.matmul(part(this.angles, 0, 1, 2, 0, end), w); // [count, m, d + 1]
     for (let i = 0; i < count; i++) {
@@ -225,32 +227,6 @@ export class StatisticsPrograms implements Disposable {
     addTo(this.nu, sumOf(ops, weighted));
     const ones = ops.reshape(ops.slice(this.ones, 0, 0, end), [1, 1, end]);
     return [turned, ops.matmul(ones, squares)];
-  }
-
-  /**
-   * |(v_t - o_m) W_O,h|^2 scoreScale^2 for all pairs, as one product of rows extended by two columns:
-   * [v_t, v_t G v_t, 1] . [-2 G o_m, 1, o_m G o_m]. @param v [1, t, d]  @param o [count, m, d]  @returns [count, m, t]
-   */
-  private moves(ops: Ops, kvHead: number, v: Tensor, o: Tensor): Tensor {
-    const { headsPerKvHead: count } = this;
-    const { headDim, scoreScale } = this.attention;
-    const grams = ops.slice(this.layer.outputGrams, 0, kvHead * count, count);
-    const perHead = (of: (head: number) => Tensor): Tensor =>
-      ops.concat(
-        Array.from({ length: count }, (_, i) => of(i)),
-        0,
-      );
-    const repeated = perHead(() => v);
-    const gramV = perHead((i) => ops.matmul(ops.slice(grams, 0, i, 1), v));
-    const gramO = ops.matmul(grams, o);
-    const onesD = ops.reshape(this.onesOfHead, [1, 1, headDim]);
-    const quadraticV = ops.matmul(onesD, ops.multiply(repeated, gramV)); // [count, t, 1]
-    const quadraticO = ops.matmul(onesD, ops.multiply(o, gramO)); // [count, m, 1]
-    const column = (length: number): Tensor =>
-      perHead(() => ops.reshape(ops.slice(this.ones, 0, 0, length), [1, length, 1]));
-    const left = ops.concat([repeated, quadraticV, column(dim(v, 1))], 2);
-    const right = ops.concat([ops.scale(gramO, -2), column(dim(o, 1)), quadraticO], 2);
-    return ops.matmul(left, ops.scale(right, scoreScale * scoreScale));
   }
 
   /** Adds sum_m (sum_t w) q_m q_m^T. @param qT [1, d, m]  @param turned [1, m, d + 1]; its last column is sum_t w */
@@ -293,7 +269,7 @@ export class StatisticsPrograms implements Disposable {
     const { kernels, tokens } = this;
     const { frequencies } = this.model.rope;
     kernels.upload(this.ones, bytesOf(new Float32Array(tokens).fill(1)));
-    kernels.upload(this.onesOfHead, bytesOf(new Float32Array(this.attention.headDim).fill(1)));
+    kernels.upload(this.manyOnes, bytesOf(new Float32Array(Math.max(tokens, this.attention.headDim)).fill(1)));
     kernels.upload(this.frequencies, bytesOf(Float32Array.from(frequencies)));
     kernels.upload(this.positions, bytesOf(Int32Array.from({ length: tokens }, (_, t) => t)));
     kernels.upload(this.mask, bytesOf(wholeMask(tokens)));

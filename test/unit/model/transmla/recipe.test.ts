@@ -21,6 +21,7 @@ import {
   type HeadStatistics,
   type KeyValueStatistics,
   keyValueMoments,
+  phasesOf,
 } from '../../../../model/transmla/layer-statistics.ts';
 import { applyRecipe, planRecipe, recipeLoss, recipeRotation } from '../../../../model/transmla/recipe.ts';
 import { random, randomDense, randomInputs, randomLayer } from './random-layer.ts';
@@ -53,8 +54,10 @@ function makeCase(sizes: [number, number, number], biased: boolean, phase: (l: n
       scoreWeight: 1 + 0.3 * h,
       probabilityWeight: 2 + 0.1 * h,
       queryMoment: multiplyTransposed(mix, mix),
-      phaseReal: Float64Array.from(phases, ([real]) => real),
-      phaseImaginary: Float64Array.from(phases, ([, imaginary]) => imaginary),
+      ...phasesOf(
+        Float64Array.from(phases, ([real]) => real),
+        Float64Array.from(phases, ([, imaginary]) => imaginary),
+      ),
     };
   });
   const one = zeros(1, hiddenDim + 1);
