@@ -27,6 +27,8 @@ const attentionSchema = z.strictObject({
   /** Latent shards; 0: as many as ranks in schemes that cut the latent, 1 in any other. */
   latentGroups: wholeNumber.min(0).max(maxWorldSize).default(0),
   reparameterization: z.enum(reparameterizationNames).default('weighted'),
+  /** Folder of `tpla rotate` with corrections of cut attention; empty: none. */
+  corrections: z.string().default(''),
   prefill: z.enum(prefillNames).default('exact'),
   /** Last tokens that scheme tpla scores with whole latents. */
   window: wholeNumber.min(0).max(maxExactTokens).default(0),

@@ -47,6 +47,8 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
       slots: config.cache.slots || 1,
       maxStepTokens: Math.min(config.compute.maxStepTokens, contextTokens),
       reparameterization: config.attention.reparameterization,
+      // Only attention over a shard has anything to correct.
+      corrections: scheme === 'tpla' && latentGroups > 1 ? config.attention.corrections : '',
       prefill: config.attention.prefill,
       timeoutMs: config.collective.timeoutMs,
     },

@@ -65,6 +65,10 @@ export function computeFlags<T>(program: Argv<T>) {
       choices: reparameterizationNames,
       describe: 'rotation of the latent before it is cut (default: weighted)',
     })
+    .option('corrections', {
+      type: 'string',
+      describe: 'folder of `tpla rotate`: scheme tpla with its closed-form corrections (default: none)',
+    })
     .option('prefill', {
       choices: prefillNames,
       describe: 'exact: the prompt is read with whole latents; sliced: with the arithmetic of decode (default: exact)',

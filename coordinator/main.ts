@@ -17,6 +17,7 @@ import { addFaultsCommand } from './commands/faults.ts';
 import { addFetchCommand } from './commands/fetch.ts';
 import { addInspectCommand } from './commands/inspect.ts';
 import { addPlanCommand } from './commands/plan.ts';
+import { addRotateCommand } from './commands/rotate.ts';
 import { addRunCommand } from './commands/run.ts';
 import { addServeCommand } from './commands/serve.ts';
 
@@ -33,6 +34,7 @@ const commands = [
   addDoctorCommand,
   addFaultsCommand,
   addConvertCommand,
+  addRotateCommand,
 ];
 
 /** Of InvariantError, and of any error that is none of ours. */

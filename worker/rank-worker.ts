@@ -8,6 +8,7 @@ import type { ProcessGroup } from '../collective/group.ts';
 import type { CalibrationRequest, RankRequest, Ready, Reply, Setup, Step } from '../collective/messages.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { openModelPath } from '../model/dummy.ts';
+import { readFit, type LayerFit } from '../model/tpla/decode-fit.ts';
 import { loadRotations } from '../model/tpla/rotation.ts';
 import { checkCollective } from './collective-check.ts';
 import { openBackend, type Backend } from './backend.ts';
@@ -16,6 +17,7 @@ import { Forward } from './forward.ts';
 import { LatentCache } from './latent-cache.ts';
 import { MomentAccumulator } from './moments.ts';
 import type { RankParts } from './rank-parts.ts';
+import { FitSession } from './schemes/fit-session.ts';
 import { WeightUploader } from './weight-uploader.ts';
 import { loadWeights } from './weights.ts';
 
@@ -28,7 +30,7 @@ export class RankWorker implements AsyncDisposable {
   private readonly parts: RankParts;
   private readonly group: ProcessGroup;
   private readonly forward: Forward;
-  private calibration: CalibrationSession | undefined;
+  private calibration: CalibrationSession | FitSession | undefined;
 
   private constructor(
     setup: Setup,
@@ -62,7 +64,8 @@ export class RankWorker implements AsyncDisposable {
     const uploader = new WeightUploader(checkpoint, kernels, options.weights, quantize);
     const rank = rankPlanOf(setup);
     const rotations = await loadRotations(setup.modelPath, model, options.reparameterization);
-    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader);
+    const fits = await fitsOf(setup, checkpoint);
+    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, fits);
     const cache = new LatentCache(kernels, model, plan, rank, {
       type: options.cacheType,
       contextTokens: options.contextTokens,
@@ -136,7 +139,10 @@ export class RankWorker implements AsyncDisposable {
     if (request.action === 'begin') {
       invariant(this.calibration === undefined, 'a calibration was begun twice');
       const own = request.windows.filter((_, i) => i % worldSize === rank);
-      this.calibration = await CalibrationSession.begin(this.checkpoint, this.backend, own);
+      this.calibration =
+        this.checkpoint.config.attention.kind === 'mla'
+          ? await FitSession.begin(this.checkpoint, this.backend, this.setup, this.group, own)
+          : await CalibrationSession.begin(this.checkpoint, this.backend, own);
       return undefined;
     }
     invariant(this.calibration !== undefined, `calibration ${request.action} without begin`);
@@ -159,6 +165,23 @@ function rankPlanOf(setup: Setup): RankPlan {
   const plan = setup.plan.ranks[setup.rank];
   invariant(plan !== undefined, `the plan has ${setup.plan.ranks.length} ranks, this is rank ${setup.rank}`);
   return plan;
+}
+
+/** Corrections of cut attention, where the setup names a folder of them. */
+async function fitsOf({ plan, options }: Setup, checkpoint: Checkpoint): Promise<LayerFit[] | undefined> {
+  const { config: model, identity } = checkpoint;
+  if (options.corrections === '' || model.attention.kind !== 'mla') return undefined;
+  const { nopeDim, valueDim, latentDim } = model.attention;
+  const { latentGroups, exactTokens } = plan;
+  const { numHeads, hiddenDim, numLayers } = model;
+  return await readFit({
+    folder: options.corrections,
+    modelIdentity: identity,
+    reparameterization: options.reparameterization,
+    exactTokens,
+    shape: { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim },
+    numLayers,
+  });
 }
 
 /** What would otherwise read or write another sequence's rows. */
