@@ -20,6 +20,9 @@ export const defaultContextCeiling = 4096;
 /** Of --window and --sinks: every rank keeps so many whole latents per sequence and layer. */
 export const maxExactTokens = 4096;
 
+/** Of scheme tpla: 68 rows per sequence and layer, whatever the context. Measured in docs/schemes.md. */
+export const defaultExactTokens = { window: 64, sinks: 4 } as const;
+
 const wholeNumber = z.number().int();
 
 const attentionSchema = z.strictObject({
@@ -30,10 +33,10 @@ const attentionSchema = z.strictObject({
   /** Folder of `tpla rotate` with corrections of cut attention; empty: none. */
   corrections: z.string().default(''),
   prefill: z.enum(prefillNames).default('exact'),
-  /** Last tokens that scheme tpla scores with whole latents. */
-  window: wholeNumber.min(0).max(maxExactTokens).default(0),
-  /** First tokens, likewise. */
-  sinks: wholeNumber.min(0).max(maxExactTokens).default(0),
+  /** Last tokens that scheme tpla scores with whole latents. Absent: 64 where the latent is cut, else 0. */
+  window: wholeNumber.min(0).max(maxExactTokens).optional(),
+  /** First tokens, likewise. Absent: 4 where the latent is cut, else 0. */
+  sinks: wholeNumber.min(0).max(maxExactTokens).optional(),
 });
 
 const cacheSchema = z.strictObject({

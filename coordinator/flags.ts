@@ -24,7 +24,7 @@ export type FlagsOf<Built> = Built extends Argv<infer Flags> ? ArgumentsCamelCas
 export function clusterFlags<T>(program: Argv<T>) {
   return clusterFlagsWithoutWindow(program).option('window', {
     type: 'number',
-    describe: `last tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 0)`,
+    describe: `last tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 64 where the latent is cut)`,
   });
 }
 
@@ -75,7 +75,7 @@ export function computeFlags<T>(program: Argv<T>) {
     })
     .option('sinks', {
       type: 'number',
-      describe: `first tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 0)`,
+      describe: `first tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 4 where the latent is cut)`,
     })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
     .option('device', { type: 'string', describe: "device name of the backend for all ranks (default: the backend's)" })
@@ -152,7 +152,7 @@ export const decodeFromFlag = {
 /** The window of scheme tpla, of commands where --window is a piece of text; what --window is elsewhere. */
 export const recentWindowFlag = {
   type: 'number',
-  describe: `last tokens that scheme tpla scores with whole latents, --window of other commands, 0 to ${maxExactTokens} (default: 0)`,
+  describe: `last tokens that scheme tpla scores with whole latents, --window of other commands, 0 to ${maxExactTokens} (default: 64 where the latent is cut)`,
 } as const;
 
 /** Of the commands that measure for a long time. */
