@@ -6,6 +6,8 @@ import { z } from 'zod';
 import { ConfigError, invariant, messageOf } from '../config/errors.ts';
 import { repeatedKey } from './json-keys.ts';
 import type { StoredTensor } from './tensor-store.ts';
+import { announcePacked, storedForm, unpacked } from './packed-tensors.ts';
+import type { WeightType } from './checkpoint.ts';
 import { layoutOf } from './tensor-types.ts';
 
 export interface TensorHeader {
@@ -15,12 +17,15 @@ export interface TensorHeader {
   readonly dataEnd: number;
 }
 
-/** A tensor to be written. `read` is called once, in the order of the file; its result may be dropped afterwards. */
+/**
+ * A tensor to be written. `read` is called once, in the order of the file; its result may be dropped afterwards, so a
+ * large tensor is read in pieces. Blocks of quantised types are written as packed-tensors.ts says.
+ */
 export interface TensorSource {
   readonly name: string;
-  readonly type: 'f32' | 'f16' | 'bf16' | 'i32';
+  readonly type: WeightType | 'i32';
   readonly shape: readonly number[];
-  readonly read: () => Promise<Uint8Array> | Uint8Array;
+  readonly read: () => Promise<Uint8Array> | Uint8Array | AsyncIterable<Uint8Array>;
 }
 
 const metadataKey = '__metadata__';
@@ -44,7 +49,7 @@ export function parseHeader(bytes: Uint8Array, fileName: string, dataStart: numb
     else tensors.push(parseTensor(name, value, fileName, dataStart));
   }
   const dataEnd = checkCoverage(tensors, fileName, dataStart, fileBytes);
-  return { metadata, tensors, dataEnd };
+  return { metadata, tensors: unpacked(tensors, metadata, fileName), dataEnd };
 }
 
 export interface PlannedTensor extends TensorSource {
@@ -57,19 +62,26 @@ export function layoutTensors(
   metadata: Readonly<Record<string, string>>,
 ): { ordered: PlannedTensor[]; header: Record<string, unknown> } {
   const width = (type: string): number => layoutOf(type)?.blockBytes ?? 0;
-  const ordered = tensors
-    .map((tensor) => ({ ...tensor, bytes: tensor.shape.reduce((a, b) => a * b, width(tensor.type)) }))
-    .sort((a, b) => width(b.type) - width(a.type) || (a.name < b.name ? -1 : 1));
+  const planned = tensors
+    .map((tensor) => {
+      const stored = storedForm(tensor);
+      return { tensor, stored, bytes: stored.shape.reduce((a, b) => a * b, width(stored.type)) };
+    })
+    .sort((a, b) => width(b.stored.type) - width(a.stored.type) || (a.tensor.name < b.tensor.name ? -1 : 1));
   const header: Record<string, unknown> = {};
-  if (Object.keys(metadata).length > 0)
-    header[metadataKey] = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1)));
+  const entries = Object.entries({ ...metadata, ...announcePacked(tensors) });
+  if (entries.length > 0) header[metadataKey] = Object.fromEntries(entries.sort(([a], [b]) => (a < b ? -1 : 1)));
   let offset = 0;
-  for (const { name, type, shape, bytes } of ordered) {
-    invariant(!Object.hasOwn(header, name), `writeSafetensors: tensor ${name} occurs twice`);
-    header[name] = { dtype: type.toUpperCase(), shape, data_offsets: [offset, offset + bytes] };
+  for (const { tensor, stored, bytes } of planned) {
+    invariant(!Object.hasOwn(header, tensor.name), `writeSafetensors: tensor ${tensor.name} occurs twice`);
+    header[tensor.name] = {
+      dtype: stored.type.toUpperCase(),
+      shape: stored.shape,
+      data_offsets: [offset, offset + bytes],
+    };
     offset += bytes;
   }
-  return { ordered, header };
+  return { ordered: planned.map(({ tensor, bytes }) => ({ ...tensor, bytes })), header };
 }
 
 /** Length field and JSON, padded with spaces so that the data starts at a multiple of 8. */

@@ -91,14 +91,21 @@ async function writeTensors(path: string, header: Uint8Array, tensors: readonly 
   await using handle = await open(path, 'w');
   await handle.writeFile(header);
   for (const tensor of tensors) {
-    const bytes = await tensor.read();
+    let written = 0;
+    for await (const piece of piecesOf(await tensor.read())) {
+      await handle.writeFile(piece);
+      written += piece.byteLength;
+    }
     invariant(
-      bytes.byteLength === tensor.bytes,
-      `writeSafetensors: ${tensor.name} gave ${bytes.byteLength} bytes, its shape needs ${tensor.bytes}`,
+      written === tensor.bytes,
+      `writeSafetensors: ${tensor.name} gave ${written} bytes, its shape needs ${tensor.bytes}`,
     );
-    await handle.writeFile(bytes);
   }
   await handle.sync();
+}
+
+function piecesOf(content: Uint8Array | AsyncIterable<Uint8Array>): AsyncIterable<Uint8Array> | Iterable<Uint8Array> {
+  return content instanceof Uint8Array ? [content] : content;
 }
 
 async function readHeader(file: RangedFile): Promise<TensorHeader> {

@@ -2,7 +2,7 @@
  * One rank from setup to stop: loads its slice, joins the group, answers requests one after another. Knows nothing of
  * text, sampling or users. Read next: forward.ts.
  */
-import { ConfigError, invariant } from '../config/errors.ts';
+import { ConfigError, InvariantError, invariant } from '../config/errors.ts';
 import type { RankPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
 import type { CalibrationRequest, RankRequest, Ready, Reply, Setup, Step } from '../collective/messages.ts';
@@ -11,6 +11,7 @@ import { openModelPath } from '../model/dummy.ts';
 import { readFit, type LayerFit } from '../model/tpla/decode-fit.ts';
 import { loadRotations } from '../model/tpla/rotation.ts';
 import { checkCollective } from './collective-check.ts';
+import { checkCompute } from './compute-check.ts';
 import { openBackend, type Backend } from './backend.ts';
 import { CalibrationSession } from './calibration/calibration-session.ts';
 import { Forward } from './forward.ts';
@@ -30,7 +31,8 @@ export class RankWorker implements AsyncDisposable {
   private readonly parts: RankParts;
   private readonly group: ProcessGroup;
   private readonly forward: Forward;
-  private calibration: CalibrationSession | FitSession | undefined;
+  private calibration: CalibrationSession | undefined;
+  private fit: FitSession | undefined;
 
   private constructor(
     setup: Setup,
@@ -83,10 +85,13 @@ export class RankWorker implements AsyncDisposable {
     });
   }
 
-  async answer(request: RankRequest): Promise<{ reply: Reply; payload: Float32Array | undefined }> {
+  async answer(
+    request: RankRequest,
+    given?: Float32Array,
+  ): Promise<{ reply: Reply; payload: Float32Array | undefined }> {
     const started = performance.now();
     const before = { ...this.group.stats };
-    const { payload, latenciesUs } = await this.handle(request);
+    const { payload, latenciesUs } = await this.handle(request, given);
     const { waitMs, bytesSent, bytesReceived } = this.group.stats;
     const wait = waitMs - before.waitMs;
     return {
@@ -106,7 +111,10 @@ export class RankWorker implements AsyncDisposable {
     };
   }
 
-  private async handle(request: RankRequest): Promise<{ payload?: Float32Array | undefined; latenciesUs?: number[] }> {
+  private async handle(
+    request: RankRequest,
+    given: Float32Array | undefined,
+  ): Promise<{ payload?: Float32Array | undefined; latenciesUs?: number[] }> {
     switch (request.kind) {
       case 'step':
         checkStep(request, this.setup, this.parts.model.vocabSize);
@@ -114,9 +122,13 @@ export class RankWorker implements AsyncDisposable {
       case 'moments':
         return { payload: this.moments(request.action, request.layer) };
       case 'calibration':
-        return { payload: await this.calibrate(request) };
+        return { payload: await this.calibrate(request, given) };
       case 'collectiveCheck':
         return { latenciesUs: await checkCollective(this.group, request.floats, request.count) };
+      case 'computeCheck': {
+        const { gigabytesPerSecond, gigaflopsPerSecond } = checkCompute(this.backend.kernels);
+        return { payload: Float32Array.of(gigabytesPerSecond, gigaflopsPerSecond) };
+      }
     }
   }
 
@@ -134,25 +146,71 @@ export class RankWorker implements AsyncDisposable {
     return undefined;
   }
 
-  private async calibrate(request: CalibrationRequest): Promise<Float32Array | undefined> {
-    const { rank, worldSize } = this.setup;
+  private async calibrate(
+    request: CalibrationRequest,
+    given: Float32Array | undefined,
+  ): Promise<Float32Array | undefined> {
+    if (this.checkpoint.config.attention.kind === 'mla') return await this.fitDecode(request);
     if (request.action === 'begin') {
       invariant(this.calibration === undefined, 'a calibration was begun twice');
-      const own = request.windows.filter((_, i) => i % worldSize === rank);
-      this.calibration =
-        this.checkpoint.config.attention.kind === 'mla'
-          ? await FitSession.begin(this.checkpoint, this.backend, this.setup, this.group, own)
-          : await CalibrationSession.begin(this.checkpoint, this.backend, own);
+      const { rank, worldSize } = this.setup;
+      const { windows, refits } = request;
+      const part = { windows, refits, rank, worldSize };
+      this.calibration = await CalibrationSession.begin(this.checkpoint, this.backend, part);
       return undefined;
     }
     invariant(this.calibration !== undefined, `calibration ${request.action} without begin`);
     if (request.action === 'statistics') return await this.calibration.statistics(request.layer);
-    this.calibration[Symbol.dispose]();
-    this.calibration = undefined;
-    return undefined;
+    if (request.action === 'end') {
+      this.calibration[Symbol.dispose]();
+      this.calibration = undefined;
+      return undefined;
+    }
+    const { refit } = this.calibration;
+    invariant(refit !== undefined, `calibration ${request.action} without refit`);
+    const maps = given ?? new Float32Array(0);
+    switch (request.action) {
+      case 'sizes':
+        refit.begin(request.ropeDim, request.latentDim);
+        return undefined;
+      case 'original':
+        refit.original();
+        return undefined;
+      case 'attend':
+        return refit.attend(maps);
+      case 'values':
+        return refit.values(maps);
+      case 'advance':
+        refit.advance(maps);
+        return undefined;
+    }
+  }
+
+  /** Of a model that has a latent, a calibration fits the corrections of cut attention. */
+  private async fitDecode(request: CalibrationRequest): Promise<Float32Array | undefined> {
+    switch (request.action) {
+      case 'begin':
+        invariant(this.fit === undefined, 'a fit was begun twice');
+        this.fit = await FitSession.begin(this.checkpoint, this.backend, this.setup, this.group, request.windows);
+        return undefined;
+      case 'statistics':
+        invariant(this.fit !== undefined, 'a fit was not begun');
+        return await this.fit.statistics(request.layer);
+      case 'end':
+        this.fit?.[Symbol.dispose]();
+        this.fit = undefined;
+        return undefined;
+      case 'sizes':
+      case 'original':
+      case 'attend':
+      case 'values':
+      case 'advance':
+        throw new InvariantError(`calibration ${request.action} of a model that has a latent already`);
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.fit?.[Symbol.dispose]();
     this.calibration?.[Symbol.dispose]();
     this.forward[Symbol.dispose]();
     this.forward.moments?.[Symbol.dispose]();

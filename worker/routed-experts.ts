@@ -11,14 +11,20 @@ import { normed } from './layer.ts';
 import { ProgramCache } from './programs.ts';
 import { bytesOf, type RankParts } from './rank-parts.ts';
 import { route, type Routes } from './routing.ts';
+import type { LayerWeights } from './weights.ts';
+
+/** What experts need of a rank. */
+export interface ExpertParts extends Pick<RankParts, 'kernels' | 'model'> {
+  readonly weights: { readonly layers: readonly Pick<LayerWeights, 'routed' | 'feedForwardNorm'>[] };
+}
 
 export class RoutedExperts implements Disposable {
-  private readonly parts: RankParts;
+  private readonly parts: ExpertParts;
   private readonly rank: RankPlan;
   private readonly routers = new ProgramCache<RouterPrograms>(4);
   private readonly experts = new ProgramCache<ExpertPrograms>(12);
 
-  constructor(parts: RankParts, rank: RankPlan) {
+  constructor(parts: ExpertParts, rank: RankPlan) {
     this.parts = parts;
     this.rank = rank;
   }
@@ -50,7 +56,7 @@ class RouterPrograms implements Disposable {
   private readonly logits: Float32Array; // [tokens, experts]
   private readonly set: ProgramSet;
 
-  constructor({ kernels, model, weights }: RankParts, tokens: number) {
+  constructor({ kernels, model, weights }: ExpertParts, tokens: number) {
     this.kernels = kernels;
     this.x = kernels.allocate('f32', [tokens, model.hiddenDim]);
     this.logits = new Float32Array(tokens * (model.experts?.count ?? 0));
@@ -88,7 +94,7 @@ class ExpertPrograms implements Disposable {
   private readonly choice: { readonly ids: Tensor; readonly shares: Tensor } | undefined; // [tokens, slots]
   private readonly set: ProgramSet;
 
-  constructor({ kernels, model, weights }: RankParts, tokens: number, slots: number) {
+  constructor({ kernels, model, weights }: ExpertParts, tokens: number, slots: number) {
     this.kernels = kernels;
     this.x = kernels.allocate('f32', [tokens, model.hiddenDim]);
     this.choice =

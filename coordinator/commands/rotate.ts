@@ -93,7 +93,7 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
   await mkdir(flags.out, { recursive: true });
   const started = performance.now();
   await using cluster = await startCluster(model, context);
-  await cluster.calibration.begin(windows);
+  await cluster.calibration.begin(windows, false);
   const layers: LayerFit[] = [];
   {
     using progress = startProgress('fit', numLayers, { name: 'layers', size: 1 });

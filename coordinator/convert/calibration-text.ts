@@ -3,9 +3,13 @@
  * itself to prompts of ours (temperature 1, many windows at once), so that a conversion needs no data. The same seed
  * gives the same tokens. Read next: prompts.ts, convert-checkpoint.ts.
  */
-import { ConfigError, invariant } from '../../config/errors.ts';
+import { readFile } from 'node:fs/promises';
+import { basename } from 'node:path';
+import { ConfigError, invariant, messageOf } from '../../config/errors.ts';
 import type { Cluster } from '../cluster.ts';
+import { decodeUtf8 } from '../command-context.ts';
 import { type RandomSource, seededRandom } from '../sampler.ts';
+import type { ConversionOptions } from './conversion-options.ts';
 
 export interface CalibrationText {
   /** Equal lengths, but for windows of a text that ends. */
@@ -19,6 +23,35 @@ export interface WindowCounts {
   readonly length: number;
   readonly calibration: number;
   readonly heldOut: number;
+}
+
+/** undefined: the model writes the text itself, once it runs. */
+export type PreparedText = CalibrationText | undefined;
+
+/**
+ * Reads a calibration file before any process is started.
+ * @throws ConfigError: no file, not UTF-8, empty, too short, or a model without a tokenizer
+ */
+export async function prepareText(
+  { calibration, text }: Pick<ConversionOptions, 'calibration' | 'text'>,
+  counts: WindowCounts,
+): Promise<PreparedText> {
+  if (calibration === 'self') return undefined;
+  if (text === null)
+    throw new ConfigError(
+      `calibration: ${calibration} is text, but this model has no tokenizer; use --calibration self`,
+    );
+  let bytes: Uint8Array;
+  try {
+    bytes = await readFile(calibration);
+  } catch (error) {
+    throw new ConfigError(`calibration: cannot read ${calibration}: ${messageOf(error)}`, { cause: error });
+  }
+  const content = decodeUtf8(bytes, `calibration: ${calibration}`);
+  if (content.trim() === '') throw new ConfigError(`calibration: ${calibration} is empty; give a text to fit on`);
+  if (content.includes('\0'))
+    throw new ConfigError(`calibration: ${calibration} holds zero bytes; it is no text, give a UTF-8 one`);
+  return windowsOfText(text.encode(content), counts, basename(calibration));
 }
 
 /**

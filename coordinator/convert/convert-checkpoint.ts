@@ -4,19 +4,28 @@
  * model/transmla/. Read next: calibration-text.ts, choose-settings.ts, measure.ts.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { messageOf, ConfigError } from '../../config/errors.ts';
+import { ConfigError } from '../../config/errors.ts';
 import { cacheNumbersPerToken } from '../../config/model-config.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { exportTokenizer } from '../../model/tokenizer-export.ts';
+import { LayerSpill } from '../../model/transmla/layer-spill.ts';
 import { headLayout } from '../../model/transmla/read-layer.ts';
+import type { RecipeSettings } from '../../model/transmla/recipe.ts';
 import { type EncodedLayer, writeConverted } from '../../model/transmla/write-converted.ts';
 import type { Cluster } from '../cluster.ts';
 import { startProgress } from '../progress.ts';
 import { seededRandom } from '../sampler.ts';
-import { type CalibrationText, type WindowCounts, windowsOfText, writeOwnText } from './calibration-text.ts';
+import { formatBytes } from '../table.ts';
+import {
+  type CalibrationText,
+  type PreparedText,
+  prepareText,
+  type WindowCounts,
+  writeOwnText,
+} from './calibration-text.ts';
 import { candidateSettings, recipeCandidates } from './choose-settings.ts';
 import type { ConversionMethod, ConversionOptions, ConversionReport } from './conversion-options.ts';
 import { convertPublishedModel } from './convert-published.ts';
@@ -24,6 +33,7 @@ import { convertRecipeModel } from './convert-recipe.ts';
 import type { ConvertedLayers } from './converted-layers.ts';
 import { measure, perplexity, startCluster } from './measure.ts';
 import { checkOutputFolder, makeFolder } from './output-folder.ts';
+import { type ConversionPrediction, predictConversion } from './predict.ts';
 import { calibrationPrompts } from './prompts.ts';
 import { Stopwatch } from './stopwatch.ts';
 
@@ -39,62 +49,112 @@ export async function convertCheckpoint(options: ConversionOptions): Promise<Con
   const watch = new Stopwatch();
   await checkOutputFolder(options.out, options.force);
   await using source = await openCheckpoint(options.model);
-  checkSizes(source, options);
-  const { text, originalPpl, layers } = await calibrateAndConvert(source, options, watch);
-  return await makeFolder(options.out, options.force, async (folder) => {
+  const candidates = candidatesOf(source, options);
+  const counts = windowCounts(source, options);
+  const prepared = await prepareText(options, counts);
+  checkDisk(await predictConversion(source, options, methodOf(options), candidates, counts), options.out);
+  return await makeFolder(options.out, options.force, async (folder, scratch) => {
+    const run = { source, options, watch, counts, prepared, scratch };
+    const { text, originalPpl, layers } = await calibrateAndConvert(run);
     const { heldOut } = text;
-    const afterRopePpl =
-      layers.withoutRank && (await measureLayers(source, layers.withoutRank, options, heldOut, folder));
+    const afterRopePpl = layers.withoutRank && (await measureLayers(run, layers.withoutRank, heldOut));
     watch.lap('measure without rope');
-    const method = methodOf(options);
-    const { ropeDim, latentDim, freqfold, balance } = layers;
     const calibrationHash = hashOf(text);
-    await writeConverted(source, layers.final, folder, options.dtype, {
-      method,
-      ropeDim,
-      latentDim,
-      freqfold,
-      balance,
-      seed: options.seed,
-      calibrationHash,
-      source: source.identity,
-    });
+    await writeConverted(source, layers.final, folder, typesOf(options), recordOf(run, layers, calibrationHash));
     if (options.text !== null) await exportTokenizer(options.model, folder);
     watch.lap('write');
     const afterRankPpl = await measure(folder, options, heldOut, 'converted');
     watch.lap('measure converted');
-    const report: ConversionReport = {
-      method,
-      exact: options.sizes.exact,
-      originalPpl,
-      afterRopePpl: afterRopePpl ?? afterRankPpl,
-      afterRankPpl,
-      cacheFloatsBefore: cacheNumbersPerToken(source.config),
-      cacheFloatsAfter: ropeDim + latentDim,
-      ropeDim,
-      kvRank: latentDim,
-      freqfold,
-      balance,
-      seed: options.seed,
-      dtype: options.dtype,
-      calibration: nameOf(options.calibration),
-      calibrationTokens: countTokens(text.windows),
-      heldOutTokens: countTokens(heldOut),
-      calibrationHash,
-      sourceIdentity: source.identity,
-      seconds: watch.total(),
-      stageSeconds: watch.laps,
-    };
+    const perplexities = { originalPpl, afterRopePpl: afterRopePpl ?? afterRankPpl, afterRankPpl };
+    const report = reportOf(run, layers, text, perplexities);
     await writeFile(join(folder, 'conversion_report.json'), `${JSON.stringify(report, null, 2)}\n`);
     return report;
   });
 }
 
-/** Refuses before any work what would be refused after calibration. */
-function checkSizes(source: Checkpoint, options: ConversionOptions): void {
+/** One conversion: what its steps share. */
+interface Run {
+  readonly source: Checkpoint;
+  readonly options: ConversionOptions;
+  readonly watch: Stopwatch;
+  readonly counts: WindowCounts;
+  readonly prepared: PreparedText;
+  /** A folder for what is needed until the checkpoint is written. */
+  readonly scratch: string;
+}
+
+/** What config.json says about how the checkpoint came about. */
+function recordOf({ source, options }: Run, layers: ConvertedLayers, calibrationHash: string): Record<string, unknown> {
+  const { ropeDim, latentDim, freqfold, balance } = layers;
+  const method = methodOf(options);
+  return {
+    method,
+    ropeDim,
+    latentDim,
+    freqfold,
+    balance,
+    seed: options.seed,
+    calibrationHash,
+    source: source.identity,
+  };
+}
+
+function reportOf(
+  { source, options, watch }: Run,
+  { ropeDim, latentDim, freqfold, balance, losses }: ConvertedLayers,
+  text: CalibrationText,
+  perplexities: Pick<ConversionReport, 'originalPpl' | 'afterRopePpl' | 'afterRankPpl'>,
+): ConversionReport {
+  return {
+    method: methodOf(options),
+    exact: options.sizes.exact,
+    ...perplexities,
+    cacheFloatsBefore: cacheNumbersPerToken(source.config),
+    cacheFloatsAfter: ropeDim + latentDim,
+    ropeDim,
+    kvRank: latentDim,
+    freqfold,
+    balance,
+    seed: options.seed,
+    dtype: options.dtype,
+    calibration: nameOf(options.calibration),
+    calibrationTokens: countTokens(text.windows),
+    heldOutTokens: countTokens(text.heldOut),
+    calibrationHash: hashOf(text),
+    sourceIdentity: source.identity,
+    without: [...options.without],
+    layers: losses,
+    seconds: watch.total(),
+    stageSeconds: watch.laps,
+  };
+}
+
+/**
+ * What convertCheckpoint would do, without doing it.
+ * @throws ConfigError as convertCheckpoint does before it starts a cluster
+ */
+export async function dryRun(options: ConversionOptions): Promise<ConversionPrediction> {
+  await checkOutputFolder(options.out, options.force);
+  await using source = await openCheckpoint(options.model);
+  const candidates = candidatesOf(source, options);
+  const counts = windowCounts(source, options);
+  await prepareText(options, counts);
+  return await predictConversion(source, options, methodOf(options), candidates, counts);
+}
+
+/** Also refuses before any work what would be refused after calibration. */
+function candidatesOf(source: Checkpoint, options: ConversionOptions): RecipeSettings[] {
   const layout = headLayout(source.config);
-  if (methodOf(options) === 'recipe') recipeCandidates(options.sizes, layout);
-  else candidateSettings(options.sizes, layout);
+  if (methodOf(options) === 'recipe') return recipeCandidates(options.sizes, layout);
+  return candidateSettings(options.sizes, layout);
+}
+
+/** @throws ConfigError before hours of work that could not be written down */
+function checkDisk({ peakDiskBytes, freeDiskBytes }: ConversionPrediction, out: string): void {
+  if (peakDiskBytes > freeDiskBytes)
+    throw new ConfigError(
+      `out: the conversion needs ${formatBytes(peakDiskBytes)} on the disk of ${out} while it runs, which has ${formatBytes(freeDiskBytes)} free; free some, or name a folder on another disk`,
+    );
 }
 
 /** Exact conversion approximates nothing, so the plain way is as good as any. */
@@ -108,19 +168,20 @@ interface Calibrated {
   readonly layers: ConvertedLayers;
 }
 
-async function calibrateAndConvert(
-  source: Checkpoint,
-  options: ConversionOptions,
-  watch: Stopwatch,
-): Promise<Calibrated> {
-  const counts = windowCounts(source, options);
+async function calibrateAndConvert(run: Run): Promise<Calibrated> {
+  const { source, options, watch, counts } = run;
   await using cluster = await startCluster(source, options, 'gqa', counts);
   watch.lap('start');
-  const text = await calibrationText(cluster, options, counts);
+  const text = run.prepared ?? (await ownText(cluster, options, counts));
   watch.lap('text');
   const originalPpl = await perplexity(cluster, text.heldOut, 'measure original');
   watch.lap('measure original');
-  const job = { source, cluster, text, options, watch };
+  const spill = new LayerSpill(run.scratch);
+  const store = async (layer: EncodedLayer): Promise<EncodedLayer> => {
+    options.signal?.throwIfAborted();
+    return await spill.store(layer);
+  };
+  const job = { source, cluster, text, options, watch, store };
   const layers = methodOf(options) === 'recipe' ? await convertRecipeModel(job) : await convertPublishedModel(job);
   const { ropeDim, latentDim, freqfold } = layers;
   options.log(
@@ -131,16 +192,20 @@ async function calibrateAndConvert(
 
 /** Writes layers into a folder that lasts as long as the measurement. */
 async function measureLayers(
-  source: Checkpoint,
+  { source, options, scratch }: Run,
   layers: readonly EncodedLayer[],
-  options: ConversionOptions,
   heldOut: CalibrationText['heldOut'],
-  beside: string,
 ): Promise<number> {
-  const folder = `${beside}-measured`; // inside makeFolder's temporary folder, removed with it
+  const folder = join(scratch, 'measured');
   await mkdir(folder);
-  await writeConverted(source, layers, folder, options.dtype, {});
-  return await measure(folder, options, heldOut, 'without the dropped RoPE');
+  await writeConverted(source, layers, folder, typesOf(options), {});
+  const measured = await measure(folder, options, heldOut, 'without the dropped RoPE');
+  await rm(folder, { recursive: true });
+  return measured;
+}
+
+function typesOf({ dtype, untouched }: ConversionOptions): Parameters<typeof writeConverted>[3] {
+  return { converted: dtype, untouched };
 }
 
 function windowCounts(source: Checkpoint, { calibrationTokens }: ConversionOptions): WindowCounts {
@@ -148,32 +213,19 @@ function windowCounts(source: Checkpoint, { calibrationTokens }: ConversionOptio
   return { length, calibration: Math.max(1, Math.round(calibrationTokens / length)), heldOut: heldOutWindows };
 }
 
-async function calibrationText(
+async function ownText(
   cluster: Cluster,
-  { calibration, text, seed }: ConversionOptions,
+  { text, seed }: ConversionOptions,
   counts: WindowCounts,
 ): Promise<CalibrationText> {
-  if (calibration === 'self') {
-    const random = seededRandom(seed);
-    const prompts =
-      text === null
-        ? calibrationPrompts.map(() => [Math.floor(random() * cluster.vocabSize)])
-        : calibrationPrompts.map((prompt) => text.encodeRaw(prompt));
-    const total = (counts.calibration + counts.heldOut) * counts.length;
-    using progress = startProgress('write calibration text', total, { name: 'tokens', size: 1 });
-    return await writeOwnText(cluster, prompts, counts, seed, (done) => progress.update(done));
-  }
-  if (text === null)
-    throw new ConfigError(
-      `calibration: ${calibration} is text, but this model has no tokenizer; use --calibration self`,
-    );
-  let content: string;
-  try {
-    content = await readFile(calibration, 'utf8');
-  } catch (error) {
-    throw new ConfigError(`calibration: cannot read ${calibration}: ${messageOf(error)}`, { cause: error });
-  }
-  return windowsOfText(text.encode(content), counts, nameOf(calibration));
+  const random = seededRandom(seed);
+  const prompts =
+    text === null
+      ? calibrationPrompts.map(() => [Math.floor(random() * cluster.vocabSize)])
+      : calibrationPrompts.map((prompt) => text.encodeRaw(prompt));
+  const total = (counts.calibration + counts.heldOut) * counts.length;
+  using progress = startProgress('write calibration text', total, { name: 'tokens', size: 1 });
+  return await writeOwnText(cluster, prompts, counts, seed, (done) => progress.update(done));
 }
 
 function countTokens(windows: CalibrationText['windows']): number {

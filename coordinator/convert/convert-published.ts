@@ -28,7 +28,7 @@ export async function convertPublishedModel(job: ConversionJob): Promise<Convert
   const layers = await convertLayers(job, settings, momentOf);
   watch.lap('convert');
   await cluster.moments.end();
-  return { ...settings, ...layers };
+  return { ...settings, ...layers, losses: [] };
 }
 
 /** Runs the windows through the ranks, which sum what momentOf reads. */
@@ -53,7 +53,7 @@ async function choose({ source, text, options }: ConversionJob, momentOf: Moment
 }
 
 async function convertLayers(
-  { source, options }: ConversionJob,
+  { source, options, store }: ConversionJob,
   settings: PublishedSettings,
   momentOf: MomentOf,
 ): Promise<Pick<ConvertedLayers, 'final' | 'withoutRank'>> {
@@ -69,10 +69,10 @@ async function convertLayers(
     const maps = await readGqaMaps(source, layer);
     const keyValue = keyValueMoment(maps, moment);
     const converted = applyPlan(maps, layout, rope, planLayer(keyValue, layout, settings));
-    final.push(encodeLayer(layer, converted, latentRotation(converted, moment), options.dtype));
+    final.push(await store(encodeLayer(layer, converted, latentRotation(converted, moment), options.dtype)));
     if (fullRank.latentDim > settings.latentDim) {
       const whole = applyPlan(maps, layout, rope, planLayer(keyValue, layout, fullRank));
-      withoutRank.push(encodeLayer(layer, whole, undefined, options.dtype));
+      withoutRank.push(await store(encodeLayer(layer, whole, undefined, options.dtype)));
     }
     progress.update(layer + 1);
   }

@@ -3,7 +3,7 @@ import type { Checkpoint } from '../../model/checkpoint.ts';
 import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import type { Cluster } from '../cluster.ts';
 import type { CalibrationText } from './calibration-text.ts';
-import type { ConversionOptions } from './conversion-options.ts';
+import type { ConversionOptions, LayerLoss } from './conversion-options.ts';
 import type { Stopwatch } from './stopwatch.ts';
 
 export interface ConversionJob {
@@ -12,6 +12,8 @@ export interface ConversionJob {
   readonly text: CalibrationText;
   readonly options: ConversionOptions;
   readonly watch: Stopwatch;
+  /** Takes a finished layer out of memory; throws when the user has interrupted the run. */
+  readonly store: (layer: EncodedLayer) => Promise<EncodedLayer>;
 }
 
 export interface ConvertedLayers {
@@ -21,6 +23,8 @@ export interface ConvertedLayers {
   /** null: the method has no balance. */
   readonly balance: number | null;
   readonly final: readonly EncodedLayer[];
+  /** Empty where the method does not say. */
+  readonly losses: readonly LayerLoss[];
   /** With a latent of full rank; undefined when nothing is dropped. */
   readonly withoutRank: readonly EncodedLayer[] | undefined;
 }

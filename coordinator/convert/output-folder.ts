@@ -1,8 +1,9 @@
 /**
  * A folder that appears whole or not at all: it is filled under a temporary name beside its place and renamed when its
- * maker has returned. Refuses a place that holds anything, unless it is a checkpoint and replacing it was asked for.
+ * maker has returned. What a killed maker left under a temporary name is removed by the next one. Refuses a place that holds anything, unless it is a checkpoint and replacing it was asked for.
  */
 import { mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
+import { hostname } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { ConfigError, messageOf } from '../../config/errors.ts';
 
@@ -26,30 +27,78 @@ export async function checkOutputFolder(folder: string, force: boolean): Promise
 }
 
 /**
- * @param fill writes into the folder it is given, which is renamed to `folder` afterwards and removed when it throws
- * @throws ConfigError as checkOutputFolder
+ * @param fill writes into the folder it is given, which is renamed to `folder` afterwards; `scratch`, beside it, is for
+ *   what is needed meanwhile. Both are removed when it throws.
+ * @throws ConfigError as checkOutputFolder, and for a disk that is full or must not be written to
  */
 export async function makeFolder<Result>(
   folder: string,
   force: boolean,
-  fill: (temporary: string) => Promise<Result>,
+  fill: (temporary: string, scratch: string) => Promise<Result>,
 ): Promise<Result> {
   await checkOutputFolder(folder, force);
   const place = resolve(folder);
-  await mkdir(dirname(place), { recursive: true });
-  const temporary = await mkdtemp(join(dirname(place), `.${basename(place)}.part-`));
+  const temporary = await makeTemporary(place, folder);
   try {
-    const filled = join(temporary, 'new');
+    const [filled, scratch] = [join(temporary, 'new'), join(temporary, 'scratch')];
     await mkdir(filled);
-    const result = await fill(filled);
+    await mkdir(scratch);
+    const result = await fill(filled, scratch);
     // Checked again: the work may have taken minutes.
     await checkOutputFolder(folder, force);
-    await moveAside(place, join(temporary, 'old'));
+    // Without force only an empty folder may give way, and rename sees to that even if another process was faster.
+    if (force) await moveAside(place, join(temporary, 'old'));
     await rename(filled, place);
     return result;
+  } catch (error) {
+    throw diskError(error, folder) ?? error;
   } finally {
     await rm(temporary, { recursive: true, force: true });
   }
+}
+
+/** Temporary names say who made them, so that what a killed process left is known and removed by the next. */
+async function makeTemporary(place: string, folder: string): Promise<string> {
+  const parent = dirname(place);
+  const prefix = `.${basename(place)}.part-${hostname()}-`;
+  try {
+    await mkdir(parent, { recursive: true });
+    for (const name of await readdir(parent)) {
+      const pid = name.startsWith(prefix) ? /^(\d+)-/.exec(name.slice(prefix.length))?.[1] : undefined;
+      if (pid !== undefined && !isAlive(Number(pid))) await rm(join(parent, name), { recursive: true, force: true });
+    }
+    return await mkdtemp(join(parent, `${prefix}${process.pid}-`));
+  } catch (error) {
+    throw (
+      diskError(error, folder) ?? new ConfigError(`out: cannot make ${folder}: ${messageOf(error)}`, { cause: error })
+    );
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    // EPERM: it lives, and is another user's.
+    return !(error instanceof Error && 'code' in error && error.code === 'ESRCH');
+  }
+}
+
+/** What the user can do about a disk; undefined for other errors. */
+function diskError(error: unknown, folder: string): ConfigError | undefined {
+  const cause = error instanceof ConfigError ? error.cause : error;
+  const code = cause instanceof Error && 'code' in cause ? cause.code : undefined;
+  const advice =
+    code === 'ENOSPC' || code === 'EDQUOT'
+      ? 'the disk is full; `tpla convert --dry-run` says how much is needed. Free some, or name a folder on another disk'
+      : code === 'EACCES' || code === 'EPERM' || code === 'EROFS'
+        ? 'it must not be written to; name a folder of yours'
+        : undefined;
+  if (advice === undefined) return undefined;
+  return new ConfigError(`out: cannot write ${folder}: ${advice} (${messageOf(error)}). Nothing was left there`, {
+    cause: error,
+  });
 }
 
 async function moveAside(place: string, aside: string): Promise<void> {

@@ -1,16 +1,19 @@
 /**
  * Folders written by `tpla convert`: MLA made from a GQA model (model_type tpla_mla). Tensor names and row orders are
- * DeepSeek's; what differs is in the keys: no latent norm, rotary halves, frequencies as a table (a layer may hold its
- * own), a score scale that is given, and possibly no nope part at all.
+ * DeepSeek's, names of norms behind sublayers GLM-4's; what differs is in the keys: no latent norm, rotary halves,
+ * frequencies as a table (a layer may hold its own), a score scale that is given, possibly no nope part at all, and the
+ * features of the source's family: windows, caps, norms, embedding scale, experts. Read next: transmla/write-converted.ts.
  */
 import { z } from 'zod';
 import { ConfigError } from '../../config/errors.ts';
-import { plainFeatures } from '../../config/model-config.ts';
+import type { ExpertsConfig } from '../../config/model-config.ts';
 import { without, type ModelDescription, type Role, type TensorNames, type Tensors } from './description.ts';
 import { hubActivation, layerCount, parseKeys, positive, size } from './hub-config.ts';
-import { isTied } from './hub-decoder.ts';
+import { expertNames, isTied } from './hub-decoder.ts';
+import { checkedExperts } from './routing.ts';
 
-const names: TensorNames = {
+/** Every tensor that a converted checkpoint can have. The writer uses the same table. */
+export const convertedNames = {
   embedding: 'model.embed_tokens.weight',
   head: 'lm_head.weight',
   finalNorm: 'model.norm.weight',
@@ -23,13 +26,35 @@ const names: TensorNames = {
   output: 'model.layers.{layer}.self_attn.o_proj.weight',
   outputBias: 'model.layers.{layer}.self_attn.o_proj.bias',
   ropeFrequencies: 'model.layers.{layer}.self_attn.rope_frequencies',
+  attentionPostNorm: 'model.layers.{layer}.post_self_attn_layernorm.weight',
   feedForwardNorm: 'model.layers.{layer}.post_attention_layernorm.weight',
+  feedForwardPostNorm: 'model.layers.{layer}.post_mlp_layernorm.weight',
   gate: 'model.layers.{layer}.mlp.gate_proj.weight',
   up: 'model.layers.{layer}.mlp.up_proj.weight',
   down: 'model.layers.{layer}.mlp.down_proj.weight',
-};
+  ...expertNames,
+  routerBias: 'model.layers.{layer}.mlp.gate.e_score_correction_bias',
+  sharedGate: 'model.layers.{layer}.mlp.shared_experts.gate_proj.weight',
+  sharedUp: 'model.layers.{layer}.mlp.shared_experts.up_proj.weight',
+  sharedDown: 'model.layers.{layer}.mlp.shared_experts.down_proj.weight',
+} satisfies TensorNames;
 
 const biases: readonly Role[] = ['queryBias', 'latentDownBias', 'outputBias'];
+
+const experts = z.strictObject({
+  layers: z.array(z.boolean()),
+  count: size,
+  per_token: size,
+  dim: size,
+  shared_dim: z.number().int().nonnegative(),
+  scoring: z.enum(['softmax', 'sigmoid']),
+  biased: z.boolean(),
+  groups: z.strictObject({ count: size, keep: size, best: size }),
+  normalize: z.boolean(),
+  scale: positive,
+});
+
+const cap = z.number().nonnegative().default(0);
 
 const schema = z.object({
   hidden_size: size,
@@ -55,7 +80,15 @@ const schema = z.object({
   rope_frequencies: z.array(z.number().nonnegative()),
   tie_word_embeddings: z.boolean(),
   attention_bias: z.boolean(),
+  // Features of some families; absent in folders of others, and in those of older versions.
+  attn_logit_softcapping: cap,
+  final_logit_softcapping: cap,
+  embedding_scale: positive.default(1),
+  post_norms: z.boolean().default(false),
+  sliding_windows: z.array(z.number().int().nonnegative()).default([]),
+  experts: experts.nullable().default(null),
 });
+type Keys = z.infer<typeof schema>;
 
 /** @throws ConfigError listing the keys of config.json that are missing, wrong or not supported */
 export function describeConverted(config: unknown, tensors: Tensors | undefined): ModelDescription {
@@ -64,10 +97,10 @@ export function describeConverted(config: unknown, tensors: Tensors | undefined)
     throw new ConfigError(
       `config.json: rope_frequencies has ${keys.rope_frequencies.length} entries, expected ${keys.qk_rope_head_dim / 2} = qk_rope_head_dim / 2`,
     );
+  checkLayers(keys);
   const tied = isTied(keys, tensors);
   return {
     config: {
-      ...plainFeatures,
       architecture: 'tpla_mla',
       hiddenDim: keys.hidden_size,
       numLayers: keys.num_hidden_layers,
@@ -84,15 +117,45 @@ export function describeConverted(config: unknown, tensors: Tensors | undefined)
         queryLoraDim: null,
         latentNormEps: null,
         scoreScale: keys.softmax_scale,
-        scoreSoftcap: 0,
+        scoreSoftcap: keys.attn_logit_softcapping,
       },
       rope: { frequencies: keys.rope_frequencies, attentionFactor: 1, interleaved: false },
       feedForward: { kind: 'gated', dim: keys.intermediate_size, activation: hubActivation(keys.hidden_act) },
       tiedEmbeddings: tied,
+      experts: expertsOf(keys),
+      slidingWindows: keys.sliding_windows,
+      postNorms: keys.post_norms,
+      embeddingScale: keys.embedding_scale,
+      logitSoftcap: keys.final_logit_softcapping,
     },
-    names: without(names, [...(tied ? (['head'] as const) : []), ...(keys.attention_bias ? [] : biases)]),
+    names: without(convertedNames, absentRoles(keys, tied)),
     // The source may have had biases on some projections only.
     optional: [...biases, 'ropeFrequencies'],
     neighbourPairs: [],
   };
+}
+
+/** Roles of experts need no mention: layers that do not route have none. */
+function absentRoles(keys: Keys, tied: boolean): Role[] {
+  return [
+    ...(tied ? (['head'] as const) : []),
+    ...(keys.attention_bias ? [] : biases),
+    ...(keys.post_norms ? [] : (['attentionPostNorm', 'feedForwardPostNorm'] as const)),
+    ...(keys.experts?.biased === true ? [] : (['routerBias'] as const)),
+    ...((keys.experts?.shared_dim ?? 0) > 0 ? [] : (['sharedGate', 'sharedUp', 'sharedDown'] as const)),
+  ];
+}
+
+function expertsOf({ experts: keys }: Keys): ExpertsConfig | null {
+  if (keys === null) return null;
+  const { layers, count, per_token: perToken, dim, shared_dim: sharedDim, ...routing } = keys;
+  return checkedExperts({ layers, count, perToken, dim, sharedDim, routing }, 'config.json');
+}
+
+/** @throws ConfigError for lists by layer of another length than the model has layers */
+function checkLayers({ num_hidden_layers: numLayers, sliding_windows: windows, experts: routed }: Keys): void {
+  const lists = { sliding_windows: windows.length || numLayers, 'experts.layers': routed?.layers.length ?? numLayers };
+  for (const [key, length] of Object.entries(lists))
+    if (length !== numLayers)
+      throw new ConfigError(`config.json: ${key} has ${length} entries, expected ${numLayers} = num_hidden_layers`);
 }

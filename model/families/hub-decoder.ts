@@ -53,12 +53,12 @@ const decoderNames: TensorNames = {
 };
 
 /** Experts as Qwen and DeepSeek name them. */
-export const expertNames: TensorNames = {
+export const expertNames = {
   router: 'model.layers.{layer}.mlp.gate.weight',
   expertGate: 'model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight',
   expertUp: 'model.layers.{layer}.mlp.experts.{expert}.up_proj.weight',
   expertDown: 'model.layers.{layer}.mlp.experts.{expert}.down_proj.weight',
-};
+} satisfies TensorNames;
 
 export const allBiases: readonly Role[] = ['queryBias', 'keyBias', 'valueBias', 'outputBias'];
 

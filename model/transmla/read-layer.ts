@@ -18,19 +18,14 @@ export function convertibleAttention(config: ModelConfig): GqaConfig {
       `convert: this ${architecture} model has latent attention already (kv_lora_rank ${attention.latentDim}); run or serve it as it is`,
     );
   const obstacles = [
-    attention.headNorms && 'norms queries and keys per head before RoPE, so heads cannot be mixed',
-    attention.scoreSoftcap > 0 && 'caps attention scores, which converted checkpoints cannot say',
-    config.slidingWindows.some((window) => window > 0) &&
-      'has sliding-window attention, which converted checkpoints cannot say',
-    (config.postNorms || config.embeddingScale !== 1 || config.logitSoftcap > 0) &&
-      'has norms behind its sublayers, a scaled embedding or capped logits, which converted checkpoints cannot say',
-    config.experts !== null && 'routes to experts, which converted checkpoints cannot say',
+    attention.headNorms &&
+      'norms queries and keys per head and token before RoPE, so that no fixed matrix maps its keys to a latent',
     config.numHeads % attention.numKvHeads !== 0 &&
       `has ${config.numHeads} query heads, no multiple of its ${attention.numKvHeads} KV heads`,
   ].filter((obstacle) => obstacle !== false);
   if (obstacles.length > 0)
     throw new ConfigError(
-      `convert: this ${architecture} model ${obstacles.join('; it ')}. Llama, Qwen2 and Mistral models without these features can be converted; run this one with --scheme gqa`,
+      `convert: this ${architecture} model ${obstacles.join('; it ')}. Llama, Qwen2, Mistral, Mixtral and Gemma 2 models can be converted; run this one with --scheme gqa`,
     );
   return attention;
 }

@@ -8,14 +8,14 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { invariant } from '../../config/errors.ts';
 import type { ModelConfig } from '../../config/model-config.ts';
-import type { Checkpoint, LayerRole, ModelRole } from '../checkpoint.ts';
-import { toFloat32 } from '../dequantize.ts';
+import type { Checkpoint } from '../checkpoint.ts';
 import { type TensorSource, writeSafetensors } from '../safetensors.ts';
 import { type MlaMaps, splitBias } from './attention-maps.ts';
 import type { Dense } from './dense.ts';
-import { bytesPerFloat, encodeFloats, type FloatType } from './encode-floats.ts';
+import { encodeFloats, type FloatType } from './encode-floats.ts';
 import type { LatentRotation } from './latent-rotation.ts';
 import { convertibleAttention } from './read-layer.ts';
+import { tensorName, untouchedTensors, type UntouchedType } from './untouched-tensors.ts';
 
 /** One converted attention layer in the bytes it will have on disk. */
 export interface EncodedLayer {
@@ -72,13 +72,14 @@ export function encodeLayer(
 
 /**
  * @param folder an existing, empty folder
+ * @param types of the matrices that the conversion made, and of those that it left alone
  * @param conversion what the config records about the conversion, under `tpla_conversion`
  */
 export async function writeConverted(
   source: Checkpoint,
   layers: readonly EncodedLayer[],
   folder: string,
-  dtype: FloatType,
+  types: { readonly converted: FloatType; readonly untouched: UntouchedType },
   conversion: Readonly<Record<string, unknown>>,
 ): Promise<void> {
   const [first] = layers;
@@ -92,11 +93,12 @@ export async function writeConverted(
       ),
     );
   }
-  const untouched = untouchedTensors(source, layers, dtype);
-  const hasBias = layers.some((layer) => layer.hasBias) || untouched.some(({ name }) => name.endsWith('.bias'));
+  const replaced = layers.map((layer) => layer.replacesOutput);
+  const untouched = untouchedTensors(source, replaced, types.untouched);
+  const hasBias = layers.some((layer) => layer.hasBias) || untouched.some(({ name }) => name.endsWith('proj.bias'));
   const config = {
     ...configOf(source.config, first, hasBias),
-    torch_dtype: dtypeNames[dtype],
+    torch_dtype: dtypeNames[types.converted],
     tpla_conversion: conversion,
   };
   const metadata = { format: 'pt' };
@@ -113,7 +115,7 @@ const dtypeNames: Record<FloatType, string> = { f16: 'float16', bf16: 'bfloat16'
 
 /** Keys as DeepSeek's config has them where it has one. */
 function configOf(model: ModelConfig, layer: EncodedLayer, hasBias: boolean): Record<string, unknown> {
-  const { headDim, scoreScale } = convertibleAttention(model);
+  const { headDim, scoreScale, scoreSoftcap } = convertibleAttention(model);
   return {
     architectures: ['TplaForCausalLM'],
     model_type: 'tpla_mla',
@@ -136,95 +138,22 @@ function configOf(model: ModelConfig, layer: EncodedLayer, hasBias: boolean): Re
     rope_frequencies: layer.frequencies,
     tie_word_embeddings: model.tiedEmbeddings,
     attention_bias: hasBias,
+    attn_logit_softcapping: scoreSoftcap,
+    final_logit_softcapping: model.logitSoftcap,
+    embedding_scale: model.embeddingScale,
+    post_norms: model.postNorms,
+    sliding_windows: model.slidingWindows,
+    experts: expertsOf(model),
   };
 }
 
-const layerNames: Partial<Record<LayerRole, string>> = {
-  attentionNorm: 'input_layernorm.weight',
-  query: 'self_attn.q_proj.weight',
-  queryBias: 'self_attn.q_proj.bias',
-  latentDown: 'self_attn.kv_a_proj_with_mqa.weight',
-  latentDownBias: 'self_attn.kv_a_proj_with_mqa.bias',
-  latentUp: 'self_attn.kv_b_proj.weight',
-  output: 'self_attn.o_proj.weight',
-  outputBias: 'self_attn.o_proj.bias',
-  ropeFrequencies: 'self_attn.rope_frequencies',
-  feedForwardNorm: 'post_attention_layernorm.weight',
-  gate: 'mlp.gate_proj.weight',
-  up: 'mlp.up_proj.weight',
-  down: 'mlp.down_proj.weight',
-};
+function expertsOf({ experts }: ModelConfig): Record<string, unknown> | null {
+  if (experts === null) return null;
+  const { layers, count, perToken, dim, sharedDim, routing } = experts;
+  return { layers, count, per_token: perToken, dim, shared_dim: sharedDim, ...routing };
+}
 
 const biasOf = { query: 'queryBias', latentDown: 'latentDownBias', output: 'outputBias' } as const;
-
-const modelNames: Record<ModelRole, string> = {
-  embedding: 'model.embed_tokens.weight',
-  head: 'lm_head.weight',
-  finalNorm: 'model.norm.weight',
-};
-
-function tensorName(role: LayerRole, layer: number): string {
-  const name = layerNames[role];
-  invariant(name !== undefined, `converted checkpoints have no tensor for ${role}`);
-  return `model.layers.${layer}.${name}`;
-}
-
-const vectors: ReadonlySet<ModelRole | LayerRole> = new Set([
-  'finalNorm',
-  'attentionNorm',
-  'feedForwardNorm',
-  'outputBias',
-]);
-
-const copiedLayerRoles = ['attentionNorm', 'feedForwardNorm', 'gate', 'up', 'down', 'output', 'outputBias'] as const;
-
-/** What the conversion leaves as it is, in the target's type: read when it is written. Vectors stay f32. */
-function untouchedTensors(source: Checkpoint, layers: readonly EncodedLayer[], dtype: FloatType): TensorSource[] {
-  const tensors: TensorSource[] = [];
-  const copy = (name: string, role: ModelRole | LayerRole, layer?: number): void => {
-    const shape = source.shapeOf(role, layer);
-    if (shape === undefined) return;
-    const isVector = vectors.has(role);
-    const type = isVector ? 'f32' : dtype;
-    tensors.push({
-      name,
-      type,
-      shape: isVector ? [shape.cols] : [shape.rows, shape.cols],
-      read: () => readEncoded(source, role, layer, type, name),
-    });
-  };
-  for (const role of ['embedding', 'finalNorm'] as const) copy(modelNames[role], role);
-  if (!source.config.tiedEmbeddings) copy(modelNames.head, 'head');
-  layers.forEach(({ replacesOutput }, layer) => {
-    for (const role of copiedLayerRoles) {
-      if (replacesOutput && (role === 'output' || role === 'outputBias')) continue;
-      copy(tensorName(role, layer), role, layer);
-    }
-  });
-  return tensors;
-}
-
-/** Values widened at a time: bounds the float32 copy of a large vocabulary. */
-const valuesAtOnce = 1 << 24;
-
-async function readEncoded(
-  source: Checkpoint,
-  role: ModelRole | LayerRole,
-  layer: number | undefined,
-  type: FloatType,
-  name: string,
-): Promise<Uint8Array> {
-  const shape = source.shapeOf(role, layer);
-  invariant(shape !== undefined, `${name}: no ${role} in the source`);
-  const rowBytes = shape.cols * bytesPerFloat(type);
-  const out = new Uint8Array(shape.rows * rowBytes);
-  const step = Math.max(1, Math.floor(valuesAtOnce / shape.cols));
-  for (let start = 0; start < shape.rows; start += step) {
-    const part = await source.read(role, layer, { start, end: Math.min(shape.rows, start + step) });
-    out.set(encodeFloats(toFloat32(part), type, name), start * rowBytes);
-  }
-  return out;
-}
 
 function tensor(name: string, shape: number[], values: Float64Array, type: FloatType): TensorSource {
   const bytes = encodeFloats(values, type, name);

@@ -1,9 +1,9 @@
 /** `tpla convert` with real processes: exact conversion changes nothing, a smaller cache costs what the report says. */
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { z } from 'zod';
-import { goldenFolder } from '../helpers/golden.ts';
+import { goldenFolder, tinyModel } from '../helpers/golden.ts';
 import { Sandbox } from '../helpers/program.ts';
 
 const stories = join(goldenFolder, 'stories260K');
@@ -31,7 +31,9 @@ afterAll(() => sandbox[Symbol.dispose]());
 
 async function convert(name: string, ...flags: string[]) {
   const out = join(sandbox.folder, name);
-  const args = ['convert', stories, '--out', out, '--json', '--calibration-tokens', '128', '--ranks', '1', ...flags];
+  const own = (flag: string, value: string): string[] => (flags.includes(flag) ? [] : [flag, value]);
+  const given = [...own('--calibration-tokens', '128'), ...own('--ranks', '1'), ...flags];
+  const args = ['convert', stories, '--out', out, '--json', ...given];
   const { code, stdout, stderr } = await sandbox.run(args);
   expect(stderr).not.toContain('bug');
   expect(code, stderr).toBe(0);
@@ -71,6 +73,116 @@ test('the recipe loses less than the published method, and the report says which
   expect(recipe.report.originalPpl).toBe(published.report.originalPpl);
   expect(recipe.report.afterRankPpl).toBeLessThan(published.report.afterRankPpl);
   expect(recipe.report.afterRopePpl).toBeLessThan(published.report.afterRopePpl);
+});
+
+test('families with windows, caps, norms and experts convert by every method', async () => {
+  const convertTiny = async (name: string, flag: string) => {
+    const out = join(sandbox.folder, `${name}-mla`);
+    const args = [
+      'convert',
+      tinyModel(name),
+      '--out',
+      out,
+      '--json',
+      '--calibration-tokens',
+      '128',
+      '--ranks',
+      '2',
+      flag,
+    ];
+    const { code, stdout, stderr } = await sandbox.run(args);
+    expect(code, stderr).toBe(0);
+    const { report } = reportSchema.parse(JSON.parse(stdout));
+    return report.afterRankPpl / report.originalPpl;
+  };
+  const [exact, ...others] = await Promise.all([
+    convertTiny('gemma2', '--exact'),
+    convertTiny('mixtral', '--method=recipe'),
+    convertTiny('mistral', '--method=published'),
+  ]);
+  expect(Math.abs(exact - 1)).toBeLessThan(1e-5);
+  // Random models: fitted on little, a conversion still stays nearer to the source than chance (about 500) is.
+  for (const ratio of others) expect(ratio).toBeLessThan(2);
+});
+
+test('a dry run predicts the result and writes nothing', async () => {
+  const out = join(sandbox.folder, 'foreseen');
+  const flags = ['--rope-dim', '8', '--kv-rank', '24', '--calibration-tokens', '128', '--json', '--out', out];
+  const { code, stdout } = await sandbox.run(['convert', stories, ...flags, '--dry-run']);
+  expect(code).toBe(0);
+  const { prediction } = z.object({ prediction: z.record(z.string(), z.unknown()) }).parse(JSON.parse(stdout));
+  expect(prediction).toMatchObject({
+    candidates: [{ ropeDim: 8, kvRank: 24 }],
+    cacheFloatsBefore: 64,
+    cacheFloatsAfter: 32,
+  });
+  expect(sandbox.leftovers().filter((name) => name.includes('foreseen'))).toEqual([]);
+  expect((await sandbox.run(['convert', stories, ...flags, '--ranks', '1'])).code).toBe(0);
+  const bytes = ['model', 'tpla_rotation'].map((name) => statSync(join(out, `${name}.safetensors`)).size);
+  // Headers are not counted.
+  expect(Number(prediction['outputBytes']) / bytes.reduce((a, b) => a + b)).toBeGreaterThan(0.97);
+  expect(Number(prediction['outputBytes'])).toBeLessThan(bytes.reduce((a, b) => a + b));
+});
+
+test('a calibration file that is none is refused before any process is started', async () => {
+  const out = join(sandbox.folder, 'uncalibrated');
+  const files = {
+    binary: Buffer.from([0x80, 0xff]),
+    zeros: Buffer.from('a\0b'),
+    empty: Buffer.from(' \n'),
+    short: 'ab',
+  };
+  const refused = async (name: string) => {
+    const { code, stderr } = await sandbox.run([
+      'convert',
+      stories,
+      '--out',
+      out,
+      '--calibration',
+      join(sandbox.folder, name),
+    ]);
+    expect(code).toBe(2);
+    return stderr;
+  };
+  for (const [name, bytes] of Object.entries(files)) writeFileSync(join(sandbox.folder, name), bytes);
+  const [binary, zeros, empty, short] = await Promise.all(Object.keys(files).map(refused));
+  expect(binary).toContain('binary: not valid UTF-8 at byte 0; convert it to UTF-8');
+  expect(zeros).toContain('zeros holds zero bytes; it is no text, give a UTF-8 one');
+  expect(empty).toContain('empty is empty; give a text to fit on');
+  expect(short).toContain('calibration: short has');
+  expect(sandbox.leftovers().filter((name) => name.startsWith('.'))).toEqual([]);
+});
+
+test('killed while it converts, it leaves nothing that looks whole, and the next run finishes and cleans up', async () => {
+  const out = join(sandbox.folder, 'killed');
+  const args = ['convert', stories, '--out', out, '--calibration-tokens', '128', '--ranks', '1', '--seed', '5'];
+  const running = sandbox.start([...args, '--rope-dim', '8', '--freqfold', '2', '--method', 'published']);
+  const part = () => readdirSync(sandbox.folder).find((name) => name.startsWith('.killed.part-'));
+  await vi.waitUntil(() => part() !== undefined, { timeout: 20_000, interval: 5 });
+  running.child.kill('SIGKILL');
+  await running.finished;
+  expect(existsSync(out)).toBe(false);
+  expect(part()).toBeDefined();
+  const again = await sandbox.run([...args, '--rope-dim', '8', '--freqfold', '2', '--method', 'published']);
+  expect(again.code, again.stderr).toBe(0);
+  expect(part()).toBeUndefined();
+  // The same flags as in the test above: the same bytes, killed or not.
+  const first = join(sandbox.folder, 'first');
+  for (const file of ['config.json', 'model.safetensors'])
+    expect(readFileSync(join(out, file)).equals(readFileSync(join(first, file))), file).toBe(true);
+});
+
+test('the recipe gives the same bytes on 1, 2 and 3 ranks, and each step can be left out', async () => {
+  const flags = ['--rope-dim', '8', '--kv-rank', '20', '--seed', '5', '--calibration-tokens', '512'];
+  const converted = await Promise.all(
+    ['1', '2', '3'].map((ranks) => convert(`ranks${ranks}`, ...flags, '--ranks', ranks)),
+  );
+  const [first, ...others] = converted.map(({ out }) => readFileSync(join(out, 'model.safetensors')));
+  for (const other of others) expect(other.equals(first!)).toBe(true);
+  const without = await convert('oneshot', ...flags, '--without', 'refit', 'phase', '--explain');
+  expect(without.report).toMatchObject({ without: ['refit', 'phase'] });
+  expect(readFileSync(join(without.out, 'model.safetensors')).equals(first!)).toBe(false);
+  expect(converted[0]!.report.afterRankPpl).toBeLessThan(without.report.afterRankPpl);
 });
 
 test('an occupied folder, a converted source and wrong flags are refused', async () => {

@@ -99,3 +99,6 @@ export const GOLDEN_LOGITS: Tolerance = { absolute: 1e-4, relative: 0 };
 
 /** SmolLM2's logits in float32 on the dequantised weights against transformers: its own variants differ by 1e-4. */
 export const SMOLLM2_LOGITS: Tolerance = { absolute: 1e-3, relative: 0 };
+
+/** Logits of a model converted at full size against the source's: the products are regrouped in float32. */
+export const CONVERTED_EXACTLY: Tolerance = { absolute: 1e-3, relative: 0 };

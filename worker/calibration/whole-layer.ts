@@ -2,15 +2,18 @@
  * The whole weights of one layer at a time, for calibration: ranks divide windows, not heads, so each runs every layer
  * in full. Tensors are allocated once and filled again for each layer; peak memory is one layer. Attention is float32,
  * its statistics are differences; the feed-forward part is 8-bit where the backend can, it only carries the stream on.
+ * Experts are in routed-part.ts.
  */
 import { invariant } from '../../config/errors.ts';
-import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';
+import { routes, type GqaConfig, type ModelConfig } from '../../config/model-config.ts';
 import type { Checkpoint, LayerRole } from '../../model/checkpoint.ts';
 import { fromFloat32, toFloat32 } from '../../model/dequantize.ts';
 import { weightLayout } from '../../model/tensor-types.ts';
 import type { Backend } from '../backend.ts';
 import type { Tensor } from '../kernels/kernels.ts';
+import { normRows } from '../post-norm.ts';
 import { bytesOf } from '../rank-parts.ts';
+import { RoutedPart } from './routed-part.ts';
 
 type FeedForwardType = 'q8_0' | 'f16' | 'f32';
 
@@ -29,14 +32,20 @@ export class WholeLayer implements Disposable {
   /** Mean of the diagonal of each head's Gram matrix. [H] */
   readonly gramMeans: Float64Array;
   readonly feedForwardNorm: Tensor; // [D]
+  /** Of dense layers; layers that route leave them as they were. */
   readonly gate: Tensor; // [F, D]
   readonly up: Tensor; // [F, D]
   readonly down: Tensor; // [D, F]
+  /** Gains of the norms behind the sublayers; undefined: the model has none. */
+  readonly postNorms: { readonly attention: Tensor; readonly feedForward: Tensor } | undefined; // [D]
 
   private readonly checkpoint: Checkpoint;
   private readonly backend: Backend;
   private readonly feedForwardType: FeedForwardType;
   private readonly tensors: Tensor[] = [];
+  private readonly routed: RoutedPart | undefined;
+  private loaded = 0;
+  private feedForwardGain: Float32Array | undefined; // [D]
 
   constructor(checkpoint: Checkpoint, backend: Backend, attention: GqaConfig) {
     this.checkpoint = checkpoint;
@@ -58,12 +67,29 @@ export class WholeLayer implements Disposable {
     this.outputGrams = this.allocate([numHeads, attention.headDim, attention.headDim]);
     this.gramMeans = new Float64Array(numHeads);
     this.feedForwardNorm = this.allocate([hidden]);
-    this.gate = this.allocate([feedForward.dim, hidden], this.feedForwardType);
-    this.up = this.allocate([feedForward.dim, hidden], this.feedForwardType);
-    this.down = this.allocate([hidden, feedForward.dim], this.feedForwardType);
+    // A model whose layers all route has no dense part; one block keeps the type.
+    const dense = model.experts?.layers.every(Boolean) === true ? weightLayout('q8_0').blockSize : feedForward.dim;
+    this.gate = this.allocate([dense, hidden], this.feedForwardType);
+    this.up = this.allocate([dense, hidden], this.feedForwardType);
+    this.down = this.allocate([hidden, dense], this.feedForwardType);
+    this.postNorms = model.postNorms
+      ? { attention: this.allocate([hidden]), feedForward: this.allocate([hidden]) }
+      : undefined;
+    this.routed = model.experts === null ? undefined : new RoutedPart(checkpoint, backend);
+  }
+
+  /** Positions that a token of the loaded layer sees, its own included; 0: all. */
+  get window(): number {
+    return this.checkpoint.config.slidingWindows[this.loaded] ?? 0;
+  }
+
+  /** Whether the loaded layer routes to experts: its feed-forward part is `addExperts`. */
+  get routes(): boolean {
+    return routes(this.checkpoint.config, this.loaded);
   }
 
   async load(layer: number): Promise<void> {
+    this.loaded = layer;
     for (const role of ['attentionNorm', 'query', 'key', 'value', 'feedForwardNorm'] as const)
       this.upload(this[role], await this.floats(role, layer));
     const output = await this.floats('output', layer);
@@ -71,10 +97,25 @@ export class WholeLayer implements Disposable {
     this.uploadGrams(output);
     for (const role of ['queryBias', 'keyBias', 'valueBias', 'outputBias'] as const)
       if (this.checkpoint.shapeOf(role, layer) !== undefined) this.upload(this[role], await this.floats(role, layer));
-    for (const role of ['gate', 'up', 'down'] as const) await this.loadFeedForward(role, layer);
+    if (this.postNorms !== undefined) {
+      this.upload(this.postNorms.attention, await this.floats('attentionPostNorm', layer));
+      this.feedForwardGain = await this.floats('feedForwardPostNorm', layer);
+      this.upload(this.postNorms.feedForward, this.feedForwardGain);
+    }
+    if (this.routes) await this.routed?.load(layer, this.feedForwardNorm);
+    else for (const role of ['gate', 'up', 'down'] as const) await this.loadFeedForward(role, layer);
+  }
+
+  /** The feed-forward part of a layer that routes. @param x [T, D] the stream behind attention, updated */
+  addExperts(x: Float32Array): void {
+    const delta = new Float32Array(x.length);
+    this.routed?.run(x, delta);
+    if (this.feedForwardGain !== undefined) normRows(delta, this.feedForwardGain, this.checkpoint.config.normEps);
+    for (let i = 0; i < x.length; i++) x[i] = (x[i] ?? 0) + (delta[i] ?? 0);
   }
 
   [Symbol.dispose](): void {
+    this.routed?.[Symbol.dispose]();
     this.backend.kernels.release(this.tensors);
   }
 

@@ -1,9 +1,15 @@
 /** Constant tables of a calibration window. */
 
-/** 0 where query m may see key t, -Infinity elsewhere. [T (m), T (t)] */
-export function wholeMask(tokens: number): Float32Array {
+/**
+ * 0 where query m may see key t, -Infinity elsewhere. [T (m), T (t)]
+ * @param sliding positions that a query sees, its own included; 0: all before it
+ */
+export function wholeMask(tokens: number, sliding = 0): Float32Array {
   const mask = new Float32Array(tokens * tokens);
-  for (let m = 0; m < tokens; m++) mask.fill(-Infinity, m * tokens + m + 1, (m + 1) * tokens);
+  for (let m = 0; m < tokens; m++) {
+    mask.fill(-Infinity, m * tokens + m + 1, (m + 1) * tokens);
+    if (sliding > 0) mask.fill(-Infinity, m * tokens, m * tokens + Math.max(0, m + 1 - sliding));
+  }
   return mask;
 }
 

@@ -12,6 +12,7 @@ import type { MlaConfig } from '../../config/model-config.ts';
 import { routes } from '../../config/model-config.ts';
 import { planShards, type Range } from '../../config/shard-plan.ts';
 import type { ProcessGroup } from '../../collective/group.ts';
+import { segmentsWithin, sumSegments, windowsOfRank } from '../../collective/window-sums.ts';
 import type { Setup } from '../../collective/messages.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { fitLength, splitFit, type FitShape } from '../../model/tpla/decode-fit.ts';
@@ -41,14 +42,14 @@ export class FitSession implements Disposable {
   private readonly sizes: FitSizes;
   private readonly streams: readonly Stream[];
   private readonly experts: RoutedExperts;
-  private readonly isFirst: boolean;
+  private readonly segments: readonly Range[];
 
   static async begin(
     checkpoint: Checkpoint,
     backend: Backend,
     setup: Setup,
     group: ProcessGroup,
-    windows: readonly (readonly number[])[],
+    windows: readonly (readonly number[])[], // of all ranks
   ): Promise<FitSession> {
     const model = checkpoint.config;
     const config = supported(checkpoint);
@@ -78,12 +79,14 @@ export class FitSession implements Disposable {
       numHeads: model.numHeads,
     };
     using embedding = new EmbeddingProgram(parts, tokens);
-    const streams = windows.map((window) => {
+    const own = windowsOfRank(windows.length, group.worldSize, group.rank);
+    const streams = windows.slice(own.start, own.end).map((window) => {
       const exact = new Float32Array(tokens * model.hiddenDim);
       embedding.run(Int32Array.from(window), exact);
       return { exact, cut: exact.slice() };
     });
-    return new FitSession(parts, group, sizes, streams, new RoutedExperts(parts, rank));
+    const segments = segmentsWithin(own, windows.length);
+    return new FitSession(parts, group, sizes, streams, segments, new RoutedExperts(parts, rank));
   }
 
   private constructor(
@@ -91,6 +94,7 @@ export class FitSession implements Disposable {
     group: ProcessGroup,
     sizes: FitSizes,
     streams: readonly Stream[],
+    segments: readonly Range[],
     experts: RoutedExperts,
   ) {
     this.parts = parts;
@@ -98,13 +102,13 @@ export class FitSession implements Disposable {
     this.sizes = sizes;
     this.streams = streams;
     this.experts = experts;
-    this.isFirst = group.rank === 0;
+    this.segments = segments;
     const { nopeDim, valueDim, latentDim } = sizes.config;
     const { numHeads, hiddenDim } = parts.model;
     this.shape = { numHeads, nopeDim, valueDim, latentDim, latentGroups: sizes.groups.length, hiddenDim };
   }
 
-  /** @returns the layer's fit on rank 0, zeros elsewhere: payloads of ranks are added */
+  /** @returns the layer's fit, equal on all ranks, as window 0's part of a sum over windows (collective/window-sums.ts) */
   async statistics(layer: number): Promise<Float32Array> {
     using programs = new FitPrograms(this.parts, this.sizes, layer);
     const payload = new Float32Array(fitLength(this.shape));
@@ -115,7 +119,9 @@ export class FitSession implements Disposable {
     await this.fitOffsets(programs, layer, fit.offsets);
     programs.useKeys(fit.keys, fit.offsets);
     await this.fitValues(programs, matrices, layer, fit);
-    return this.isFirst ? payload : new Float32Array(payload.length);
+    return sumSegments(this.segments, payload.length, (window) =>
+      window === 0 ? Float64Array.from(payload) : new Float64Array(payload.length),
+    );
   }
 
   private async fitKeys(

@@ -1,7 +1,9 @@
+import { spawnSync } from 'node:child_process';
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
+import { ConfigError } from '../../../../config/errors.ts';
 import { makeFolder } from '../../../../coordinator/convert/output-folder.ts';
 
 let sandbox: string;
@@ -56,4 +58,27 @@ it('never replaces what is no checkpoint', async () => {
   );
   await writeFile(join(sandbox, 'file'), '');
   await expect(makeFolder(join(sandbox, 'file'), true, fill('two'))).rejects.toThrow('is no folder that can be read');
+});
+
+it('says what to do about a full disk and one that must not be written to', async () => {
+  const failing = (code: string) =>
+    makeFolder(out, false, async () => {
+      throw new ConfigError('cannot write it', { cause: Object.assign(new Error(`${code}: no`), { code }) });
+    });
+  await expect(failing('ENOSPC')).rejects.toThrow(
+    `out: cannot write ${out}: the disk is full; \`tpla convert --dry-run\` says how much is needed. Free some, or name a folder on another disk`,
+  );
+  await expect(failing('EROFS')).rejects.toThrow('it must not be written to; name a folder of yours (cannot write it)');
+  expect(await readdir(join(sandbox, 'deep'))).toEqual([]);
+  await writeFile(join(sandbox, 'file'), '');
+  await expect(makeFolder(join(sandbox, 'file', 'out'), false, fill('one'))).rejects.toThrow(ConfigError);
+});
+
+it('removes what a killed process left, and nothing of a living one', async () => {
+  await mkdir(join(sandbox, 'deep'));
+  const ended = spawnSync(process.execPath, ['-e', '']).pid;
+  const names = [ended, process.ppid].map((pid) => `.out.part-${hostname()}-${pid}-abcdef`);
+  for (const name of names) await mkdir(join(sandbox, 'deep', name, 'scratch'), { recursive: true });
+  await makeFolder(out, false, fill('one'));
+  expect(new Set(await readdir(join(sandbox, 'deep')))).toEqual(new Set([names[1], 'out']));
 });

@@ -20,16 +20,20 @@ const plain = {
 describe('convertibleAttention', () => {
   it('takes plain grouped-query attention', () => {
     expect(convertibleAttention(plain)).toBe(plain.attention);
-    expect(convertibleAttention({ ...plain, slidingWindows: [0, 0] })).toBe(plain.attention);
+  });
+
+  it.each<Partial<ModelConfig>>([
+    { attention: { ...plain.attention, scoreSoftcap: 50 } },
+    { slidingWindows: [0, 8] },
+    { postNorms: true },
+    { embeddingScale: 2, logitSoftcap: 30 },
+  ])('takes %j, which a latent layer can have too', (features) => {
+    const config = { ...plain, ...features };
+    expect(convertibleAttention(config)).toBe(config.attention);
   });
 
   it.each<[Partial<ModelConfig>, string]>([
-    [{ attention: { ...plain.attention, headNorms: true } }, 'norms queries and keys per head before RoPE'],
-    [{ attention: { ...plain.attention, scoreSoftcap: 50 } }, 'caps attention scores'],
-    [{ slidingWindows: [0, 8] }, 'has sliding-window attention'],
-    [{ postNorms: true }, 'has norms behind its sublayers'],
-    [{ embeddingScale: 2 }, 'a scaled embedding'],
-    [{ logitSoftcap: 30 }, 'capped logits'],
+    [{ attention: { ...plain.attention, headNorms: true } }, 'norms queries and keys per head and token before RoPE'],
     [{ attention: { ...plain.attention, numKvHeads: 3 } }, '4 query heads, no multiple of its 3 KV heads'],
   ])('refuses %j by name', (features, text) => {
     expect(() => convertibleAttention({ ...plain, ...features })).toThrow(`convert: this some model`);

@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { splitStatistics, type StatisticsField } from '../../../../collective/statistics.ts';
+import { joinSegments } from '../../../../collective/window-sums.ts';
 import type { Checkpoint, LayerRole } from '../../../../model/checkpoint.ts';
 import { toFloat32 } from '../../../../model/dequantize.ts';
 import { openCheckpoint } from '../../../../model/open.ts';
@@ -21,29 +22,37 @@ function windowsOf(vocabSize: number, count: number): number[][] {
   );
 }
 
-describe.each(['llama-odd-heads', 'llama-attention-bias', 'llama-yarn'])('%s', (name) => {
-  it.each(['reference', 'ggml'] as const)('equals the definition on %s', async (backendName) => {
-    await using checkpoint = await openCheckpoint(join(goldenFolder, 'tiny', name));
-    const backend = await openBackend({ backend: backendName, device: '', threads: 1 });
-    const windows = windowsOf(checkpoint.config.vocabSize, 2);
-    using session = await CalibrationSession.begin(checkpoint, backend, windows);
-    const attention = checkpoint.config.attention;
-    if (attention.kind !== 'gqa') throw new Error('expected GQA');
-    const shape = { ...checkpoint.config, headDim: attention.headDim };
-    const streams = await Promise.all(windows.map((window) => embedded(checkpoint, window)));
-    for (let layer = 0; layer < checkpoint.config.numLayers; layer++) {
-      const actual = splitStatistics(await session.statistics(layer), shape);
-      const expected = await definition(checkpoint, layer, streams);
-      for (const field of Object.keys(expected) as StatisticsField[]) {
-        const size = Math.max(...expected[field].map(Math.abs));
-        let worst = 0;
-        expected[field].forEach((value, i) => (worst = Math.max(worst, Math.abs(value - actual[field][i]!))));
-        // The feed-forward part of ggml is 8-bit where its sizes allow, which moves the second layer's input.
-        expect(worst / size, `layer ${layer}, ${field}`).toBeLessThan(layer === 0 ? 1e-4 : 2e-2);
+describe.each(['llama-odd-heads', 'llama-attention-bias', 'llama-yarn', 'gemma2', 'mistral', 'mixtral'])(
+  '%s',
+  (name) => {
+    it.each(['reference', 'ggml'] as const)('equals the definition on %s', async (backendName) => {
+      await using checkpoint = await openCheckpoint(join(goldenFolder, 'tiny', name));
+      const backend = await openBackend({ backend: backendName, device: '', threads: 1 });
+      const windows = windowsOf(checkpoint.config.vocabSize, 2);
+      using session = await CalibrationSession.begin(checkpoint, backend, {
+        windows,
+        worldSize: 1,
+        rank: 0,
+        refits: false,
+      });
+      const attention = checkpoint.config.attention;
+      if (attention.kind !== 'gqa') throw new Error('expected GQA');
+      const shape = { ...checkpoint.config, headDim: attention.headDim, numKvHeads: attention.numKvHeads };
+      const streams = await Promise.all(windows.map((window) => embedded(checkpoint, window)));
+      for (let layer = 0; layer < checkpoint.config.numLayers; layer++) {
+        const actual = splitStatistics(joinSegments([await session.statistics(layer)], windows.length), shape);
+        const expected = await definition(checkpoint, layer, streams);
+        for (const field of Object.keys(expected) as StatisticsField[]) {
+          const size = Math.max(...expected[field].map(Math.abs));
+          let worst = 0;
+          expected[field].forEach((value, i) => (worst = Math.max(worst, Math.abs(value - actual[field][i]!))));
+          // The feed-forward part of ggml is 8-bit where its sizes allow, which moves the second layer's input.
+          expect(worst / size, `layer ${layer}, ${field}`).toBeLessThan(layer === 0 ? 1e-4 : 2e-2);
+        }
       }
-    }
-  });
-});
+    });
+  },
+);
 
 async function floats(checkpoint: Checkpoint, role: LayerRole, layer: number, size: number): Promise<Float32Array> {
   return checkpoint.shapeOf(role, layer) === undefined
@@ -53,15 +62,18 @@ async function floats(checkpoint: Checkpoint, role: LayerRole, layer: number, si
 
 async function embedded(checkpoint: Checkpoint, window: number[]): Promise<Float64Array[]> {
   const table = toFloat32(await checkpoint.read('embedding'));
-  const hidden = checkpoint.config.hiddenDim;
-  return window.map((token) => Float64Array.from(table.subarray(token * hidden, (token + 1) * hidden)));
+  const { hiddenDim: hidden, embeddingScale } = checkpoint.config;
+  return window.map((token) =>
+    Float64Array.from(table.subarray(token * hidden, (token + 1) * hidden), (value) => value * embeddingScale),
+  );
 }
 
 /** Also takes the streams [windows][T][D] through the layer. */
 async function definition(checkpoint: Checkpoint, layer: number, streams: Float64Array[][]): Promise<Fields> {
-  const { attention, hiddenDim: D, numHeads: H, rope, normEps, feedForward } = checkpoint.config;
+  const { attention, hiddenDim: D, numHeads: H, rope, normEps, postNorms, slidingWindows } = checkpoint.config;
   if (attention.kind !== 'gqa') throw new Error('expected GQA');
-  const { headDim: d, numKvHeads: G, scoreScale } = attention;
+  const { headDim: d, numKvHeads: G, scoreScale, scoreSoftcap: cap } = attention;
+  const sliding = slidingWindows[layer] || Infinity;
   const w = Object.fromEntries(
     await Promise.all(
       (
@@ -76,17 +88,16 @@ async function definition(checkpoint: Checkpoint, layer: number, streams: Float6
           ['output', 0],
           ['outputBias', D],
           ['feedForwardNorm', D],
-          ['gate', 0],
-          ['up', 0],
-          ['down', 0],
+          ['attentionPostNorm', D],
+          ['feedForwardPostNorm', D],
         ] as [LayerRole, number][]
       ).map(async ([role, size]) => [role, await floats(checkpoint, role, layer, size)] as const),
     ),
   ) as Record<LayerRole, Float32Array>;
   const fields: Fields = {
-    keyMoment: new Float64Array((D + 1) ** 2),
-    valueMoment: new Float64Array((D + 1) ** 2),
-    inputMoment: new Float64Array((D + 1) ** 2),
+    keyMoment: new Float64Array((2 * G * d + 1) ** 2),
+    valueMoment: new Float64Array((2 * G * d + 1) ** 2),
+    plainMoment: new Float64Array((2 * G * d + 1) ** 2),
     queryMoments: new Float64Array(H * d * d),
     scoreWeights: new Float64Array(H),
     probabilityWeights: new Float64Array(H),
@@ -107,12 +118,13 @@ async function definition(checkpoint: Checkpoint, layer: number, streams: Float6
       let gram = 0;
       for (let row = 0; row < D; row++) for (let i = 0; i < d; i++) gram += w.output[row * H * d + head * d + i]! ** 2;
       for (let m = 0; m < stream.length; m++) {
-        const p = softmax(
-          Array.from({ length: m + 1 }, (_, t) => {
-            const [a, b] = [turn(part(q[m]!, head), m, rope), turn(part(k[t]!, g), t, rope)];
-            return a.reduce((sum, value, i) => sum + value * b[i]!, 0) * scoreScale;
-          }),
-        );
+        const scores = Array.from({ length: m + 1 }, (_, t) => {
+          if (m - t >= sliding) return -Infinity;
+          const [a, b] = [turn(part(q[m]!, head), m, rope), turn(part(k[t]!, g), t, rope)];
+          const score = a.reduce((sum, value, i) => sum + value * b[i]!, 0) * scoreScale;
+          return cap === 0 ? score : cap * Math.tanh(score / cap);
+        });
+        const p = softmax(scores);
         const o = heads[m]!.subarray(head * d, (head + 1) * d);
         p.forEach((weight, t) => part(v[t]!, g).forEach((value, i) => (o[i]! += weight * value)));
         p.forEach((weight, t) => {
@@ -122,7 +134,8 @@ async function definition(checkpoint: Checkpoint, layer: number, streams: Float6
             for (let i = 0; i < d; i++) sum += w.output[row * H * d + head * d + i]! * (part(v[t]!, g)[i]! - o[i]!);
             moved += sum * sum;
           }
-          const pair = weight ** 2 * moved * scoreScale ** 2;
+          const slope = cap === 0 || weight === 0 ? 1 : 1 - (scores[t]! / cap) ** 2;
+          const pair = weight ** 2 * moved * (scoreScale * slope) ** 2;
           omega[t]! += pair;
           nu[t]! += (weight ** 2 * gram) / d;
           fields.scoreWeights[head]! += pair;
@@ -135,28 +148,57 @@ async function definition(checkpoint: Checkpoint, layer: number, streams: Float6
         });
       }
     }
-    h.forEach((x, t) => {
-      const augmented = Float64Array.of(...x, 1);
+    h.forEach((_, t) => {
+      const augmented = Float64Array.of(...k[t]!, ...v[t]!, 1);
       addOuter(fields.keyMoment, augmented, omega[t]!);
       addOuter(fields.valueMoment, augmented, nu[t]!);
-      addOuter(fields.inputMoment, augmented, 1);
+      addOuter(fields.plainMoment, augmented, 1);
     });
+    const expert = await feedForwardOf(checkpoint, layer);
     stream.forEach((x, t) => {
-      add(x, affine(w.output, w.outputBias, heads[t]!));
-      const y = norm(x, w.feedForwardNorm, normEps);
-      const gate = affine(w.gate, new Float32Array(feedForward.dim), y);
-      const up = affine(w.up, new Float32Array(feedForward.dim), y);
-      add(
-        x,
-        affine(
-          w.down,
-          new Float32Array(D),
-          gate.map((a, i) => (a / (1 + Math.exp(-a))) * up[i]!),
-        ),
-      );
+      const behind = (delta: Float64Array, gain: Float32Array) => (postNorms ? norm(delta, gain, normEps) : delta);
+      add(x, behind(affine(w.output, w.outputBias, heads[t]!), w.attentionPostNorm));
+      add(x, behind(expert(norm(x, w.feedForwardNorm, normEps)), w.feedForwardPostNorm));
     });
   }
   return fields;
+}
+
+/** The layer's feed-forward part, dense or routed by softmax with renormalised shares. */
+async function feedForwardOf(checkpoint: Checkpoint, layer: number): Promise<(y: Float64Array) => Float64Array> {
+  const { experts, feedForward, hiddenDim: D } = checkpoint.config;
+  const roles = (experts ? ['expertGate', 'expertUp', 'expertDown'] : ['gate', 'up', 'down']) as LayerRole[];
+  const [gate, up, down] = await Promise.all(roles.map((role) => floats(checkpoint, role, layer, 0)));
+  const router = experts ? await floats(checkpoint, 'router', layer, 0) : undefined;
+  const act = (a: number) =>
+    feedForward.activation === 'silu'
+      ? a / (1 + Math.exp(-a))
+      : 0.5 * a * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (a + 0.044715 * a ** 3)));
+  const F = experts?.dim ?? feedForward.dim;
+  const one = (y: Float64Array, e: number) => {
+    const rows = (weight: Float32Array) => weight.subarray(e * F * D, (e + 1) * F * D);
+    const [a, b] = [affine(rows(gate!), new Float32Array(F), y), affine(rows(up!), new Float32Array(F), y)];
+    return affine(
+      rows(down!),
+      new Float32Array(D),
+      a.map((value, i) => act(value) * b[i]!),
+    );
+  };
+  return (y) => {
+    if (!experts || !router) return one(y, 0);
+    const logits = [...affine(router, new Float32Array(experts.count), y)];
+    const order = logits.map((_, e) => e).sort((a, b) => logits[b]! - logits[a]!);
+    const chosen = order.slice(0, experts.perToken);
+    const shares = softmax(chosen.map((e) => logits[e]!));
+    const out = new Float64Array(D);
+    chosen.forEach((e, i) =>
+      add(
+        out,
+        one(y, e).map((value) => value * shares[i]!),
+      ),
+    );
+    return out;
+  };
 }
 
 function norm(x: Float64Array, gain: Float32Array, eps: number): Float64Array {
