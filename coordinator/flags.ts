@@ -22,10 +22,7 @@ export type FlagsOf<Built> = Built extends Argv<infer Flags> ? ArgumentsCamelCas
 
 /** Model, ranks and everything that decides how they compute. */
 export function clusterFlags<T>(program: Argv<T>) {
-  return clusterFlagsWithoutWindow(program).option('window', {
-    type: 'number',
-    describe: `last tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 64 where the latent is cut)`,
-  });
+  return clusterFlagsWithoutWindow(program).option('window', tplaWindowFlag);
 }
 
 /** For commands where --window is the piece of text that they run. */
@@ -162,7 +159,13 @@ export const decodeFromFlag = {
   defaultDescription: 'all are prefilled',
 };
 
-/** The window of scheme tpla, of commands where --window is a piece of text; what --window is elsewhere. */
+/** The window of scheme tpla. */
+export const tplaWindowFlag = {
+  type: 'number',
+  describe: `last tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 64 where the latent is cut)`,
+} as const;
+
+/** The same of commands where --window is a piece of text; what --window is elsewhere. */
 export const recentWindowFlag = {
   type: 'number',
   describe: `last tokens that scheme tpla scores with whole latents, --window of other commands, 0 to ${maxExactTokens} (default: 64 where the latent is cut)`,
