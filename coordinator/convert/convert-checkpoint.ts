@@ -12,9 +12,15 @@ import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { exportTokenizer } from '../../model/tokenizer-export.ts';
 import { LayerSpill } from '../../model/transmla/layer-spill.ts';
-import { headLayout } from '../../model/transmla/read-layer.ts';
+import { checkPortable, portableMaps } from '../../model/transmla/portable.ts';
+import { convertibleAttention, headLayout } from '../../model/transmla/read-layer.ts';
 import type { RecipeSettings } from '../../model/transmla/recipe.ts';
-import { type EncodedLayer, writeConverted } from '../../model/transmla/write-converted.ts';
+import {
+  encodeLayer,
+  type EncodedLayer,
+  writeConverted,
+  type WrittenForm,
+} from '../../model/transmla/write-converted.ts';
 import type { Cluster } from '../cluster.ts';
 import { startProgress } from '../progress.ts';
 import { seededRandom } from '../sampler.ts';
@@ -30,7 +36,7 @@ import { candidateSettings, recipeCandidates } from './choose-settings.ts';
 import type { ConversionMethod, ConversionOptions, ConversionReport } from './conversion-options.ts';
 import { convertPublishedModel } from './convert-published.ts';
 import { convertRecipeModel } from './convert-recipe.ts';
-import type { ConvertedLayers } from './converted-layers.ts';
+import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
 import { measure, perplexity, startCluster } from './measure.ts';
 import { checkOutputFolder, makeFolder } from './output-folder.ts';
 import { type ConversionPrediction, predictConversion } from './predict.ts';
@@ -60,7 +66,7 @@ export async function convertCheckpoint(options: ConversionOptions): Promise<Con
     const afterRopePpl = layers.withoutRank && (await measureLayers(run, layers.withoutRank, heldOut));
     watch.lap('measure without rope');
     const calibrationHash = hashOf(text);
-    await writeConverted(source, layers.final, folder, typesOf(options), recordOf(run, layers, calibrationHash));
+    await writeConverted(source, layers.final, folder, formOf(options), recordOf(run, layers, calibrationHash));
     if (options.text !== null) await exportTokenizer(options.model, folder);
     watch.lap('write');
     const afterRankPpl = await measure(folder, options, heldOut, 'converted');
@@ -143,8 +149,18 @@ export async function dryRun(options: ConversionOptions): Promise<ConversionPred
 /** Also refuses before any work what would be refused after calibration. */
 function candidatesOf(source: Checkpoint, options: ConversionOptions): RecipeSettings[] {
   const layout = headLayout(source.config);
-  if (methodOf(options) === 'recipe') return recipeCandidates(options.sizes, layout);
-  return candidateSettings(options.sizes, layout);
+  if (options.sizes.portable) checkPortable(source);
+  if (methodOf(options) !== 'recipe') return candidateSettings(options.sizes, layout);
+  const constants = constantNumbers(options);
+  return recipeCandidates(options.sizes, layout).map(({ ropeDim, latentDim }) => ({
+    ropeDim,
+    latentDim: latentDim + constants,
+  }));
+}
+
+/** Latent numbers that are written and carry nothing. */
+function constantNumbers({ sizes }: ConversionOptions): number {
+  return sizes.portable ? 1 : 0;
 }
 
 /** @throws ConfigError before hours of work that could not be written down */
@@ -175,12 +191,17 @@ async function calibrateAndConvert(run: Run): Promise<Calibrated> {
   const originalPpl = await perplexity(cluster, text.heldOut, 'measure original');
   watch.lap('measure original');
   const spill = new LayerSpill(run.scratch);
-  const store = async (layer: EncodedLayer): Promise<EncodedLayer> => {
+  const { portable } = options.sizes;
+  const layout = headLayout(source.config);
+  const { scoreScale } = convertibleAttention(source.config);
+  const store: ConversionJob['store'] = async (layer, maps, rotation, output) => {
     options.signal?.throwIfAborted();
-    return await spill.store(layer);
+    const written = portable ? portableMaps(maps, layout, scoreScale) : maps;
+    return await spill.store(encodeLayer(layer, written, portable ? undefined : rotation, options.dtype, output));
   };
   const job = { source, cluster, text, options, watch, store };
-  const layers = methodOf(options) === 'recipe' ? await convertRecipeModel(job) : await convertPublishedModel(job);
+  const made = methodOf(options) === 'recipe' ? await convertRecipeModel(job) : await convertPublishedModel(job);
+  const layers = { ...made, latentDim: made.latentDim + constantNumbers(options) };
   const { ropeDim, latentDim, freqfold } = layers;
   options.log(
     `rope ${ropeDim} + latent ${latentDim} = ${ropeDim + latentDim} cache numbers per token and layer instead of ${cacheNumbersPerToken(source.config)}; freqfold ${freqfold}`,
@@ -196,14 +217,14 @@ async function measureLayers(
 ): Promise<number> {
   const folder = join(scratch, 'measured');
   await mkdir(folder);
-  await writeConverted(source, layers, folder, typesOf(options), {});
+  await writeConverted(source, layers, folder, formOf(options), {});
   const measured = await measure(folder, options, heldOut, 'without the dropped RoPE');
   await rm(folder, { recursive: true });
   return measured;
 }
 
-function typesOf({ dtype, untouched }: ConversionOptions): Parameters<typeof writeConverted>[3] {
-  return { converted: dtype, untouched };
+function formOf({ dtype, untouched, sizes }: ConversionOptions): WrittenForm {
+  return { converted: dtype, untouched, portable: sizes.portable };
 }
 
 function windowCounts(source: Checkpoint, { calibrationTokens }: ConversionOptions): WindowCounts {

@@ -16,7 +16,7 @@ import {
   recipeRotation,
   type RecipeSettings,
 } from '../../model/transmla/recipe.ts';
-import { encodeLayer, type EncodedLayer } from '../../model/transmla/write-converted.ts';
+import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
 import { recipeCandidates } from './choose-settings.ts';
 import { type ConversionJob, type ConvertedLayers, sampledLayers } from './converted-layers.ts';
@@ -70,7 +70,7 @@ async function choose(
     if (own === undefined) continue;
     const output = await readOutputMap(source, layer);
     candidates.forEach(({ ropeDim, latentDim }, i) => {
-      const loss = recipeLoss(planRecipe(output, own, layout, ropeDim), latentDim);
+      const loss = recipeLoss(planRecipe(output, own, layout, ropeDim, options.sizes.portable), latentDim);
       sums[i] = (sums[i] ?? 0) + Math.log(Math.max(loss, Number.MIN_VALUE));
     });
   }
@@ -92,13 +92,13 @@ async function convertLayers(
   for (const [layer, own] of statistics.entries()) {
     const maps = await readGqaMaps(source, layer);
     const output = await readOutputMap(source, layer);
-    const plan = planRecipe(output, own, layout, ropeDim);
+    const plan = planRecipe(output, own, layout, ropeDim, options.sizes.portable);
     const converted = applyRecipe(maps, output, own, layout, rope, plan, latentDim);
     const rotation = recipeRotation(own, plan, latentDim);
-    final.push(await store(encodeLayer(layer, converted.maps, rotation, options.dtype, converted.output)));
+    final.push(await store(layer, converted.maps, rotation, converted.output));
     if (fullRank > latentDim) {
       const whole = applyRecipe(maps, output, own, layout, rope, plan, fullRank);
-      withoutRank.push(await store(encodeLayer(layer, whole.maps, undefined, options.dtype, whole.output)));
+      withoutRank.push(await store(layer, whole.maps, undefined, whole.output));
     }
     progress.update(layer + 1);
   }
