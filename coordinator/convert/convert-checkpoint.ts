@@ -4,7 +4,7 @@
  * model/transmla/. Read next: calibration-text.ts, choose-settings.ts, measure.ts.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { ConfigError } from '../../config/errors.ts';
 import { cacheNumbersPerToken } from '../../config/model-config.ts';
@@ -41,6 +41,7 @@ import { measure, perplexity, startCluster } from './measure.ts';
 import { checkOutputFolder, makeFolder } from './output-folder.ts';
 import { type ConversionPrediction, predictConversion } from './predict.ts';
 import { calibrationPrompts } from './prompts.ts';
+import { reportPage } from './report-page.ts';
 import { Stopwatch } from './stopwatch.ts';
 
 /** Longest window; shorter where the model's context or the asked tokens are. */
@@ -74,6 +75,12 @@ export async function convertCheckpoint(options: ConversionOptions): Promise<Con
     const perplexities = { originalPpl, afterRopePpl: afterRopePpl ?? afterRankPpl, afterRankPpl };
     const report = reportOf(run, layers, text, perplexities);
     await writeFile(join(folder, 'conversion_report.json'), `${JSON.stringify(report, null, 2)}\n`);
+    const { size: outputBytes } = await stat(join(folder, 'model.safetensors'));
+    const { architecture, numLayers } = source.config;
+    await writeFile(
+      join(folder, 'conversion_report.html'),
+      reportPage(report, { architecture, numLayers, outputBytes }),
+    );
     return report;
   });
 }
