@@ -5,14 +5,16 @@
  *
  * A run: rank sends hello; coordinator answers setup when all ranks have said hello; rank loads its slice, joins its
  * ring, sends ready; then the coordinator sends requests, and each rank answers each with one reply or with failed.
+ * A rank on another machine sends offer instead of hello: the coordinator gives it a rank, or answers refused.
  * After a fault: the rank that is started again is set up as above, with the next epoch; the others are sent rejoin,
  * give up what they were doing, keep their weights, join the new ring and send ready again.
  */
 import { z } from 'zod';
+import { helloSchema, offerSchema, refusedSchema, type Offer } from './greetings.ts';
 import { expertShardings, schemes } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
-export const protocolVersion = 2;
+export const protocolVersion = 3;
 
 const count = z.number().int().nonnegative();
 const range = z.strictObject({ start: count, end: count });
@@ -82,21 +84,6 @@ export const wantSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('score'), targets: z.array(z.number().int()) }),
 ]);
 export type Want = z.infer<typeof wantSchema>;
-
-const helloSchema = z.strictObject({
-  kind: z.literal('hello'),
-  rank: count,
-  pid: count,
-  host: z.string(),
-  protocol: count,
-  /** Package version. */
-  version: z.string(),
-  /** Proves that this worker was started by (or for) this coordinator. */
-  token: z.string(),
-  /** Where this rank's predecessor in the ring sends its frames. */
-  ringEndpoint: z.string(),
-});
-export type Hello = z.infer<typeof helloSchema>;
 
 const setupSchema = z.strictObject({
   kind: z.literal('setup'),
@@ -189,8 +176,11 @@ const momentsSchema = z.strictObject({
 });
 
 /**
- * Statistics of every layer for the conversion of recipes: see worker/calibration/. begin: windows of equal length, window
- * i goes to rank i mod worldSize; statistics: payload of collective/statistics.ts for one layer, layers in order; end: free.
+ * Statistics and refit of every layer for the conversion of recipes: see worker/calibration/. All sums are returned by
+ * segments of windows (window-sums.ts). begin: windows of equal length; statistics: fields of statistics.ts for one
+ * layer, layers in order; end: free. With `refits`, each layer's statistics are followed by: original (the original
+ * stream passes the layer), attend (maps in the payload; normal equations of W_UV), values (W_UV; normal equations of
+ * W_O), advance (W_O; the converted stream passes the layer); payloads: refit-maps.ts. sizes: before the first original.
  */
 const calibrationSchema = z.discriminatedUnion('action', [
   z.strictObject({
@@ -198,9 +188,21 @@ const calibrationSchema = z.discriminatedUnion('action', [
     id: count,
     action: z.literal('begin'),
     windows: z.array(z.array(count)),
+    refits: z.boolean(),
   }),
   z.strictObject({ kind: z.literal('calibration'), id: count, action: z.literal('statistics'), layer: count }),
-  z.strictObject({ kind: z.literal('calibration'), id: count, action: z.literal('end') }),
+  z.strictObject({
+    kind: z.literal('calibration'),
+    id: count,
+    action: z.literal('sizes'),
+    ropeDim: count,
+    latentDim: count,
+  }),
+  z.strictObject({
+    kind: z.literal('calibration'),
+    id: count,
+    action: z.enum(['original', 'attend', 'values', 'advance', 'end']),
+  }),
 ]);
 export type CalibrationRequest = z.infer<typeof calibrationSchema>;
 
@@ -211,6 +213,9 @@ const collectiveCheckSchema = z.strictObject({
   floats: count,
   count,
 });
+
+/** Times products on the rank's backend. Payload: GB/s of a matrix-vector product, GFLOP/s of a matrix-matrix product. [2] */
+const computeCheckSchema = z.strictObject({ kind: z.literal('computeCheck'), id: count });
 
 const stopSchema = z.strictObject({ kind: z.literal('stop') });
 
@@ -254,14 +259,24 @@ export const toRankSchema = z.discriminatedUnion('kind', [
   momentsSchema,
   calibrationSchema,
   collectiveCheckSchema,
+  computeCheckSchema,
   rejoinSchema,
   probeSchema,
   chaosSchema,
+  refusedSchema,
   stopSchema,
 ]);
 export type ToRank = z.infer<typeof toRankSchema>;
 /** The messages that carry an id and are answered by one reply. */
 export type RankRequest = Extract<ToRank, { id: number }>;
 
-export const toCoordinatorSchema = z.discriminatedUnion('kind', [helloSchema, readySchema, replySchema, failedSchema]);
-export type ToCoordinator = z.infer<typeof toCoordinatorSchema>;
+export const toCoordinatorSchema = z.discriminatedUnion('kind', [
+  helloSchema,
+  offerSchema,
+  readySchema,
+  replySchema,
+  failedSchema,
+]);
+export type FromRank = z.infer<typeof toCoordinatorSchema>;
+/** What ControlServer passes on: an offer that was taken arrives as the hello of the rank it was given. */
+export type ToCoordinator = Exclude<FromRank, Offer>;

@@ -1,25 +1,25 @@
 /**
- * The numbers that one rank returns for one layer of a calibration, as one float32 payload: which fields, in which
- * order, how long. All are sums over the tokens of the rank's windows, so that payloads of ranks add up. What they mean
+ * The numbers that one rank returns for one layer of a calibration, as one array: which fields, in which
+ * order, how long. All are sums over the tokens of the rank's windows, so that those of ranks add up. What they mean
  * is in worker/calibration/statistics-programs.ts (computed) and model/transmla/layer-statistics.ts (used).
  */
 import { invariant } from '../config/errors.ts';
 
 export interface StatisticsShape {
-  readonly hiddenDim: number;
   readonly numHeads: number;
+  readonly numKvHeads: number;
   readonly headDim: number;
 }
 
 /**
- * keyMoment, valueMoment, inputMoment [D + 1, D + 1]: sums of omega_t, nu_t and 1 times [h; 1] [h; 1]^T; queryMoments [H, d, d]: sum
+ * keyMoment, valueMoment, plainMoment [2 G d + 1, 2 G d + 1]: sums of omega_t, nu_t and 1 times [k; v; 1] [k; v; 1]^T, keys before RoPE; queryMoments [H, d, d]: sum
  * of w q q^T, q before RoPE; scoreWeights [H]: sum of w; probabilityWeights [H]: sum of p^2; phaseCos, phaseSin
  * [H, d / 2]: sums of w cos(theta (m - t)) and w sin(theta (m - t)).
  */
 export type StatisticsField =
   | 'keyMoment'
   | 'valueMoment'
-  | 'inputMoment'
+  | 'plainMoment'
   | 'queryMoments'
   | 'scoreWeights'
   | 'probabilityWeights'
@@ -42,7 +42,7 @@ export function splitStatistics<Values extends Float32Array | Float64Array>(
   const views = {
     keyMoment: view('keyMoment'),
     valueMoment: view('valueMoment'),
-    inputMoment: view('inputMoment'),
+    plainMoment: view('plainMoment'),
     queryMoments: view('queryMoments'),
     scoreWeights: view('scoreWeights'),
     probabilityWeights: view('probabilityWeights'),
@@ -57,12 +57,12 @@ export function statisticsLength(shape: StatisticsShape): number {
   return Object.values(lengthsOf(shape)).reduce((sum, length) => sum + length, 0);
 }
 
-function lengthsOf({ hiddenDim, numHeads, headDim }: StatisticsShape): Record<StatisticsField, number> {
-  const moment = (hiddenDim + 1) ** 2;
+function lengthsOf({ numHeads, numKvHeads, headDim }: StatisticsShape): Record<StatisticsField, number> {
+  const moment = (2 * numKvHeads * headDim + 1) ** 2;
   return {
     keyMoment: moment,
     valueMoment: moment,
-    inputMoment: moment,
+    plainMoment: moment,
     queryMoments: numHeads * headDim * headDim,
     scoreWeights: numHeads,
     probabilityWeights: numHeads,

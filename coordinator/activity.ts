@@ -2,7 +2,7 @@
  * What a cluster has done: sums since its start and rates of the last seconds, by rank and in all. Fed by the scheduler
  * after each step; read by the cluster view and by metrics. Read next: scheduler.ts, http/status-routes.ts.
  */
-import type { StepResult } from './cluster.ts';
+import type { StepResult } from './ask-ranks.ts';
 import type { Turn } from './scheduler.ts';
 
 /** Rates are means over this long. */

@@ -27,12 +27,17 @@ interface Waiter {
   readonly reject: (error: Error) => void;
 }
 
+/** What is known of the process that has a rank. */
+export type Identify = (rank: number) => Pick<RankFailure, 'pid' | 'host'>;
+
 type AnswerKey = 'hello' | 'ready' | number;
 
 export class ControlLoop {
   readonly #server: ControlServer;
   readonly #worldSize: number;
-  readonly #pidOf: (rank: number) => number | undefined;
+  readonly #identify: Identify;
+  /** How a user helps a rank that does not say hello; undefined: the usual guess. */
+  advice: (rank: number) => string | undefined = () => undefined;
   /** Called once in each epoch that fails, with the failure that ends every wait. */
   onFailure: (error: Error) => void = () => undefined;
   readonly #waiters = new Map<AnswerKey, Waiter>();
@@ -45,10 +50,10 @@ export class ControlLoop {
   #closing = false;
   #nextId = 0;
 
-  constructor(server: ControlServer, worldSize: number, pidOf: (rank: number) => number | undefined) {
+  constructor(server: ControlServer, worldSize: number, identify: Identify) {
     this.#server = server;
     this.#worldSize = worldSize;
-    this.#pidOf = pidOf;
+    this.#identify = identify;
     server.onLost = (rank) =>
       this.#note(rank, { late: 'stopped answering heartbeats; it is frozen, or its host is gone' });
   }
@@ -60,6 +65,12 @@ export class ControlLoop {
   /** Ranks whose processes cannot go on, in this epoch. */
   get lost(): number[] {
     return [...this.#failures.values()].filter(isLost).map(({ rank }) => rank);
+  }
+
+  /** Whether somebody waits for this rank's hello. */
+  awaitsHello(rank: number): boolean {
+    const waiter = this.#waiters.get('hello');
+    return waiter !== undefined && waiter.from.includes(rank) && !waiter.answers.has(rank);
   }
 
   /** performance.now() of the rank's latest message; 0: none yet. */
@@ -111,11 +122,11 @@ export class ControlLoop {
     });
   }
 
-  /** Sends one request to every rank and returns the replies by rank. */
-  async ask(request: WithoutId<RankRequest>, deadlineMs: number): Promise<RankReply[]> {
+  /** Sends one request, the same to every rank, and returns the replies by rank. The payload is copied. */
+  async ask(request: WithoutId<RankRequest>, deadlineMs: number, payload?: Float32Array): Promise<RankReply[]> {
     const id = this.#nextId++;
     const answered = this.#wait(id, deadlineMs, `during ${request.kind} ${id}`, this.#all());
-    const [answers] = await Promise.all([answered, this.tell(() => ({ ...request, id }))]);
+    const [answers] = await Promise.all([answered, this.tell(() => ({ ...request, id }), payload)]);
     return answers.map(({ message, payload }) => {
       invariant(message.kind === 'reply', `waited for the reply to request ${id}, got ${message.kind}`);
       return { reply: message, payload: payload ?? new Float32Array(0) };
@@ -123,10 +134,10 @@ export class ControlLoop {
   }
 
   /** Sends a message to every rank; a rank that cannot take it counts as failed. */
-  async tell(messageFor: (rank: number) => ToRank): Promise<void> {
+  async tell(messageFor: (rank: number) => ToRank, payload?: Float32Array): Promise<void> {
     const epoch = this.#epoch;
     const ranks = this.#all();
-    const results = await Promise.allSettled(ranks.map((rank) => this.#server.send(rank, messageFor(rank))));
+    const results = await Promise.allSettled(ranks.map((rank) => this.#server.send(rank, messageFor(rank), payload)));
     for (const [rank, result] of results.entries())
       if (result.status === 'rejected' && epoch === this.#epoch) this.#note(rank, { late: String(result.reason) });
   }
@@ -195,9 +206,11 @@ export class ControlLoop {
     if (waiter === undefined) return;
     const refusal = this.#server.lastRefusal;
     const hint = key === 'hello' && refusal !== null ? ` (a message was refused: ${refusal})` : '';
-    for (const rank of waiter.from)
-      if (!waiter.answers.has(rank))
-        this.#note(rank, { late: `no answer in ${deadlineMs} ms ${waiter.doing}${hint}; is it frozen or overloaded?` });
+    for (const rank of waiter.from) {
+      if (waiter.answers.has(rank)) continue;
+      const advice = (key === 'hello' ? this.advice(rank) : undefined) ?? 'is it frozen or overloaded?';
+      this.#note(rank, { late: `no answer in ${deadlineMs} ms ${waiter.doing}${hint}; ${advice}` });
+    }
   }
 
   #dispatch(received: Received<ToCoordinator>): void {
@@ -227,7 +240,7 @@ export class ControlLoop {
   #note(rank: number, news: { failed?: Failed; exit?: ProcessExit; late?: string }): void {
     if (this.#closing) return;
     // Also after the failure: whoever starts the next epoch has to know every rank that was lost.
-    this.#failures.set(rank, { rank, pid: this.#pidOf(rank), ...this.#failures.get(rank), ...news });
+    this.#failures.set(rank, { rank, ...this.#identify(rank), ...this.#failures.get(rank), ...news });
     if (this.#failure !== undefined) return;
     // A signal needs no explanation; whoever gets one explains the complaints of the others.
     const isClear = news.exit !== undefined && news.exit.signal !== null;

@@ -24,6 +24,8 @@ export interface WindowRequest {
   readonly ids: readonly number[];
   /** Tokens that are prefilled exactly; the rest runs with the attention of the decode phase. ids.length: all. */
   readonly decodeFrom: number;
+  /** Of those, tokens that an earlier request has left in the cache and that need not run again. 0 when absent. */
+  readonly cached?: number;
 }
 
 /**
@@ -46,15 +48,32 @@ export async function score(cluster: Cluster, request: WindowRequest): Promise<F
   return nll;
 }
 
-/** Logits after every token: [ids.length, vocabSize], handed over piece by piece (rows of the piece, its first row). */
-export async function windowLogits(
+export interface LogitRows {
+  /** [rows, vocabSize] */
+  readonly rows: Float32Array;
+  /** Position of the first of them. */
+  readonly firstRow: number;
+}
+
+/**
+ * Logits after every token, piece by piece in order, so that a long window needs no more memory than a piece.
+ * @param options from: rows before this one are left out (0, or decodeFrom); rowsAtOnce: most rows of a piece
+ */
+export async function* windowLogits(
   cluster: Cluster,
   request: WindowRequest,
-  take: (rows: Float32Array, firstRow: number) => void,
-): Promise<void> {
+  { from, rowsAtOnce }: { from: number; rowsAtOnce: number },
+): AsyncGenerator<LogitRows, void> {
   for (const { phase, start, tokens } of piecesOf(cluster, request)) {
-    const result = await cluster.step(oneStep(phase, start, tokens, { kind: 'all' }));
-    take(result.logits, start);
+    if (start < from) {
+      await cluster.step(oneStep(phase, start, tokens, { kind: 'none' }));
+      continue;
+    }
+    for (let done = 0; done < tokens.length; done += rowsAtOnce) {
+      const part = tokens.slice(done, done + rowsAtOnce);
+      const { logits } = await cluster.step(oneStep(phase, start + done, part, { kind: 'all' }));
+      yield { rows: logits, firstRow: start + done };
+    }
   }
 }
 
@@ -65,10 +84,10 @@ interface Piece {
 }
 
 /** Consecutive pieces of one phase each, none longer than a step may be. */
-function piecesOf(cluster: Cluster, { ids, decodeFrom }: WindowRequest): Piece[] {
+function piecesOf(cluster: Cluster, { ids, decodeFrom, cached = 0 }: WindowRequest): Piece[] {
   const { maxStepTokens } = cluster.options;
   const pieces: Piece[] = [];
-  for (let start = 0; start < ids.length;) {
+  for (let start = cached; start < ids.length;) {
     const phase = start < decodeFrom ? 'prefill' : 'decode';
     const limit = phase === 'prefill' ? Math.min(decodeFrom, ids.length) : ids.length;
     const end = Math.min(limit, start + maxStepTokens);

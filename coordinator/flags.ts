@@ -43,6 +43,19 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
         '(positions); approximate: tpla (latent), gla (heads and latent); auto: gqa for a model with a cache per head, ' +
         'dcp for a latent one on one host, tpla between hosts (default: auto)',
     })
+    .option('bind', {
+      type: 'string',
+      describe:
+        'control endpoint, tcp://ADDRESS:PORT as ranks on other machines reach it (default: that of the cluster file, else auto)',
+    })
+    .option('keys', {
+      type: 'string',
+      describe: 'key file of `tpla keys`, or its folder (default: that of the cluster file, else ./keys)',
+    })
+    .option('allow-no-keys', {
+      type: 'boolean',
+      describe: 'talk to other machines without keys: whoever reaches the port may join, read and change everything',
+    })
     .option('context', {
       type: 'number',
       describe: `tokens that a sequence may hold; 0: the model's own length, at most ${defaultContextCeiling} (default: 0)`,
@@ -144,6 +157,18 @@ export const decodeFromFlag = {
   ),
   defaultDescription: 'all are prefilled',
 };
+
+/** The window of scheme tpla, of commands where --window is a piece of text; what --window is elsewhere. */
+export const recentWindowFlag = {
+  type: 'number',
+  describe: `last tokens that scheme tpla scores with whole latents, --window of other commands, 0 to ${maxExactTokens} (default: 0)`,
+} as const;
+
+/** Of the commands that measure for a long time. */
+export const outFlag = {
+  type: 'string',
+  describe: 'file for the report as JSON; an interrupted run goes on where it was when the command is repeated',
+} as const;
 
 /** A number flag with its range in the help and in the refusal. */
 export function number(name: string, min: number, max: number, whole: boolean, value: number, meaning: string) {

@@ -79,13 +79,3 @@ export function joinMoments(
   invariant(sum !== undefined, 'moments: no rank answered');
   return { outer, sum };
 }
-
-/** Element-wise, in rank order. @param payloads of equal length */
-export function sumOfPayloads(payloads: readonly Float32Array[]): Float64Array {
-  const sum = new Float64Array(payloads[0]?.length ?? 0);
-  for (const payload of payloads) {
-    invariant(payload.length === sum.length, `a payload of ${payload.length} numbers beside one of ${sum.length}`);
-    for (let i = 0; i < sum.length; i++) sum[i] = (sum[i] ?? 0) + (payload[i] ?? 0);
-  }
-  return sum;
-}

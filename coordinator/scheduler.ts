@@ -10,7 +10,8 @@
  * which moves logits by some 4e-6: only an exact tie can choose another token.
  */
 import { invariant } from '../config/errors.ts';
-import type { Cluster, StepResult } from './cluster.ts';
+import type { StepResult } from './ask-ranks.ts';
+import type { Cluster } from './cluster.ts';
 import { requireRoom, type Generation, type GenerationEvent } from './generation.ts';
 import { Sequence, type Work } from './sequence.ts';
 

@@ -8,7 +8,7 @@ import { createGroup } from '../collective/create-group.ts';
 import type { RankRequest, Rejoin, Setup, ToRank } from '../collective/messages.ts';
 import { RejoinableGroup } from '../collective/rejoinable-group.ts';
 import type { RingBinding } from '../collective/zeromq-group.ts';
-import type { ControlClient } from '../collective/control.ts';
+import type { ControlClient } from '../collective/control-client.ts';
 import { Misbehaviour } from './misbehaviour.ts';
 import { RankWorker } from './rank-worker.ts';
 
@@ -43,9 +43,9 @@ export class RankService implements AsyncDisposable {
   async run(): Promise<void> {
     this.#enqueue(null, () => this.#join());
     for (;;) {
-      const { message } = await this.#orFatal(this.#control.receive());
+      const { message, payload } = await this.#orFatal(this.#control.receive());
       if (message.kind === 'stop') return;
-      this.#take(message);
+      this.#take(message, payload);
     }
   }
 
@@ -58,11 +58,12 @@ export class RankService implements AsyncDisposable {
     await this.#worker?.[Symbol.asyncDispose]();
   }
 
-  #take(message: Exclude<ToRank, { kind: 'stop' }>): void {
+  #take(message: Exclude<ToRank, { kind: 'stop' }>, payload: Float32Array | undefined): void {
     const { rank } = this.#setup;
     switch (message.kind) {
       case 'setup':
-        throw new PeerError(`rank ${rank}: a second setup; ranks are set up once`);
+      case 'refused':
+        throw new PeerError(`rank ${rank}: ${message.kind} after the setup; ranks are set up once`);
       case 'rejoin':
         return this.#rejoin(message);
       case 'probe':
@@ -75,7 +76,8 @@ export class RankService implements AsyncDisposable {
       case 'moments':
       case 'calibration':
       case 'collectiveCheck':
-        this.#enqueue(message.id, () => this.#answer(message));
+      case 'computeCheck':
+        this.#enqueue(message.id, () => this.#answer(message, payload));
     }
   }
 
@@ -104,11 +106,11 @@ export class RankService implements AsyncDisposable {
     await this.#control.send({ ...this.#worker.ready, epoch: setup.epoch, transport: joined.transport });
   }
 
-  async #answer(request: RankRequest): Promise<void> {
+  async #answer(request: RankRequest, given: Float32Array | undefined): Promise<void> {
     if (this.#worker === undefined)
       throw new InvariantError(`${request.kind} ${request.id} before this rank was ready`);
     await this.#misbehaviour?.hesitate();
-    const { reply, payload } = await this.#worker.answer(request);
+    const { reply, payload } = await this.#worker.answer(request, given);
     await this.#control.send(reply, payload);
   }
 

@@ -10,6 +10,7 @@ import type { Checkpoint } from '../model/checkpoint.ts';
 import { openModelPath } from '../model/dummy.ts';
 import { loadRotations } from '../model/tpla/rotation.ts';
 import { checkCollective } from './collective-check.ts';
+import { checkCompute } from './compute-check.ts';
 import { openBackend, type Backend } from './backend.ts';
 import { CalibrationSession } from './calibration/calibration-session.ts';
 import { Forward } from './forward.ts';
@@ -80,10 +81,13 @@ export class RankWorker implements AsyncDisposable {
     });
   }
 
-  async answer(request: RankRequest): Promise<{ reply: Reply; payload: Float32Array | undefined }> {
+  async answer(
+    request: RankRequest,
+    given?: Float32Array,
+  ): Promise<{ reply: Reply; payload: Float32Array | undefined }> {
     const started = performance.now();
     const before = { ...this.group.stats };
-    const { payload, latenciesUs } = await this.handle(request);
+    const { payload, latenciesUs } = await this.handle(request, given);
     const { waitMs, bytesSent, bytesReceived } = this.group.stats;
     const wait = waitMs - before.waitMs;
     return {
@@ -103,7 +107,10 @@ export class RankWorker implements AsyncDisposable {
     };
   }
 
-  private async handle(request: RankRequest): Promise<{ payload?: Float32Array | undefined; latenciesUs?: number[] }> {
+  private async handle(
+    request: RankRequest,
+    given: Float32Array | undefined,
+  ): Promise<{ payload?: Float32Array | undefined; latenciesUs?: number[] }> {
     switch (request.kind) {
       case 'step':
         checkStep(request, this.setup, this.parts.model.vocabSize);
@@ -111,9 +118,13 @@ export class RankWorker implements AsyncDisposable {
       case 'moments':
         return { payload: this.moments(request.action, request.layer) };
       case 'calibration':
-        return { payload: await this.calibrate(request) };
+        return { payload: await this.calibrate(request, given) };
       case 'collectiveCheck':
         return { latenciesUs: await checkCollective(this.group, request.floats, request.count) };
+      case 'computeCheck': {
+        const { gigabytesPerSecond, gigaflopsPerSecond } = checkCompute(this.backend.kernels);
+        return { payload: Float32Array.of(gigabytesPerSecond, gigaflopsPerSecond) };
+      }
     }
   }
 
@@ -131,19 +142,43 @@ export class RankWorker implements AsyncDisposable {
     return undefined;
   }
 
-  private async calibrate(request: CalibrationRequest): Promise<Float32Array | undefined> {
-    const { rank, worldSize } = this.setup;
+  private async calibrate(
+    request: CalibrationRequest,
+    given: Float32Array | undefined,
+  ): Promise<Float32Array | undefined> {
     if (request.action === 'begin') {
       invariant(this.calibration === undefined, 'a calibration was begun twice');
-      const own = request.windows.filter((_, i) => i % worldSize === rank);
-      this.calibration = await CalibrationSession.begin(this.checkpoint, this.backend, own);
+      const { rank, worldSize } = this.setup;
+      const { windows, refits } = request;
+      const part = { windows, refits, rank, worldSize };
+      this.calibration = await CalibrationSession.begin(this.checkpoint, this.backend, part);
       return undefined;
     }
     invariant(this.calibration !== undefined, `calibration ${request.action} without begin`);
     if (request.action === 'statistics') return await this.calibration.statistics(request.layer);
-    this.calibration[Symbol.dispose]();
-    this.calibration = undefined;
-    return undefined;
+    if (request.action === 'end') {
+      this.calibration[Symbol.dispose]();
+      this.calibration = undefined;
+      return undefined;
+    }
+    const { refit } = this.calibration;
+    invariant(refit !== undefined, `calibration ${request.action} without refit`);
+    const maps = given ?? new Float32Array(0);
+    switch (request.action) {
+      case 'sizes':
+        refit.begin(request.ropeDim, request.latentDim);
+        return undefined;
+      case 'original':
+        refit.original();
+        return undefined;
+      case 'attend':
+        return refit.attend(maps);
+      case 'values':
+        return refit.values(maps);
+      case 'advance':
+        refit.advance(maps);
+        return undefined;
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

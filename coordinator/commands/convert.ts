@@ -7,6 +7,7 @@ import { textForConversion } from '../convert/cached-conversion.ts';
 import { conversionFlags, conversionSettings } from '../convert/conversion-flags.ts';
 import type { ConversionOptions, ConversionReport } from '../convert/conversion-options.ts';
 import { convertCheckpoint, dryRun } from '../convert/convert-checkpoint.ts';
+import { explain } from '../convert/explain.ts';
 import type { ConversionPrediction } from '../convert/predict.ts';
 import { resolveModel } from '../fetch.ts';
 import { jsonFlag, number, type FlagsOf } from '../flags.ts';
@@ -26,6 +27,7 @@ const convertFlags = <T>(command: Argv<T>) =>
       default: false,
       describe: 'check everything, predict sizes, memory and disk, and change nothing',
     })
+    .option('explain', { type: 'boolean', default: false, describe: 'recipe: print where each layer loses' })
     .option('seed', number('seed', 0, 0xffffffff, true, 0, 'of the text that the model writes; same seed, same bytes'))
     .option('ranks', { type: 'number', describe: 'worker processes that calibrate and measure (default: 2)' })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
@@ -55,6 +57,7 @@ async function convert(flags: ConvertFlags, context: CommandContext): Promise<vo
   const report = await convertCheckpoint(options);
   if (flags.json) context.write(`${JSON.stringify({ out: flags.out, report })}\n`);
   else context.write(`${tableOf(report)}\n`);
+  if (flags.explain) context.log(explain(report.layers));
 }
 
 async function optionsOf(flags: ConvertFlags, context: CommandContext): Promise<ConversionOptions> {

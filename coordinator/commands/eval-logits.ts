@@ -49,7 +49,8 @@ async function evalLogits(flags: LogitsFlags, context: CommandContext): Promise<
     throw new ConfigError(`--decode-from: ${decodeFrom} leaves nothing of ${ids.length} tokens; use less`);
   await using cluster = await startCluster(model, context);
   const logits = new Float32Array(ids.length * cluster.vocabSize); // [tokens, vocabSize]
-  await windowLogits(cluster, { ids, decodeFrom }, (rows, firstRow) => logits.set(rows, firstRow * cluster.vocabSize));
+  const pieces = windowLogits(cluster, { ids, decodeFrom }, { from: 0, rowsAtOnce: cluster.options.maxStepTokens });
+  for await (const { rows, firstRow } of pieces) logits.set(rows, firstRow * cluster.vocabSize);
   await writeSafetensors(flags.out, [
     {
       name: 'logits',

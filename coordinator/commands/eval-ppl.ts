@@ -9,17 +9,14 @@ import { layOut } from '../cluster-layout.ts';
 import type { Cluster } from '../cluster.ts';
 import type { CommandContext } from '../command-context.ts';
 import { score, type WindowRequest } from '../engine.ts';
-import { clusterFlagsWithoutWindow, decodeFromFlag, jsonFlag, number, type FlagsOf } from '../flags.ts';
+import { requireDecoded, textWindowFlags, windowsOf } from '../eval/text-windows.ts';
+import { clusterFlagsWithoutWindow, decodeFromFlag, jsonFlag, type FlagsOf } from '../flags.ts';
 import { startProgress } from '../progress.ts';
 import { openModel, startCluster } from '../session.ts';
 import { openText, readGivenText } from '../text.ts';
 
 const pplFlags = <T>(command: Argv<T>) =>
-  jsonFlag(clusterFlagsWithoutWindow(command))
-    .option('text', { type: 'string', demandOption: true, describe: 'UTF-8 text file' })
-    .option('window', number('window', 2, 1_048_576, true, 1024, 'tokens of a window'))
-    .option('max-windows', number('max-windows', 0, 1_000_000, true, 0, 'windows to score; 0: all'))
-    .option('skip-windows', number('skip-windows', 0, 1_000_000, true, 0, 'windows to leave out at the beginning'))
+  textWindowFlags(jsonFlag(clusterFlagsWithoutWindow(command)))
     .option('bos', {
       choices: ['none', 'each'] as const,
       default: 'none' as const,
@@ -44,14 +41,13 @@ export function addEvalPplCommand<T>(program: Argv<T>, context: CommandContext):
 async function evalPpl(flags: PplFlags, context: CommandContext): Promise<void> {
   const source = await readGivenText(flags.text, '--text');
   const sequenceTokens = flags.window + (flags.bos === 'each' ? 1 : 0);
-  if (flags.decodeFrom !== undefined && flags.decodeFrom >= flags.window)
-    throw new ConfigError(`--decode-from: ${flags.decodeFrom} leaves nothing of a window of ${flags.window}; use less`);
+  requireDecoded(flags.decodeFrom, flags.window);
   await using model = await openModel(
     {
       ...flags,
       weights: flags.weights ?? 'f32',
       cacheType: flags.cacheType ?? 'f32',
-      window: undefined,
+      window: flags.recentWindow,
       context: flags.context ?? sequenceTokens,
     },
     context,
@@ -89,18 +85,6 @@ function protocolOf({ window, bos, skipWindows, decodeFrom }: PplFlags): string 
   const decoded = decodeFrom === undefined ? '' : `, scored in decode from token ${decodeFrom} on`;
   const skipped = skipWindows === 0 ? '' : `, first ${skipWindows} left out`;
   return `non-overlapping windows of ${window} tokens${skipped}, first token unscored, bos ${bos}${decoded}`;
-}
-
-function windowsOf(ids: readonly number[], flags: PplFlags): number[][] {
-  const whole = Math.floor(ids.length / flags.window);
-  const end = flags.maxWindows === 0 ? whole : Math.min(whole, flags.skipWindows + flags.maxWindows);
-  const windows: number[][] = [];
-  for (let w = flags.skipWindows; w < end; w++) windows.push(ids.slice(w * flags.window, (w + 1) * flags.window));
-  if (windows.length > 0) return windows;
-  throw new ConfigError(
-    `--text ${flags.text}: ${ids.length} tokens are ${whole} whole windows of ${flags.window}, of which --skip-windows ` +
-      `leaves out ${flags.skipWindows}; use a longer text or a smaller --window`,
-  );
 }
 
 interface WindowScores {

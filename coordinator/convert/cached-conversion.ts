@@ -79,7 +79,14 @@ export async function textForConversion(model: string, context: CommandContext):
 async function keyOf(source: string, settings: ConversionSettings): Promise<string | undefined> {
   await using checkpoint = await openCheckpoint(source);
   if (checkpoint.config.attention.kind === 'mla') return undefined;
-  const hash = createHash('sha256').update(JSON.stringify([cacheVersion, cacheSeed, checkpoint.identity, settings]));
+  const hash = createHash('sha256').update(
+    JSON.stringify([
+      cacheVersion,
+      cacheSeed,
+      checkpoint.identity,
+      { ...settings, without: [...settings.without].sort() },
+    ]),
+  );
   await addWeights(hash, checkpoint);
   const { calibration } = settings;
   // A file that cannot be read is reported by the conversion.

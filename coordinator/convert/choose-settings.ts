@@ -28,7 +28,7 @@ export const defaultCacheRatio = 0.5;
 
 /** Rope dims to try, as shares of a head. The recipe chooses slots one by one and has finer sizes. */
 const publishedShares = [1 / 4, 1 / 2, 3 / 4, 1];
-const recipeShares = [1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1];
+const recipeShares = [1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1];
 
 /** @throws ConfigError for sizes that contradict each other or do not fit the model */
 export function candidateSettings(

@@ -5,6 +5,7 @@
 import type { Argv } from 'yargs';
 import { ConfigError } from '../../config/errors.ts';
 import { floatTypes, type FloatType } from '../../model/transmla/encode-floats.ts';
+import { type RecipeStep, recipeStepNames, recipeSteps } from '../../model/transmla/recipe-steps.ts';
 import { optionalNumber } from '../flags.ts';
 import { defaultCacheRatio } from './choose-settings.ts';
 import { conversionMethods, type ConversionMethod, type ConversionOptions } from './conversion-options.ts';
@@ -13,6 +14,7 @@ export interface ConversionFlags {
   readonly exact?: boolean | undefined;
   readonly portable?: boolean | undefined;
   readonly method?: ConversionMethod | undefined;
+  readonly without?: readonly RecipeStep[] | undefined;
   readonly cacheRatio?: number | undefined;
   readonly ropeDim?: number | undefined;
   readonly kvRank?: number | undefined;
@@ -28,6 +30,7 @@ const flagNames = {
   exact: 'exact',
   portable: 'portable',
   method: 'method',
+  without: 'without',
   cacheRatio: 'cache-ratio',
   ropeDim: 'rope-dim',
   kvRank: 'kv-rank',
@@ -40,10 +43,11 @@ const flagNames = {
 
 export type ConversionSettings = Pick<
   ConversionOptions,
-  'method' | 'sizes' | 'calibration' | 'calibrationTokens' | 'dtype' | 'untouched'
+  'method' | 'without' | 'sizes' | 'calibration' | 'calibrationTokens' | 'dtype' | 'untouched'
 >;
 
-const defaultCalibrationTokens = 8192;
+/** An exact conversion fits nothing: its text only serves to measure. */
+const defaultCalibrationTokens = { fitted: 8192, exact: 512 };
 
 export function conversionFlags<T>(command: Argv<T>) {
   return sizeFlags(command)
@@ -51,6 +55,12 @@ export function conversionFlags<T>(command: Argv<T>) {
       choices: conversionMethods,
       defaultDescription: 'recipe',
       describe: 'recipe: errors weighed by what they do, least loss; published: TransMLA as in its paper and code',
+    })
+    .option('without', {
+      array: true,
+      choices: recipeStepNames,
+      defaultDescription: 'none',
+      describe: `recipe: steps to leave out, to see what each is worth. ${recipeStepNames.map((step) => `${step}: ${recipeSteps[step]}`).join('; ')}`,
     })
     .option('calibration', {
       type: 'string',
@@ -65,7 +75,7 @@ export function conversionFlags<T>(command: Argv<T>) {
         true,
         'tokens to fit on; a few more are held out to judge by',
       ),
-      defaultDescription: `${defaultCalibrationTokens}`,
+      defaultDescription: `${defaultCalibrationTokens.fitted}; with --exact ${defaultCalibrationTokens.exact}`,
     })
     .option('dtype', {
       choices: floatTypes,
@@ -130,6 +140,7 @@ export function conversionSettings(flags: ConversionFlags): ConversionSettings {
     throw new ConfigError('portable: belongs to --method recipe; leave out --exact and --method published');
   return {
     method: flags.method ?? 'recipe',
+    without: new Set(flags.without),
     sizes: {
       exact,
       portable: flags.portable ?? false,
@@ -140,7 +151,7 @@ export function conversionSettings(flags: ConversionFlags): ConversionSettings {
       balance: flags.balance ?? 'auto',
     },
     calibration: flags.calibration ?? 'self',
-    calibrationTokens: flags.calibrationTokens ?? defaultCalibrationTokens,
+    calibrationTokens: flags.calibrationTokens ?? defaultCalibrationTokens[exact ? 'exact' : 'fitted'],
     dtype: flags.dtype ?? (exact ? 'f32' : 'f16'),
     // Stock code knows no quantised blocks.
     untouched: flags.dtype ?? (flags.portable === true ? 'f16' : 'keep'),

@@ -4,6 +4,7 @@
  */
 import type { ClusterConfig } from '../../config/cluster.ts';
 import type { FloatType } from '../../model/transmla/encode-floats.ts';
+import type { RecipeStep } from '../../model/transmla/recipe-steps.ts';
 import type { UntouchedType } from '../../model/transmla/untouched-tensors.ts';
 import type { ModelText } from '../text.ts';
 import type { SizeRequest } from './choose-settings.ts';
@@ -22,6 +23,8 @@ export interface ConversionOptions {
   /** Replace a converted checkpoint that is there. */
   readonly force: boolean;
   readonly sizes: SizeRequest;
+  /** Steps of the recipe to leave out. */
+  readonly without: ReadonlySet<RecipeStep>;
   /** A text file, or 'self': text that the model writes. */
   readonly calibration: string;
   readonly calibrationTokens: number;
@@ -36,6 +39,18 @@ export interface ConversionOptions {
   readonly cluster: Pick<ClusterConfig, 'compute' | 'collective' | 'ranks'>;
   readonly log: (line: string) => void;
   readonly signal?: AbortSignal;
+}
+
+/** Where one layer loses. Shares of energy; what was not measured is null. */
+export interface LayerLoss {
+  /** Expected by the recipe, in units of its own, comparable within a layer: pairs that lost RoPE, and what the latent leaves out. */
+  readonly rotation: number;
+  readonly rank: number;
+  /** Of the heads' outputs: missed by the PCA's decoder, and after the refit of W_UV. */
+  readonly headsMissed: number | null;
+  readonly headsMissedRefitted: number | null;
+  /** Of the layer's attention output: missed after the refit of W_O. */
+  readonly outputMissed: number | null;
 }
 
 /** Written to conversion_report.json and printed by `tpla convert --json`. */
@@ -65,6 +80,10 @@ export interface ConversionReport {
   /** sha256 of the calibration tokens, held-out ones after them, as little-endian int32. */
   readonly calibrationHash: string;
   readonly sourceIdentity: string;
+  /** Steps of the recipe that were left out. */
+  readonly without: readonly RecipeStep[];
+  /** Where each layer loses; empty for the published method. */
+  readonly layers: readonly LayerLoss[];
   readonly seconds: number;
   /** Where the time went. */
   readonly stageSeconds: Readonly<Record<string, number>>;

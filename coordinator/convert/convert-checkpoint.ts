@@ -114,7 +114,7 @@ function recordOf({ source, options }: Run, layers: ConvertedLayers, calibration
 
 function reportOf(
   { source, options, watch }: Run,
-  { ropeDim, latentDim, freqfold, balance }: ConvertedLayers,
+  { ropeDim, latentDim, freqfold, balance, losses }: ConvertedLayers,
   text: CalibrationText,
   perplexities: Pick<ConversionReport, 'originalPpl' | 'afterRopePpl' | 'afterRankPpl'>,
 ): ConversionReport {
@@ -135,6 +135,8 @@ function reportOf(
     heldOutTokens: countTokens(text.heldOut),
     calibrationHash: hashOf(text),
     sourceIdentity: source.identity,
+    without: [...options.without],
+    layers: losses,
     seconds: watch.total(),
     stageSeconds: watch.laps,
   };

@@ -28,7 +28,7 @@ export async function convertPublishedModel(job: ConversionJob): Promise<Convert
   const layers = await convertLayers(job, settings, momentOf);
   watch.lap('convert');
   await cluster.moments.end();
-  return { ...settings, ...layers };
+  return { ...settings, ...layers, losses: [] };
 }
 
 /** Runs the windows through the ranks, which sum what momentOf reads. */

@@ -6,7 +6,7 @@ import type { LatentRotation } from '../../model/transmla/latent-rotation.ts';
 import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import type { Cluster } from '../cluster.ts';
 import type { CalibrationText } from './calibration-text.ts';
-import type { ConversionOptions } from './conversion-options.ts';
+import type { ConversionOptions, LayerLoss } from './conversion-options.ts';
 import type { Stopwatch } from './stopwatch.ts';
 
 export interface ConversionJob {
@@ -34,6 +34,8 @@ export interface ConvertedLayers {
   /** null: the method has no balance. */
   readonly balance: number | null;
   readonly final: readonly EncodedLayer[];
+  /** Empty where the method does not say. */
+  readonly losses: readonly LayerLoss[];
   /** With a latent of full rank; undefined when nothing is dropped. */
   readonly withoutRank: readonly EncodedLayer[] | undefined;
 }

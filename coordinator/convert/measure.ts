@@ -32,6 +32,8 @@ export function startCluster(
       slots: Math.min(maxSlots, counts.calibration + counts.heldOut),
     },
     compute: { ...compute, maxStepTokens: counts.length },
+    // Hours of work are not given up because a loaded machine answers late; a process that ends is noticed at once.
+    faults: { heartbeatMs: 5000 },
     collective,
     ranks,
   });

@@ -9,6 +9,7 @@ import { type HeadLayout, kvHeadOf } from './attention-maps.ts';
 import { at, type Dense, zeros } from './dense.ts';
 import { symmetricEigen } from './eigen.ts';
 import type { KeyValueStatistics } from './layer-statistics.ts';
+import { type RecipeStep, wholeRecipe } from './recipe-steps.ts';
 
 export interface ComplexSlot {
   /** l: index of the source frequency. */
@@ -27,10 +28,14 @@ export interface ComplexSlot {
 }
 
 /** All G d / 2 slots, by frequency, then by energy. */
-export function findComplexSlots(statistics: KeyValueStatistics, layout: HeadLayout): ComplexSlot[] {
+export function findComplexSlots(
+  statistics: KeyValueStatistics,
+  layout: HeadLayout,
+  without: ReadonlySet<RecipeStep> = wholeRecipe,
+): ComplexSlot[] {
   const slots: ComplexSlot[] = [];
   for (let frequency = 0; frequency < layout.headDim / 2; frequency++) {
-    slots.push(...slotsOfFrequency(statistics, layout, frequency));
+    slots.push(...slotsOfFrequency(statistics, layout, frequency, !without.has('unitary')));
   }
   return slots;
 }
@@ -39,8 +44,12 @@ export function findComplexSlots(statistics: KeyValueStatistics, layout: HeadLay
 export function chooseComplexSlots(
   slots: readonly ComplexSlot[],
   ropeDim: number,
+  without: ReadonlySet<RecipeStep> = wholeRecipe,
 ): { kept: ComplexSlot[]; dropped: ComplexSlot[] } {
-  const byLoss = [...slots].sort((a, b) => b.loss - a.loss || a.frequency - b.frequency || a.order - b.order);
+  const isChosen = !without.has('slots');
+  const rank = (a: ComplexSlot, b: ComplexSlot): number =>
+    isChosen ? b.loss - a.loss : a.order - b.order || b.energy - a.energy;
+  const byLoss = [...slots].sort((a, b) => rank(a, b) || a.frequency - b.frequency || a.order - b.order);
   const byFrequency = (a: ComplexSlot, b: ComplexSlot): number => a.frequency - b.frequency || a.order - b.order;
   return {
     kept: byLoss.slice(0, ropeDim / 2).sort(byFrequency),
@@ -102,7 +111,12 @@ function setComplex(
   out.data[im * out.cols + col + apart] = factor.real;
 }
 
-function slotsOfFrequency(statistics: KeyValueStatistics, layout: HeadLayout, frequency: number): ComplexSlot[] {
+function slotsOfFrequency(
+  statistics: KeyValueStatistics,
+  layout: HeadLayout,
+  frequency: number,
+  isUnitary: boolean,
+): ComplexSlot[] {
   const { numKvHeads, headDim } = layout;
   const { energies, lostShare } = queryEnergy(statistics, layout, frequency);
   const scales = energies.map(Math.sqrt);
@@ -116,7 +130,8 @@ function slotsOfFrequency(statistics: KeyValueStatistics, layout: HeadLayout, fr
       const [a2, b2] = [a + headDim / 2, b + headDim / 2];
       const scale = (scales[j] ?? 0) * (scales[k] ?? 0);
       const real = scale * (at(statistics.keyMoment, a, b) + at(statistics.keyMoment, a2, b2));
-      const imaginary = scale * (at(statistics.keyMoment, a2, b) - at(statistics.keyMoment, a, b2));
+      const crossed = at(statistics.keyMoment, a2, b) - at(statistics.keyMoment, a, b2);
+      const imaginary = isUnitary ? scale * crossed : 0;
       const set = (row: number, col: number, value: number): void => {
         embedded.data[row * embedded.cols + col] = value;
       };
@@ -143,13 +158,13 @@ function queryEnergy(
   const energies = new Float64Array(numKvHeads);
   let total = 0;
   let lost = 0;
-  statistics.heads.forEach(({ scoreWeight, queryMoment, phaseReal, phaseImaginary }, head) => {
+  statistics.heads.forEach(({ scoreWeight, queryMoment, lostShare }, head) => {
     const l2 = frequency + headDim / 2;
     const energy = scoreWeight * (at(queryMoment, frequency, frequency) + at(queryMoment, l2, l2));
     const kvHead = kvHeadOf(head, layout);
     energies[kvHead] = (energies[kvHead] ?? 0) + energy;
     total += energy;
-    lost += energy * (1 - (phaseReal[frequency] ?? 0) ** 2 - (phaseImaginary[frequency] ?? 0) ** 2);
+    lost += energy * (lostShare[frequency] ?? 0);
   });
   // A KV head that no query reads still needs an invertible scale; a millionth of the mean gives it no say.
   const floor = total > 0 ? (1e-6 * total) / numKvHeads : 1;

@@ -3,7 +3,7 @@
  * of writing infinities. Read next: write-converted.ts.
  */
 import { ConfigError } from '../../config/errors.ts';
-import { fromFloat32 } from '../dequantize.ts';
+import { fromFloat32, toFloat32 } from '../dequantize.ts';
 
 export const floatTypes = ['f16', 'bf16', 'f32'] as const;
 export type FloatType = (typeof floatTypes)[number];
@@ -29,4 +29,10 @@ export function encodeFloats(values: Float32Array | Float64Array, type: FloatTyp
       );
   }
   return fromFloat32(values instanceof Float32Array ? values : Float32Array.from(values), type);
+}
+
+/** The values as they will be read back from a checkpoint of this type. @throws as encodeFloats */
+export function roundFloats(values: Float64Array, type: FloatType, name: string): Float32Array {
+  const bytes = encodeFloats(values, type, name);
+  return toFloat32({ rows: 1, cols: values.length, type, bytes });
 }

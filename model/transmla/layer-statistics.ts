@@ -4,25 +4,14 @@
  * weights w, omega and nu are defined); here they become averages with names. Read next: recipe.ts.
  */
 import { invariant } from '../../config/errors.ts';
-import type { GqaMaps } from './attention-maps.ts';
-import {
-  added,
-  colsOf,
-  congruence,
-  type Dense,
-  denseFrom,
-  multiply,
-  multiplyTransposed,
-  scaled,
-  stackRows,
-  zeros,
-} from './dense.ts';
+import { type RecipeStep, wholeRecipe } from './recipe-steps.ts';
+import { added, colsOf, type Dense, denseFrom, multiplyTransposed, rowsOf, scaled, zeros } from './dense.ts';
 
 /** Sums as they arrive; see collective/statistics.ts for their shapes. */
 export interface StatisticsSums {
   readonly keyMoment: Float64Array;
   readonly valueMoment: Float64Array;
-  readonly inputMoment: Float64Array;
+  readonly plainMoment: Float64Array;
   readonly queryMoments: Float64Array;
   readonly scoreWeights: Float64Array;
   readonly probabilityWeights: Float64Array;
@@ -30,41 +19,17 @@ export interface StatisticsSums {
   readonly phaseSin: Float64Array;
 }
 
-export interface LayerStatistics {
-  /** Mean of [h; 1] [h; 1]^T, tokens weighted by what their key matters (omega). [D + 1, D + 1] */
-  readonly keyMoment: Dense;
-  /** The same, tokens weighted by what their value matters (nu). [D + 1, D + 1] */
-  readonly valueMoment: Dense;
-  /** The same, all tokens alike. [D + 1, D + 1] */
-  readonly inputMoment: Dense;
-  readonly heads: readonly HeadStatistics[]; // [H]
-}
-
-/** The same where keys and values are concerned, so that a whole model's statistics fit in memory. */
+/** Averages of one layer, small enough that a whole model's fit in memory. */
 export interface KeyValueStatistics {
-  /** Second moment of the merged key before RoPE, key-weighted. [G d, G d] */
+  /** Second moment of the merged key before RoPE, tokens weighted by what their key matters (omega). [G d, G d] */
   readonly keyMoment: Dense;
-  /** Centred second moment of [key; value], value-weighted. [2 G d, 2 G d] */
+  /** Second moment about the mean of [key; value], tokens weighted by what their value matters (nu). [2 G d, 2 G d] */
   readonly covariance: Dense;
-  /** Mean of [key; value], value-weighted. [2 G d, 1] */
+  /** Mean of [key; value], weighted likewise; zeros without centring. [2 G d, 1] */
   readonly mean: Dense;
   /** Second moment of [key; value; 1], all tokens alike. [2 G d + 1, 2 G d + 1] */
   readonly plainMoment: Dense;
   readonly heads: readonly HeadStatistics[]; // [H]
-}
-
-export function keyValueStatistics(maps: GqaMaps, statistics: LayerStatistics): KeyValueStatistics {
-  const keyValue = stackRows([maps.key, maps.value]);
-  const one = zeros(1, keyValue.cols);
-  one.data[keyValue.cols - 1] = 1;
-  const mean = multiply(keyValue, colsOf(statistics.valueMoment, keyValue.cols - 1, keyValue.cols));
-  return {
-    keyMoment: congruence(maps.key, statistics.keyMoment),
-    covariance: added(congruence(keyValue, statistics.valueMoment), multiplyTransposed(mean, mean), -1),
-    mean,
-    plainMoment: congruence(stackRows([keyValue, one]), statistics.inputMoment),
-    heads: statistics.heads,
-  };
 }
 
 export interface HeadStatistics {
@@ -77,10 +42,19 @@ export interface HeadStatistics {
   /** phi = mean of exp(-i theta (m - t)) weighted by w: what a key pair that loses RoPE is turned by instead. [d / 2] */
   readonly phaseReal: Float64Array;
   readonly phaseImaginary: Float64Array;
+  /** Share of a pair's energy that is lost when phi stands for its rotation. [d / 2] */
+  readonly lostShare: Float64Array;
 }
 
-/** @throws InvariantError when nothing was summed */
-export function averageStatistics(sums: StatisticsSums, numHeads: number, headDim: number): LayerStatistics {
+/**
+ * @param without steps of the recipe that are left out; weights, phase and centring are steps of this function
+ * @throws InvariantError when nothing was summed
+ */
+export function averageStatistics(
+  sums: StatisticsSums,
+  { numHeads, headDim }: { readonly numHeads: number; readonly headDim: number },
+  without: ReadonlySet<RecipeStep> = wholeRecipe,
+): KeyValueStatistics {
   const half = headDim / 2;
   const heads = Array.from({ length: numHeads }, (_, head): HeadStatistics => {
     // A head that attends to one token only moves nothing: its sums are zero, and so is what it asks for.
@@ -92,15 +66,52 @@ export function averageStatistics(sums: StatisticsSums, numHeads: number, headDi
       scoreWeight,
       probabilityWeight: sums.probabilityWeights[head] ?? 0,
       queryMoment: scaled(denseFrom(headDim, headDim, moment), perWeight),
-      phaseReal: phase(sums.phaseCos).map((value) => value * perWeight),
-      phaseImaginary: phase(sums.phaseSin).map((value) => -value * perWeight),
+      ...phasesOf(
+        phase(sums.phaseCos).map((value) => value * perWeight),
+        phase(sums.phaseSin).map((value) => -value * perWeight),
+        without.has('phase'),
+      ),
     };
   });
+  const plain = mean(sums.plainMoment);
+  const [byKey, byValue] = without.has('weights') ? [plain, plain] : [mean(sums.keyMoment), mean(sums.valueMoment)];
+  return { ...keyValueMoments(byKey, byValue, plain, !without.has('centring')), heads };
+}
+
+/**
+ * Without turning, phi is 1 and |1 - exp(-i theta d)|^2 = 2 - 2 cos(theta d) is lost on average.
+ * @param real, imaginary mean of exp(-i theta d) by frequency [d / 2]
+ */
+export function phasesOf(
+  real: Float64Array,
+  imaginary: Float64Array,
+  still = false,
+): Pick<HeadStatistics, 'phaseReal' | 'phaseImaginary' | 'lostShare'> {
+  if (still)
+    return {
+      phaseReal: real.map(() => 1),
+      phaseImaginary: imaginary.map(() => 0),
+      lostShare: real.map((value) => 2 - 2 * value),
+    };
+  const lostShare = real.map((value, l) => 1 - value ** 2 - (imaginary[l] ?? 0) ** 2);
+  return { phaseReal: real, phaseImaginary: imaginary, lostShare };
+}
+
+/** @param byKey, byValue, plain second moments of [key; value; 1] under three weights of the tokens, each [2 G d + 1, 2 G d + 1] */
+export function keyValueMoments(
+  byKey: Dense,
+  byValue: Dense,
+  plain: Dense,
+  centred = true,
+): Omit<KeyValueStatistics, 'heads'> {
+  const both = byKey.rows - 1;
+  const average = centred ? colsOf(rowsOf(byValue, 0, both), both, both + 1) : zeros(both, 1);
+  const moment = colsOf(rowsOf(byValue, 0, both), 0, both);
   return {
-    keyMoment: mean(sums.keyMoment),
-    valueMoment: mean(sums.valueMoment),
-    inputMoment: mean(sums.inputMoment),
-    heads,
+    keyMoment: colsOf(rowsOf(byKey, 0, both / 2), 0, both / 2),
+    covariance: added(moment, multiplyTransposed(average, average), -1),
+    mean: average,
+    plainMoment: plain,
   };
 }
 

@@ -1,5 +1,5 @@
 /**
- * The conversion of one attention layer that loses least without training (spec: recipes.md, section 2, steps 2 to 5).
+ * The conversion of one attention layer that loses least without training (docs/conversion.md, steps 2 to 5).
  * Against published.ts: every error is weighed by what it does to the residual stream; the rotary mix is unitary; pairs
  * that lose RoPE are turned by their mean phase instead of not at all; the pairs that would lose most keep RoPE; and the
  * joint PCA is centred. Words: slot (complex-slots.ts), residual key (the part of the keys that loses RoPE), phase (the
@@ -37,6 +37,7 @@ import { symmetricEigen, symmetricRoot } from './eigen.ts';
 import type { LatentRotation } from './latent-rotation.ts';
 import type { HeadStatistics, KeyValueStatistics } from './layer-statistics.ts';
 import type { SourceRope } from './published.ts';
+import { type RecipeStep, wholeRecipe } from './recipe-steps.ts';
 
 export interface RecipeSettings {
   /** p */
@@ -84,10 +85,11 @@ export function planRecipe(
   statistics: KeyValueStatistics,
   layout: HeadLayout,
   ropeDim: number,
+  without: ReadonlySet<RecipeStep> = wholeRecipe,
   portable = false,
 ): RecipePlan {
-  const choose = portable ? chooseFastestSlots : chooseComplexSlots;
-  const { kept, dropped } = choose(findComplexSlots(statistics, layout), ropeDim);
+  const slots = findComplexSlots(statistics, layout, without);
+  const { kept, dropped } = portable ? chooseFastestSlots(slots, ropeDim) : chooseComplexSlots(slots, ropeDim, without);
   const residual = multiply(keyFromSlots(dropped, layout), slotsFromKey(dropped, layout));
   const weighting = weightingOf(output, statistics, layout, residual);
   const { values: spectrum, vectors: axes } = symmetricEigen(congruence(weighting, statistics.covariance));
@@ -96,11 +98,19 @@ export function planRecipe(
   return { kept, dropped, residual, weighting, latentScale, spectrum, axes };
 }
 
-/** Expected loss of a plan at a latent width, in the units of the pair weights: comparable between plans of one layer. */
-export function recipeLoss(plan: RecipePlan, latentDim: number): number {
+/**
+ * Expected losses of a plan at a latent width, in the units of the pair weights: comparable between plans of one layer.
+ * rotation: pairs that lose RoPE; rank: what the latent leaves out.
+ */
+export function recipeLosses(plan: RecipePlan, latentDim: number): { rotation: number; rank: number } {
   const rotation = plan.dropped.reduce((sum, slot) => sum + slot.loss, 0);
-  const tail = plan.spectrum.subarray(latentDim).reduce((sum, value) => sum + Math.max(0, value), 0);
-  return scoreErrorWeight ** 2 * rotation + tail;
+  const rank = plan.spectrum.subarray(latentDim).reduce((sum, value) => sum + Math.max(0, value), 0);
+  return { rotation: scoreErrorWeight ** 2 * rotation, rank };
+}
+
+export function recipeLoss(plan: RecipePlan, latentDim: number): number {
+  const { rotation, rank } = recipeLosses(plan, latentDim);
+  return rotation + rank;
 }
 
 export function applyRecipe(

@@ -31,8 +31,9 @@ afterAll(() => sandbox[Symbol.dispose]());
 
 async function convert(name: string, ...flags: string[]) {
   const out = join(sandbox.folder, name);
-  const ranks = flags.includes('--ranks') ? [] : ['--ranks', '1'];
-  const args = ['convert', stories, '--out', out, '--json', '--calibration-tokens', '128', ...ranks, ...flags];
+  const own = (flag: string, value: string): string[] => (flags.includes(flag) ? [] : [flag, value]);
+  const given = [...own('--calibration-tokens', '128'), ...own('--ranks', '1'), ...flags];
+  const args = ['convert', stories, '--out', out, '--json', ...given];
   const { code, stdout, stderr } = await sandbox.run(args);
   expect(stderr).not.toContain('bug');
   expect(code, stderr).toBe(0);
@@ -169,6 +170,19 @@ test('killed while it converts, it leaves nothing that looks whole, and the next
   const first = join(sandbox.folder, 'first');
   for (const file of ['config.json', 'model.safetensors'])
     expect(readFileSync(join(out, file)).equals(readFileSync(join(first, file))), file).toBe(true);
+});
+
+test('the recipe gives the same bytes on 1, 2 and 3 ranks, and each step can be left out', async () => {
+  const flags = ['--rope-dim', '8', '--kv-rank', '20', '--seed', '5', '--calibration-tokens', '512'];
+  const converted = await Promise.all(
+    ['1', '2', '3'].map((ranks) => convert(`ranks${ranks}`, ...flags, '--ranks', ranks)),
+  );
+  const [first, ...others] = converted.map(({ out }) => readFileSync(join(out, 'model.safetensors')));
+  for (const other of others) expect(other.equals(first!)).toBe(true);
+  const without = await convert('oneshot', ...flags, '--without', 'refit', 'phase', '--explain');
+  expect(without.report).toMatchObject({ without: ['refit', 'phase'] });
+  expect(readFileSync(join(without.out, 'model.safetensors')).equals(first!)).toBe(false);
+  expect(converted[0]!.report.afterRankPpl).toBeLessThan(without.report.afterRankPpl);
 });
 
 test('an occupied folder, a converted source and wrong flags are refused', async () => {

@@ -1,143 +1,114 @@
 /**
  * One rank's part of a calibration: holds the residual streams of its windows and takes them through the model layer by
  * layer, returning each layer's statistics. Ranks divide the windows, so nothing is exchanged; the coordinator adds the
- * payloads. Layers must be asked for in order. Read next: statistics-programs.ts.
+ * payloads, in an order that does not depend on the division (collective/window-sums.ts). Layers must be asked for in
+ * order. With a refit there are two streams, see refit-session.ts. Read next: statistics-programs.ts.
  */
 import { ConfigError, invariant } from '../../config/errors.ts';
 import type { GqaConfig } from '../../config/model-config.ts';
-import { size, type Range } from '../../config/shard-plan.ts';
+import type { Range } from '../../config/shard-plan.ts';
 import { splitStatistics, statisticsLength, type StatisticsShape } from '../../collective/statistics.ts';
+import { segmentsWithin, sumSegments, windowsOfRank } from '../../collective/window-sums.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { toFloat32 } from '../../model/dequantize.ts';
 import type { Backend } from '../backend.ts';
+import { PairSums } from './pair-sums.ts';
+import { RefitSession, type OwnWindows } from './refit-session.ts';
 import { StatisticsPrograms } from './statistics-programs.ts';
 import { WholeLayer } from './whole-layer.ts';
 
+export interface CalibrationPart {
+  /** Of all ranks, all of equal length. */
+  readonly windows: readonly (readonly number[])[];
+  readonly worldSize: number;
+  readonly rank: number;
+  /** Layers are refitted one by one: statistics are taken on the converted stream, which they do not move. */
+  readonly refits: boolean;
+}
+
 export class CalibrationSession implements Disposable {
+  /** Undefined unless layers are refitted. */
+  readonly refit: RefitSession | undefined;
   private readonly checkpoint: Checkpoint;
   private readonly backend: Backend;
   private readonly attention: GqaConfig;
-  private readonly streams: readonly Float32Array[]; // [windows][T * D]
-  private readonly tokens: number;
+  private readonly own: OwnWindows;
   private readonly layer: WholeLayer;
   private readonly programs: StatisticsPrograms;
+  private readonly pairs: PairSums;
   private nextLayer = 0;
 
-  /**
-   * @param windows of this rank, all of equal length; may be none
-   * @throws ConfigError for a model without GQA attention
-   */
-  static async begin(
-    checkpoint: Checkpoint,
-    backend: Backend,
-    windows: readonly (readonly number[])[],
-  ): Promise<CalibrationSession> {
-    const streams: Float32Array[] = [];
-    for (const window of windows) streams.push(await embed(checkpoint, window));
+  /** @throws ConfigError for a model without GQA attention */
+  static async begin(checkpoint: Checkpoint, backend: Backend, part: CalibrationPart): Promise<CalibrationSession> {
+    const { windows, worldSize, rank, refits } = part;
     const tokens = windows[0]?.length ?? 1;
     invariant(
       windows.every((window) => window.length === tokens),
       'calibration windows differ in length',
     );
-    return new CalibrationSession(checkpoint, backend, streams, tokens);
+    const range: Range = windowsOfRank(windows.length, worldSize, rank);
+    const streams: Float32Array[] = [];
+    for (const window of windows.slice(range.start, range.end)) streams.push(await embed(checkpoint, window));
+    const own = { first: range.start, streams, segments: segmentsWithin(range, windows.length), tokens };
+    return new CalibrationSession(checkpoint, backend, own, refits);
   }
 
-  private constructor(checkpoint: Checkpoint, backend: Backend, streams: readonly Float32Array[], tokens: number) {
-    const { attention, architecture } = checkpoint.config;
+  private constructor(checkpoint: Checkpoint, backend: Backend, own: OwnWindows, refits: boolean) {
+    const { attention, architecture, rope } = checkpoint.config;
     if (attention.kind !== 'gqa')
       throw new ConfigError(`calibration: this ${architecture} model has latent attention already`);
     this.checkpoint = checkpoint;
     this.backend = backend;
     this.attention = attention;
-    this.streams = streams;
-    this.tokens = tokens;
+    this.own = own;
     this.layer = new WholeLayer(checkpoint, backend, attention);
-    this.programs = new StatisticsPrograms(backend.kernels, checkpoint.config, attention, this.layer, tokens);
+    this.programs = new StatisticsPrograms(backend.kernels, checkpoint.config, attention, this.layer, own.tokens);
+    this.pairs = new PairSums(rope.frequencies, own.tokens);
+    this.refit = refits ? new RefitSession(backend.kernels, checkpoint.config, attention, this.layer, own) : undefined;
   }
 
-  /** @returns the payload of collective/statistics.ts, summed over this rank's windows */
+  /** @returns sums of collective/statistics.ts over this rank's segments, see collective/window-sums.ts */
   async statistics(layer: number): Promise<Float32Array> {
     invariant(layer === this.nextLayer, `calibration: layer ${layer} after layer ${this.nextLayer - 1}`);
     this.nextLayer++;
-    const shape = this.shape();
-    const payload = new Float32Array(statisticsLength(shape));
-    if (this.streams.length === 0) return payload;
-    await this.layer.load(layer);
-    this.programs.begin();
-    const sums = new PairSums(shape, this.checkpoint.config.rope.frequencies, this.tokens);
-    const headsPerKvHead = shape.numHeads / this.attention.numKvHeads;
-    for (const stream of this.streams) {
-      this.programs.run(stream, ({ kvHead, queries }, turned, squares) =>
-        sums.add(kvHead * headsPerKvHead, queries, turned, squares),
-      );
-    }
-    const fields = splitStatistics(payload, shape);
-    for (const field of ['keyMoment', 'valueMoment', 'inputMoment', 'queryMoments'] as const)
-      this.backend.kernels.download(this.programs[field], fields[field]);
-    sums.writeTo(fields);
-    return payload;
+    const { streams, first, segments } = this.own;
+    if (streams.length > 0) await this.layer.load(layer);
+    const length = statisticsLength(this.shape());
+    return sumSegments(segments, length, (window) => this.statisticsOf(window, streams[window - first]));
   }
 
   [Symbol.dispose](): void {
+    this.refit?.[Symbol.dispose]();
     this.programs[Symbol.dispose]();
     this.layer[Symbol.dispose]();
   }
 
-  private shape(): StatisticsShape {
-    const { hiddenDim, numHeads } = this.checkpoint.config;
-    return { hiddenDim, numHeads, headDim: this.attention.headDim };
-  }
-}
-
-/** Float64 sums over pairs that need no matrix product any more. */
-class PairSums {
-  private readonly shape: StatisticsShape;
-  private readonly cos: Float64Array; // [T, d / 2]
-  private readonly sin: Float64Array; // [T, d / 2]
-  private readonly scoreWeights: Float64Array; // [H]
-  private readonly probabilityWeights: Float64Array; // [H]
-  private readonly phaseCos: Float64Array; // [H, d / 2]
-  private readonly phaseSin: Float64Array; // [H, d / 2]
-
-  constructor(shape: StatisticsShape, frequencies: readonly number[], tokens: number) {
-    const half = frequencies.length;
-    this.shape = shape;
-    const angle = (i: number): number => Math.floor(i / half) * (frequencies[i % half] ?? 0);
-    this.cos = Float64Array.from({ length: tokens * half }, (_, i) => Math.cos(angle(i)));
-    this.sin = Float64Array.from({ length: tokens * half }, (_, i) => Math.sin(angle(i)));
-    this.scoreWeights = new Float64Array(shape.numHeads);
-    this.probabilityWeights = new Float64Array(shape.numHeads);
-    this.phaseCos = new Float64Array(shape.numHeads * half);
-    this.phaseSin = new Float64Array(shape.numHeads * half);
-  }
-
-  /**
-   * @param turned of some heads and queries: sums over t of w cos(theta_l t), w sin(theta_l t) and w [heads, m, d + 1]
-   * @param squares sums over t of p^2 [heads, m]
-   */
-  add(firstHead: number, queries: Range, turned: Float32Array, squares: Float32Array): void {
-    const half = this.shape.headDim / 2;
-    const width = 2 * half + 1;
-    for (let row = 0; row < squares.length; row++) {
-      const head = firstHead + Math.floor(row / size(queries));
-      const m = queries.start + (row % size(queries));
-      this.probabilityWeights[head] = (this.probabilityWeights[head] ?? 0) + (squares[row] ?? 0);
-      this.scoreWeights[head] = (this.scoreWeights[head] ?? 0) + (turned[row * width + 2 * half] ?? 0);
-      for (let l = 0; l < half; l++) {
-        const [cosM, sinM] = [this.cos[m * half + l] ?? 0, this.sin[m * half + l] ?? 0];
-        const [withCos, withSin] = [turned[row * width + l] ?? 0, turned[row * width + half + l] ?? 0];
-        const place = head * half + l;
-        this.phaseCos[place] = (this.phaseCos[place] ?? 0) + cosM * withCos + sinM * withSin;
-        this.phaseSin[place] = (this.phaseSin[place] ?? 0) + sinM * withCos - cosM * withSin;
-      }
+  /** @param stream [T, D] */
+  private statisticsOf(window: number, stream: Float32Array | undefined): Float64Array {
+    invariant(stream !== undefined, "a window that is another rank's");
+    const shape = this.shape();
+    const sums = new Float64Array(statisticsLength(shape));
+    const fields = splitStatistics(sums, shape);
+    const headsPerKvHead = shape.numHeads / this.attention.numKvHeads;
+    this.programs.begin();
+    this.programs.run(
+      stream,
+      { advances: this.refit === undefined, offset: window },
+      ({ kvHead, queries }, turned, squares) =>
+        this.pairs.addTo(fields, kvHead * headsPerKvHead, queries, turned, squares),
+    );
+    for (const field of ['keyMoment', 'valueMoment', 'plainMoment', 'queryMoments'] as const) {
+      const values = new Float32Array(fields[field].length);
+      this.backend.kernels.download(this.programs[field], values);
+      fields[field].set(values);
     }
+    return sums;
   }
 
-  writeTo(fields: ReturnType<typeof splitStatistics<Float32Array>>): void {
-    fields.scoreWeights.set(this.scoreWeights);
-    fields.probabilityWeights.set(this.probabilityWeights);
-    fields.phaseCos.set(this.phaseCos);
-    fields.phaseSin.set(this.phaseSin);
+  private shape(): StatisticsShape {
+    const { numHeads } = this.checkpoint.config;
+    const { numKvHeads, headDim } = this.attention;
+    return { numHeads, numKvHeads, headDim };
   }
 }
 

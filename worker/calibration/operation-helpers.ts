@@ -43,3 +43,8 @@ export function timesSlope(ops: Ops, w: Tensor, tanh: Tensor): Tensor {
   const once = ops.add(w, ops.multiply(w, lost));
   return ops.add(once, ops.multiply(once, lost));
 }
+
+/** [T, heads, n] -> [heads, T, n] */
+export function byHead(ops: Ops, x: Tensor): Tensor {
+  return ops.contiguous(ops.permute(x, [1, 0, 2]));
+}

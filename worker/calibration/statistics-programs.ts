@@ -16,6 +16,7 @@ import { normed } from '../layer.ts';
 import { bytesOf } from '../rank-parts.ts';
 import { afterAttention, afterFeedForward, dim, headsOf, sumOf, timesSlope } from './operation-helpers.ts';
 import { angleRows, wholeMask } from './window-tables.ts';
+import { moves } from './value-moves.ts';
 import type { WholeLayer } from './whole-layer.ts';
 
 /** Queries of one block see no key behind it: with 4 blocks, 5 in 8 of all pairs are computed. */
@@ -29,9 +30,9 @@ export interface PairBlock {
 
 export class StatisticsPrograms implements Disposable {
   /** Sums over windows. */
-  readonly keyMoment: Tensor; // [D + 1, D + 1]
-  readonly valueMoment: Tensor; // [D + 1, D + 1]
-  readonly inputMoment: Tensor; // [D + 1, D + 1]
+  readonly keyMoment: Tensor; // [2 G d + 1, 2 G d + 1]
+  readonly valueMoment: Tensor; // [2 G d + 1, 2 G d + 1]
+  readonly plainMoment: Tensor; // [2 G d + 1, 2 G d + 1]
   readonly queryMoments: Tensor; // [H, d, d]
 
   private readonly kernels: Kernels;
@@ -42,7 +43,7 @@ export class StatisticsPrograms implements Disposable {
   private readonly headsPerKvHead: number;
   private readonly tensors: Tensor[] = [];
   private readonly x: Tensor; // [T, D]
-  private readonly inputT: Tensor; // [D + 1, T] normed input and 1
+  private readonly keyValueT: Tensor; // [2 G d + 1, T] keys before RoPE, values, 1
   private readonly queries: Tensor; // [H, T, d] rotated
   private readonly plainQueriesT: Tensor; // [H, d, T] before RoPE
   private readonly keys: Tensor; // [G, T, d] rotated
@@ -53,7 +54,7 @@ export class StatisticsPrograms implements Disposable {
   private readonly nu: Tensor; // [1, T]
   private readonly gramMeans: Tensor; // [H, T] every row one number
   private readonly ones: Tensor; // [T]
-  private readonly onesOfHead: Tensor; // [d]
+  private readonly manyOnes: Tensor; // [max(T, d)]
   private readonly mask: Tensor; // [T, T]
   private maskWindow = 0;
   private readonly positions: Tensor; // [T] i32
@@ -72,12 +73,13 @@ export class StatisticsPrograms implements Disposable {
     const { hiddenDim: hidden, numHeads } = model;
     const { headDim, numKvHeads } = attention;
     this.headsPerKvHead = numHeads / numKvHeads;
-    this.keyMoment = this.allocate([hidden + 1, hidden + 1]);
-    this.valueMoment = this.allocate([hidden + 1, hidden + 1]);
-    this.inputMoment = this.allocate([hidden + 1, hidden + 1]);
+    const width = 2 * numKvHeads * headDim + 1;
+    this.keyMoment = this.allocate([width, width]);
+    this.valueMoment = this.allocate([width, width]);
+    this.plainMoment = this.allocate([width, width]);
     this.queryMoments = this.allocate([numHeads, headDim, headDim]);
     this.x = this.allocate([tokens, hidden]);
-    this.inputT = this.allocate([hidden + 1, tokens]);
+    this.keyValueT = this.allocate([width, tokens]);
     this.queries = this.allocate([numHeads, tokens, headDim]);
     this.plainQueriesT = this.allocate([numHeads, headDim, tokens]);
     this.keys = this.allocate([numKvHeads, tokens, headDim]);
@@ -88,7 +90,7 @@ export class StatisticsPrograms implements Disposable {
     this.nu = this.allocate([1, tokens]);
     this.gramMeans = this.allocate([numHeads, tokens]);
     this.ones = this.allocate([tokens]);
-    this.onesOfHead = this.allocate([headDim]);
+    this.manyOnes = this.allocate([Math.max(tokens, headDim)]);
     this.mask = this.allocate([tokens, tokens]);
     this.positions = this.allocate([tokens], 'i32');
     this.frequencies = this.allocate([headDim / 2]);
@@ -116,23 +118,29 @@ export class StatisticsPrograms implements Disposable {
       this.maskWindow = this.layer.window;
       this.kernels.upload(this.mask, bytesOf(wholeMask(this.tokens, this.maskWindow)));
     }
-    for (const sum of [this.keyMoment, this.valueMoment, this.inputMoment, this.queryMoments]) this.clear(sum);
+    for (const sum of [this.keyMoment, this.valueMoment, this.plainMoment, this.queryMoments]) this.clear(sum);
     const means = new Float32Array(this.model.numHeads * this.tokens);
     this.layer.gramMeans.forEach((mean, head) => means.fill(mean, head * this.tokens, (head + 1) * this.tokens));
     this.kernels.upload(this.gramMeans, bytesOf(means));
   }
 
   /**
-   * Adds one window's sums, and replaces `x` by the stream behind the layer.
-   * @param x [T, D]
+   * Adds one window's sums.
+   * @param x [T, D]; replaced by the stream behind the layer when `advances`; else only some queries are looked at
    * @param takePairs per block: sums over t of w times `angles` [H / G, m, d + 1], sums over t of p^2 [H / G, m]
    */
-  run(x: Float32Array, takePairs: (block: PairBlock, turned: Float32Array, squares: Float32Array) => void): void {
+  run(
+    x: Float32Array,
+    { advances, offset }: { readonly advances: boolean; readonly offset: number },
+    takePairs: (block: PairBlock, turned: Float32Array, squares: Float32Array) => void,
+  ): void {
     this.kernels.upload(this.x, bytesOf(x));
     this.clear(this.omega);
     this.clear(this.nu);
     this.set.run(0);
     this.blocks.forEach((block, i) => {
+      // The heads of all queries are needed where the stream goes on; for the sums every second block of queries does.
+      if (!advances && (i + offset) % 2 !== 0) return;
       const rows = this.headsPerKvHead * size(block.queries);
       const turned = new Float32Array(rows * (this.attention.headDim + 1));
       const squares = new Float32Array(rows);
@@ -143,6 +151,7 @@ export class StatisticsPrograms implements Disposable {
     });
     const last = 1 + this.blocks.length;
     this.set.run(last);
+    if (!advances) return;
     this.set.run(last + 1);
     this.kernels.download(this.output(last + 1, this.layer.routes ? 0 : 1), x);
     if (this.layer.routes) this.layer.addExperts(x);
@@ -157,8 +166,6 @@ export class StatisticsPrograms implements Disposable {
     const { layer, tokens } = this;
     const { headDim } = this.attention;
     const h = normed(ops, this.x, layer.attentionNorm, this.model.normEps);
-    const ones = ops.reshape(this.ones, [tokens, 1]);
-    ops.copyTo(this.inputT, ops.contiguous(ops.permute(ops.concat([h, ones], 1), [1, 0])));
     const project = (weight: Tensor, bias: Tensor): Tensor => {
       const flat = ops.add(ops.matmul(weight, h), bias);
       return ops.reshape(flat, [tokens, dim(flat, 1) / headDim, headDim]);
@@ -171,10 +178,14 @@ export class StatisticsPrograms implements Disposable {
     const q = project(layer.query, layer.queryBias);
     ops.copyTo(this.queries, rotated(q));
     ops.copyTo(this.plainQueriesT, ops.contiguous(ops.permute(q, [1, 2, 0])));
-    ops.copyTo(this.keys, rotated(project(layer.key, layer.keyBias)));
+    const k = project(layer.key, layer.keyBias);
+    ops.copyTo(this.keys, rotated(k));
     const v = project(layer.value, layer.valueBias);
     ops.copyTo(this.values, ops.contiguous(ops.permute(v, [1, 0, 2])));
     ops.copyTo(this.valuesT, ops.contiguous(ops.permute(v, [1, 2, 0])));
+    const flat = (x: Tensor): Tensor => ops.reshape(x, [tokens, dim(x, 1) * headDim]);
+    const joined = ops.concat([flat(k), flat(v), ops.reshape(this.ones, [tokens, 1])], 1);
+    ops.copyTo(this.keyValueT, ops.contiguous(ops.permute(joined, [1, 0])));
     return [];
   }
 
@@ -197,7 +208,8 @@ export class StatisticsPrograms implements Disposable {
 
     const squares = ops.multiply(p, p);
     const values = part(this.values, kvHead, 1, 1, 0, end); // [1, t, d]
-    const raw = ops.multiply(squares, this.moves(ops, kvHead, values, o)); // [count, m, t]
+    const grams = { grams: ops.slice(this.layer.outputGrams, 0, first, count), ones: this.manyOnes };
+    const raw = ops.multiply(squares, moves(ops, grams, values, o, scoreScale)); // [count, m, t]
     const w = capped === undefined ? raw : timesSlope(ops, raw, ops.scale(capped, 1 / cap));
     const turned = ops.matmul(part(this.angles, 0, 1, 2, 0, end), w); // [count, m, d + 1]
     for (let i = 0; i < count; i++) {
@@ -215,32 +227,6 @@ export class StatisticsPrograms implements Disposable {
     addTo(this.nu, sumOf(ops, weighted));
     const ones = ops.reshape(ops.slice(this.ones, 0, 0, end), [1, 1, end]);
     return [turned, ops.matmul(ones, squares)];
-  }
-
-  /**
-   * |(v_t - o_m) W_O,h|^2 scoreScale^2 for all pairs, as one product of rows extended by two columns:
-   * [v_t, v_t G v_t, 1] . [-2 G o_m, 1, o_m G o_m]. @param v [1, t, d]  @param o [count, m, d]  @returns [count, m, t]
-   */
-  private moves(ops: Ops, kvHead: number, v: Tensor, o: Tensor): Tensor {
-    const { headsPerKvHead: count } = this;
-    const { headDim, scoreScale } = this.attention;
-    const grams = ops.slice(this.layer.outputGrams, 0, kvHead * count, count);
-    const perHead = (of: (head: number) => Tensor): Tensor =>
-      ops.concat(
-        Array.from({ length: count }, (_, i) => of(i)),
-        0,
-      );
-    const repeated = perHead(() => v);
-    const gramV = perHead((i) => ops.matmul(ops.slice(grams, 0, i, 1), v));
-    const gramO = ops.matmul(grams, o);
-    const onesD = ops.reshape(this.onesOfHead, [1, 1, headDim]);
-    const quadraticV = ops.matmul(onesD, ops.multiply(repeated, gramV)); // [count, t, 1]
-    const quadraticO = ops.matmul(onesD, ops.multiply(o, gramO)); // [count, m, 1]
-    const column = (length: number): Tensor =>
-      perHead(() => ops.reshape(ops.slice(this.ones, 0, 0, length), [1, length, 1]));
-    const left = ops.concat([repeated, quadraticV, column(dim(v, 1))], 2);
-    const right = ops.concat([ops.scale(gramO, -2), column(dim(o, 1)), quadraticO], 2);
-    return ops.matmul(left, ops.scale(right, scoreScale * scoreScale));
   }
 
   /** Adds sum_m (sum_t w) q_m q_m^T. @param qT [1, d, m]  @param turned [1, m, d + 1]; its last column is sum_t w */
@@ -261,12 +247,12 @@ export class StatisticsPrograms implements Disposable {
   private moments(ops: Ops): Tensor[] {
     const { tokens } = this;
     const addMoment = (sum: Tensor, weights: Tensor): void => {
-      const weighted = ops.multiply(this.inputT, ops.reshape(weights, [tokens]));
-      ops.copyTo(sum, ops.add(sum, ops.matmul(this.inputT, weighted)));
+      const weighted = ops.multiply(this.keyValueT, ops.reshape(weights, [tokens]));
+      ops.copyTo(sum, ops.add(sum, ops.matmul(this.keyValueT, weighted)));
     };
     addMoment(this.keyMoment, this.omega);
     addMoment(this.valueMoment, this.nu);
-    addMoment(this.inputMoment, this.ones);
+    addMoment(this.plainMoment, this.ones);
     return [];
   }
 
@@ -283,7 +269,7 @@ export class StatisticsPrograms implements Disposable {
     const { kernels, tokens } = this;
     const { frequencies } = this.model.rope;
     kernels.upload(this.ones, bytesOf(new Float32Array(tokens).fill(1)));
-    kernels.upload(this.onesOfHead, bytesOf(new Float32Array(this.attention.headDim).fill(1)));
+    kernels.upload(this.manyOnes, bytesOf(new Float32Array(Math.max(tokens, this.attention.headDim)).fill(1)));
     kernels.upload(this.frequencies, bytesOf(Float32Array.from(frequencies)));
     kernels.upload(this.positions, bytesOf(Int32Array.from({ length: tokens }, (_, t) => t)));
     kernels.upload(this.mask, bytesOf(wholeMask(tokens)));

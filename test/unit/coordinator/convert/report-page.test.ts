@@ -21,6 +21,8 @@ const report: ConversionReport = {
   heldOutTokens: 2048,
   calibrationHash: 'ab',
   sourceIdentity: 'cd',
+  without: [],
+  layers: [],
   seconds: 12,
   stageSeconds: { calibrate: 8, convert: 4 },
 };

@@ -14,11 +14,14 @@ import {
   multiply,
   multiplyTransposed,
   rowsOf,
+  stackRows,
+  zeros,
 } from '../../../../model/transmla/dense.ts';
 import {
   type HeadStatistics,
   type KeyValueStatistics,
-  keyValueStatistics,
+  keyValueMoments,
+  phasesOf,
 } from '../../../../model/transmla/layer-statistics.ts';
 import { applyRecipe, planRecipe, recipeLoss, recipeRotation } from '../../../../model/transmla/recipe.ts';
 import { random, randomDense, randomInputs, randomLayer } from './random-layer.ts';
@@ -51,16 +54,19 @@ function makeCase(sizes: [number, number, number], biased: boolean, phase: (l: n
       scoreWeight: 1 + 0.3 * h,
       probabilityWeight: 2 + 0.1 * h,
       queryMoment: multiplyTransposed(mix, mix),
-      phaseReal: Float64Array.from(phases, ([real]) => real),
-      phaseImaginary: Float64Array.from(phases, ([, imaginary]) => imaginary),
+      ...phasesOf(
+        Float64Array.from(phases, ([real]) => real),
+        Float64Array.from(phases, ([, imaginary]) => imaginary),
+      ),
     };
   });
-  const statistics = keyValueStatistics(maps, {
-    keyMoment: randomInputs(300, hiddenDim, 8).moment,
-    valueMoment: randomInputs(300, hiddenDim, 9).moment,
-    inputMoment: moment,
-    heads,
-  });
+  const one = zeros(1, hiddenDim + 1);
+  one.data[hiddenDim] = 1;
+  const keyValue = stackRows([maps.key, maps.value, one]);
+  const through = (inputs: Dense): Dense => congruence(keyValue, inputs);
+  const byKey = through(randomInputs(300, hiddenDim, 8).moment);
+  const byValue = through(randomInputs(300, hiddenDim, 9).moment);
+  const statistics = { ...keyValueMoments(byKey, byValue, through(moment)), heads };
   return { layout, maps, output, statistics, x: { rows: 10, cols: x.cols, data: x.data.subarray(0, 10 * x.cols) } };
 }
 

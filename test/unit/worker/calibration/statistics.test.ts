@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { splitStatistics, type StatisticsField } from '../../../../collective/statistics.ts';
+import { joinSegments } from '../../../../collective/window-sums.ts';
 import type { Checkpoint, LayerRole } from '../../../../model/checkpoint.ts';
 import { toFloat32 } from '../../../../model/dequantize.ts';
 import { openCheckpoint } from '../../../../model/open.ts';
@@ -28,13 +29,18 @@ describe.each(['llama-odd-heads', 'llama-attention-bias', 'llama-yarn', 'gemma2'
       await using checkpoint = await openCheckpoint(join(goldenFolder, 'tiny', name));
       const backend = await openBackend({ backend: backendName, device: '', threads: 1 });
       const windows = windowsOf(checkpoint.config.vocabSize, 2);
-      using session = await CalibrationSession.begin(checkpoint, backend, windows);
+      using session = await CalibrationSession.begin(checkpoint, backend, {
+        windows,
+        worldSize: 1,
+        rank: 0,
+        refits: false,
+      });
       const attention = checkpoint.config.attention;
       if (attention.kind !== 'gqa') throw new Error('expected GQA');
-      const shape = { ...checkpoint.config, headDim: attention.headDim };
+      const shape = { ...checkpoint.config, headDim: attention.headDim, numKvHeads: attention.numKvHeads };
       const streams = await Promise.all(windows.map((window) => embedded(checkpoint, window)));
       for (let layer = 0; layer < checkpoint.config.numLayers; layer++) {
-        const actual = splitStatistics(await session.statistics(layer), shape);
+        const actual = splitStatistics(joinSegments([await session.statistics(layer)], windows.length), shape);
         const expected = await definition(checkpoint, layer, streams);
         for (const field of Object.keys(expected) as StatisticsField[]) {
           const size = Math.max(...expected[field].map(Math.abs));
@@ -89,9 +95,9 @@ async function definition(checkpoint: Checkpoint, layer: number, streams: Float6
     ),
   ) as Record<LayerRole, Float32Array>;
   const fields: Fields = {
-    keyMoment: new Float64Array((D + 1) ** 2),
-    valueMoment: new Float64Array((D + 1) ** 2),
-    inputMoment: new Float64Array((D + 1) ** 2),
+    keyMoment: new Float64Array((2 * G * d + 1) ** 2),
+    valueMoment: new Float64Array((2 * G * d + 1) ** 2),
+    plainMoment: new Float64Array((2 * G * d + 1) ** 2),
     queryMoments: new Float64Array(H * d * d),
     scoreWeights: new Float64Array(H),
     probabilityWeights: new Float64Array(H),
@@ -142,11 +148,11 @@ async function definition(checkpoint: Checkpoint, layer: number, streams: Float6
         });
       }
     }
-    h.forEach((x, t) => {
-      const augmented = Float64Array.of(...x, 1);
+    h.forEach((_, t) => {
+      const augmented = Float64Array.of(...k[t]!, ...v[t]!, 1);
       addOuter(fields.keyMoment, augmented, omega[t]!);
       addOuter(fields.valueMoment, augmented, nu[t]!);
-      addOuter(fields.inputMoment, augmented, 1);
+      addOuter(fields.plainMoment, augmented, 1);
     });
     const expert = await feedForwardOf(checkpoint, layer);
     stream.forEach((x, t) => {

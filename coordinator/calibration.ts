@@ -1,0 +1,64 @@
+/**
+ * A cluster's calibration as its caller sees it: questions for one layer after another, answered by sums over all windows.
+ * Order and meaning: calibrationSchema of collective/messages.ts. Read next: convert/convert-recipe.ts.
+ */
+import { joinSegments } from '../collective/window-sums.ts';
+import type { Ask } from './ask-ranks.ts';
+import type { RankReply } from './control-loop.ts';
+
+export class Calibration {
+  readonly #ask: Ask;
+  #windows = 0;
+
+  constructor(ask: Ask) {
+    this.#ask = ask;
+  }
+
+  /** @param windows of equal length; ranks divide them  @param refits layers will be refitted */
+  async begin(windows: readonly (readonly number[])[], refits: boolean): Promise<void> {
+    this.#windows = windows.length;
+    await this.#ask({ kind: 'calibration', action: 'begin', windows: windows.map((window) => [...window]), refits });
+  }
+
+  /** Fields of collective/statistics.ts; layers in order. */
+  async statistics(layer: number): Promise<Float64Array> {
+    return this.#sums(await this.#ask({ kind: 'calibration', action: 'statistics', layer }));
+  }
+
+  /** Of all converted layers. */
+  async sizes(ropeDim: number, latentDim: number): Promise<void> {
+    await this.#ask({ kind: 'calibration', action: 'sizes', ropeDim, latentDim });
+  }
+
+  /** The original stream passes the layer. */
+  async original(): Promise<void> {
+    await this.#ask({ kind: 'calibration', action: 'original' });
+  }
+
+  /** @param maps layerMapFields of collective/refit-maps.ts  @returns valueEquationFields */
+  async attend(maps: Float32Array): Promise<Float64Array> {
+    return this.#sums(await this.#ask({ kind: 'calibration', action: 'attend' }, maps));
+  }
+
+  /** @param maps valueMapFields  @returns outputEquationFields */
+  async values(maps: Float32Array): Promise<Float64Array> {
+    return this.#sums(await this.#ask({ kind: 'calibration', action: 'values' }, maps));
+  }
+
+  /** The converted stream passes the layer. @param maps outputMapFields */
+  async advance(maps: Float32Array): Promise<void> {
+    await this.#ask({ kind: 'calibration', action: 'advance' }, maps);
+  }
+
+  /** Frees what the ranks hold. */
+  async end(): Promise<void> {
+    await this.#ask({ kind: 'calibration', action: 'end' });
+  }
+
+  #sums(replies: readonly RankReply[]): Float64Array {
+    return joinSegments(
+      replies.map(({ payload }) => payload),
+      this.#windows,
+    );
+  }
+}

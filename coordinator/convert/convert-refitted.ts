@@ -1,0 +1,161 @@
+/**
+ * The recipe with refit: layers in order, each planned on statistics of the stream that the converted layers before it
+ * produce, then refitted to the original's outputs. The ranks hold both streams and compute sums; this process plans
+ * and solves. While it plans a layer, the ranks take the original stream through it.
+ * Formulas: model/transmla/recipe.ts, refit.ts.
+ */
+import {
+  layerMapFields,
+  outputEquationFields,
+  outputMapFields,
+  type RefitShape,
+  splitFields,
+  fieldsLength,
+  valueEquationFields,
+  valueMapFields,
+} from '../../collective/refit-maps.ts';
+import { splitStatistics } from '../../collective/statistics.ts';
+import { type MlaMaps, splitBias } from '../../model/transmla/attention-maps.ts';
+import { type Dense, rowsOf, stackRows } from '../../model/transmla/dense.ts';
+import { type FloatType, roundFloats } from '../../model/transmla/encode-floats.ts';
+import type { LatentRotation } from '../../model/transmla/latent-rotation.ts';
+import { averageStatistics, type KeyValueStatistics } from '../../model/transmla/layer-statistics.ts';
+import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
+import {
+  applyRecipe,
+  planRecipe,
+  recipeLosses,
+  recipeRotation,
+  type RecipeLayer,
+  type RecipeSettings,
+} from '../../model/transmla/recipe.ts';
+import { missedOutput, refitOutput, refitValues } from '../../model/transmla/refit.ts';
+import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
+import { startProgress } from '../progress.ts';
+import type { LayerLoss } from './conversion-options.ts';
+import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
+
+export async function convertRefitted(
+  job: ConversionJob,
+  settings: RecipeSettings,
+): Promise<Pick<ConvertedLayers, 'final' | 'withoutRank' | 'losses'>> {
+  const { source, cluster, text } = job;
+  const { numLayers } = source.config;
+  const { calibration } = cluster;
+  const final: EncodedLayer[] = [];
+  const withoutRank: EncodedLayer[] = [];
+  const losses: LayerLoss[] = [];
+  using progress = startProgress('convert', numLayers, { name: 'layers', size: 1 });
+  await calibration.begin(text.windows, true);
+  await calibration.sizes(settings.ropeDim, settings.latentDim);
+  for (let layer = 0; layer < numLayers; layer++) {
+    const converted = await convertLayer(job, settings, layer);
+    const { maps, output } = converted.final;
+    final.push(await job.store(layer, maps, converted.rotation, output));
+    const whole = converted.withoutRank;
+    if (whole !== undefined) withoutRank.push(await job.store(layer, whole.maps, undefined, whole.output));
+    losses.push(converted.loss);
+    progress.update(layer + 1);
+  }
+  await calibration.end();
+  return { final, withoutRank: withoutRank.length > 0 ? withoutRank : undefined, losses };
+}
+
+interface ConvertedLayer {
+  readonly final: RecipeLayer;
+  readonly rotation: LatentRotation;
+  /** Undefined when nothing is dropped. */
+  readonly withoutRank: RecipeLayer | undefined;
+  readonly loss: LayerLoss;
+}
+
+async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer: number): Promise<ConvertedLayer> {
+  const { source, cluster, options } = job;
+  const { ropeDim, latentDim } = settings;
+  const { rope, hiddenDim } = source.config;
+  const layout = headLayout(source.config);
+  const shape: RefitShape = { hiddenDim, ...layout, ...settings };
+  const { calibration } = cluster;
+  const maps = await readGqaMaps(source, layer);
+  const output = await readOutputMap(source, layer);
+  const statistics = await statisticsOf(job, layer);
+  const passing = calibration.original();
+  // Reported by the await below, or not wanted any more after an error of ours.
+  passing.catch(() => undefined);
+  const plan = planRecipe(output, statistics, layout, ropeDim, options.without, options.sizes.portable);
+  const oneShot = applyRecipe(maps, output, statistics, layout, rope, plan, latentDim);
+  const fullRank = 2 * layout.numKvHeads * layout.headDim - ropeDim;
+  const whole = fullRank > latentDim ? applyRecipe(maps, output, statistics, layout, rope, plan, fullRank) : undefined;
+  const rotation = recipeRotation(statistics, plan, latentDim);
+  await passing;
+
+  const rounded = (map: Dense): Float32Array => roundFloats(map.data, options.dtype, `layer ${layer}`);
+  const valueFields = splitFields(
+    await calibration.attend(layerMaps(oneShot.maps, shape, options.dtype)),
+    valueEquationFields(shape),
+  );
+  const merged = layout.numKvHeads * layout.headDim;
+  const [keyUp, valueUp] = splitUp(oneShot.maps, shape);
+  const values = refitValues(valueFields, valueUp, rowsOf(statistics.mean, merged, 2 * merged), layout);
+  const valueMaps = new Float32Array(fieldsLength(valueMapFields(shape)));
+  valueMaps.set(rounded(values.valueUp));
+  const outputFields = splitFields(await calibration.values(valueMaps), outputEquationFields(shape));
+  const refitted = refitOutput(outputFields, output, values.bias);
+  const { weight, bias } = splitBias(refitted);
+  const outputMaps = new Float32Array(fieldsLength(outputMapFields(shape)));
+  const outputPlaces = splitFields(outputMaps, outputMapFields(shape));
+  outputPlaces.output.set(rounded(weight));
+  outputPlaces.outputBias.set(bias ?? []);
+  await calibration.advance(outputMaps);
+
+  const refittedMaps = { ...oneShot.maps, latentUp: joinUp(keyUp, values.valueUp, shape) };
+  return {
+    final: { maps: refittedMaps, output: refitted },
+    rotation,
+    withoutRank: whole,
+    loss: {
+      ...recipeLosses(plan, latentDim),
+      headsMissed: values.missedBefore,
+      headsMissedRefitted: values.missedAfter,
+      outputMissed: missedOutput(outputFields, outputFields.originals, output, refitted),
+    },
+  };
+}
+
+async function statisticsOf({ source, cluster, options }: ConversionJob, layer: number): Promise<KeyValueStatistics> {
+  const layout = headLayout(source.config);
+  const sums = await cluster.calibration.statistics(layer);
+  return averageStatistics(splitStatistics(sums, layout), layout, options.without);
+}
+
+/** As they will be written, so that the stream is that of the checkpoint. */
+function layerMaps(maps: MlaMaps, shape: RefitShape, dtype: FloatType): Float32Array {
+  const fields = layerMapFields(shape);
+  const payload = new Float32Array(fieldsLength(fields));
+  const places = splitFields(payload, fields);
+  const [query, down] = [splitBias(maps.query), splitBias(maps.latentDown)];
+  places.query.set(roundFloats(query.weight.data, dtype, 'query'));
+  places.queryBias.set(query.bias ?? []);
+  places.latentDown.set(roundFloats(down.weight.data, dtype, 'latentDown'));
+  places.latentDownBias.set(down.bias ?? []);
+  places.keyUp.set(roundFloats(splitUp(maps, shape)[0].data, dtype, 'latentUp'));
+  places.frequencies.set(maps.frequencies);
+  return payload;
+}
+
+/** W_UK and W_UV of all heads. [H d, r] each */
+function splitUp({ latentUp }: MlaMaps, { numHeads, headDim }: RefitShape): [Dense, Dense] {
+  const half = (head: number, which: number): Dense =>
+    rowsOf(latentUp, (2 * head + which) * headDim, (2 * head + which + 1) * headDim);
+  const all = (which: number): Dense => stackRows(Array.from({ length: numHeads }, (_, head) => half(head, which)));
+  return [all(0), all(1)];
+}
+
+/** The inverse of splitUp. [H (d + d), r] */
+function joinUp(keyUp: Dense, valueUp: Dense, { numHeads, headDim }: RefitShape): Dense {
+  const heads = Array.from({ length: numHeads }, (_, head) => [
+    rowsOf(keyUp, head * headDim, (head + 1) * headDim),
+    rowsOf(valueUp, head * headDim, (head + 1) * headDim),
+  ]);
+  return stackRows(heads.flat());
+}

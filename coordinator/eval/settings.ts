@@ -1,0 +1,20 @@
+/** Everything about model and cluster that a measured result depends on: part of every report, and of a resumed run's state. */
+import type { Checkpoint } from '../../model/checkpoint.ts';
+import type { Layout } from '../cluster-layout.ts';
+
+export function schemeSettings(checkpoint: Checkpoint, { plan, options }: Layout) {
+  const { backend, weights, cacheType, contextTokens, reparameterization, prefill } = options;
+  return {
+    model: checkpoint.identity,
+    scheme: plan.scheme,
+    ranks: plan.worldSize,
+    latentGroups: plan.latentGroups,
+    exactTokens: plan.exactTokens,
+    reparameterization,
+    prefill,
+    backend,
+    weights,
+    cacheType,
+    contextTokens,
+  };
+}

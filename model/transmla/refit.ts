@@ -1,0 +1,142 @@
+/**
+ * The layer-by-layer refit (docs/conversion.md, step 7). Layers are converted in order, each on the stream that
+ * the converted layers before it produce; then two ridge regressions bring its output back to the original's:
+ *     W_UV, per head: features f = [A_h c; 1], target the original head's output o_h, prior the PCA's decoder;
+ *     W_O: features g = [all refitted heads; 1], target W_O o, prior W_O.
+ * Both: W = (T + l D W0) (F + l D I)^-1 with F = sum f f^T, T = sum target f^T, D = mean of diag F. The accumulated error
+ * of the stream is no part of the targets: fitting it fits the calibration text. Pure: sums come from the ranks
+ * (collective/refit-maps.ts). Read next: coordinator/convert/convert-refitted.ts.
+ */
+import { invariant } from '../../config/errors.ts';
+import { type HeadLayout, kvHeadOf } from './attention-maps.ts';
+import { solveRows } from './cholesky.ts';
+import { added, colsOf, type Dense, denseFrom, joinCols, multiply, rowsOf, scaled, stackRows, zeros } from './dense.ts';
+
+/** Strengths l of the two regressions, relative to the mean energy of a feature. */
+export const refitRidge = { values: 0.03, output: 0.1 } as const;
+
+export interface ValueEquations {
+  readonly features: Float64Array; // [H, r + 1, r + 1]
+  readonly targets: Float64Array; // [H, d, r + 1]
+  readonly energy: Float64Array; // [H]
+}
+
+export interface RefittedValues {
+  /** W_UV of every head. [H d, r] */
+  readonly valueUp: Dense;
+  /** What every head's output has on top. [H d, 1] */
+  readonly bias: Dense;
+  /** Share of the heads' output energy that is missed, before and after. */
+  readonly missedBefore: number;
+  readonly missedAfter: number;
+}
+
+/**
+ * @param valueUp W_UV of every head by PCA [H d, r]  @param mean the value that is on top of it, per KV head [G d, 1]
+ */
+export function refitValues(
+  equations: ValueEquations,
+  valueUp: Dense,
+  mean: Dense,
+  layout: HeadLayout,
+  ridge: number = refitRidge.values,
+): RefittedValues {
+  const { numHeads, headDim } = layout;
+  const width = valueUp.cols + 1;
+  const fitted: Dense[] = [];
+  let [before, after, energy] = [0, 0, 0];
+  for (let head = 0; head < numHeads; head++) {
+    const features = part(equations.features, head, width, width);
+    const targets = part(equations.targets, head, headDim, width);
+    const start = kvHeadOf(head, layout) * headDim;
+    const prior = joinCols([
+      rowsOf(valueUp, head * headDim, (head + 1) * headDim),
+      rowsOf(mean, start, start + headDim),
+    ]);
+    const solved = ridgeSolve(features, targets, prior, ridge);
+    fitted.push(solved);
+    before += missed(prior, features, targets);
+    after += missed(solved, features, targets);
+    energy += equations.energy[head] ?? 0;
+  }
+  const all = stackRows(fitted);
+  const share = (saved: number): number => (energy > 0 ? Math.max(0, (energy + saved) / energy) : 0);
+  return {
+    valueUp: colsOf(all, 0, width - 1),
+    bias: colsOf(all, width - 1, width),
+    missedBefore: share(before),
+    missedAfter: share(after),
+  };
+}
+
+export interface OutputEquations {
+  readonly features: Float64Array; // [H d + 1, H d + 1]
+  readonly targets: Float64Array; // [H d + 1, H d + 1]
+}
+
+/**
+ * @param output the original W_O and bias [D, H d + 1]  @param bias of the refitted heads [H d, 1], which g lacks
+ * @returns W_O and bias for heads without theirs [D, H d + 1]
+ */
+export function refitOutput(
+  equations: OutputEquations,
+  output: Dense,
+  bias: Dense,
+  ridge: number = refitRidge.output,
+): Dense {
+  const width = output.cols;
+  const features = denseFrom(width, width, equations.features);
+  const targets = multiply(output, denseFrom(width, width, equations.targets));
+  return ridgeSolve(features, targets, withHeadBias(output, bias), ridge);
+}
+
+/** What the heads' biases contribute becomes a bias of the output. @param output [D, H d + 1]  @param bias [H d, 1] */
+export function withHeadBias(output: Dense, bias: Dense): Dense {
+  const weight = colsOf(output, 0, output.cols - 1);
+  const own = colsOf(output, output.cols - 1, output.cols);
+  return joinCols([weight, added(own, multiply(weight, bias), 1)]);
+}
+
+/** W = (T + l D W0) (F + l D I)^-1. @param features [n, n]  @param targets [m, n]  @param prior [m, n] */
+function ridgeSolve(features: Dense, targets: Dense, prior: Dense, ridge: number): Dense {
+  const n = features.rows;
+  let trace = 0;
+  for (let i = 0; i < n; i++) trace += features.data[i * n + i] ?? 0;
+  // A layer that attends to nothing has no features: its decoder stays.
+  if (!(trace > 0)) return prior;
+  const strength = (ridge * trace) / n;
+  const regular = zeros(n, n);
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < n; j++) {
+      // Float32 sums of a rank need not be symmetric to the last bit.
+      const mean = ((features.data[i * n + j] ?? 0) + (features.data[j * n + i] ?? 0)) / 2;
+      regular.data[i * n + j] = mean + (i === j ? strength : 0);
+    }
+  }
+  return solveRows(regular, added(targets, prior, strength));
+}
+
+/** sum |o - W f|^2 less the energy of o: tr(W F W^T) - 2 tr(W T^T). */
+function missed(map: Dense, features: Dense, targets: Dense): number {
+  const through = added(multiply(map, features), targets, -2);
+  return map.data.reduce((sum, value, i) => sum + value * (through.data[i] ?? 0), 0);
+}
+
+function part(values: Float64Array, head: number, rows: number, cols: number): Dense {
+  const own = values.subarray(head * rows * cols, (head + 1) * rows * cols);
+  invariant(own.length === rows * cols, `normal equations of head ${head}: ${own.length} numbers`);
+  return { rows, cols, data: own };
+}
+
+/** Share of the layer's attention output that is missed: |W_O o - W g|^2 over |W_O o|^2. @param originals [H d + 1, H d + 1] */
+export function missedOutput(
+  { features, targets }: OutputEquations,
+  originals: Float64Array,
+  output: Dense,
+  refitted: Dense,
+): number {
+  const width = output.cols;
+  const energy = missed(scaled(output, 1), denseFrom(width, width, originals), zeros(output.rows, width));
+  const saved = missed(refitted, denseFrom(width, width, features), multiply(output, denseFrom(width, width, targets)));
+  return energy > 0 ? Math.max(0, (energy + saved) / energy) : 0;
+}

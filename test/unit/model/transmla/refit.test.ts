@@ -1,0 +1,94 @@
+import { describe, expect, it } from 'vitest';
+import { solveRows } from '../../../../model/transmla/cholesky.ts';
+import {
+  colsOf,
+  type Dense,
+  multiply,
+  multiplyTransposed,
+  stackRows,
+  zeros,
+} from '../../../../model/transmla/dense.ts';
+import { missedOutput, refitOutput, refitValues, withHeadBias } from '../../../../model/transmla/refit.ts';
+import { random, randomDense } from './random-layer.ts';
+
+const layout = { numHeads: 4, numKvHeads: 2, headDim: 6 };
+const [latentDim, tokens, hiddenDim] = [5, 400, 11];
+
+function withOnes(x: Dense): Dense {
+  const ones = zeros(1, x.cols);
+  ones.data.fill(1);
+  return stackRows([x, ones]);
+}
+
+function worst(a: Dense, b: Dense): number {
+  return a.data.reduce((max, value, i) => Math.max(max, Math.abs(value - b.data[i]!)), 0);
+}
+
+it('solves rows', () => {
+  const next = random(1);
+  const root = randomDense(9, 12, next);
+  const a = multiplyTransposed(root, root);
+  const x = randomDense(3, 9, next);
+  expect(worst(solveRows(a, multiply(x, a)), x)).toBeLessThan(1e-9);
+  expect(() => solveRows({ ...a, data: a.data.map((value) => -value) }, x)).toThrow(
+    'not positive definite at row 0 of 9',
+  );
+});
+
+describe('W_UV', () => {
+  const next = random(2);
+  const heads = Array.from({ length: layout.numHeads }, () => {
+    const features = withOnes(randomDense(latentDim, tokens, next)); // [r + 1, T]
+    const truth = randomDense(layout.headDim, latentDim + 1, next);
+    return { features, truth, outputs: multiply(truth, features) };
+  });
+  const flat = (parts: Dense[]): Float64Array => stackRows(parts).data;
+  const equations = {
+    features: flat(heads.map(({ features }) => multiplyTransposed(features, features))),
+    targets: flat(heads.map(({ features, outputs }) => multiplyTransposed(outputs, features))),
+    energy: Float64Array.from(heads, ({ outputs }) => outputs.data.reduce((sum, value) => sum + value * value, 0)),
+  };
+  const prior = randomDense(layout.numHeads * layout.headDim, latentDim, next);
+  const mean = randomDense(layout.numKvHeads * layout.headDim, 1, next);
+
+  it('is found where the features explain the outputs', () => {
+    const fitted = refitValues(equations, prior, mean, layout, 1e-9);
+    const truth = stackRows(heads.map((head) => head.truth));
+    expect(worst(fitted.valueUp, colsOf(truth, 0, latentDim))).toBeLessThan(1e-6);
+    expect(worst(fitted.bias, colsOf(truth, latentDim, latentDim + 1))).toBeLessThan(1e-6);
+    expect(fitted.missedBefore).toBeGreaterThan(0.5);
+    expect(fitted.missedAfter).toBeLessThan(1e-9);
+  });
+
+  it('stays at the prior where the ridge is strong, or nothing was seen', () => {
+    const strong = refitValues(equations, prior, mean, layout, 1e9);
+    expect(worst(strong.valueUp, prior)).toBeLessThan(1e-6);
+    const nothing = {
+      features: equations.features.map(() => 0),
+      targets: equations.targets.map(() => 0),
+      energy: new Float64Array(layout.numHeads),
+    };
+    expect(refitValues(nothing, prior, mean, layout).valueUp).toEqual(prior);
+  });
+});
+
+it('W_O makes up for heads that differ by a linear map', () => {
+  const next = random(3);
+  const width = layout.numHeads * layout.headDim;
+  const heads = randomDense(width, tokens, next);
+  const mix = randomDense(width, width, next);
+  const output = randomDense(hiddenDim, width + 1, next);
+  const [features, targets] = [withOnes(heads), withOnes(multiply(mix, heads))];
+  const equations = {
+    features: multiplyTransposed(features, features).data,
+    targets: multiplyTransposed(targets, features).data,
+  };
+  const originals = multiplyTransposed(targets, targets).data;
+  const bias = randomDense(width, 1, next);
+  const prior = withHeadBias(output, bias);
+  const refitted = refitOutput(equations, output, bias, 1e-9);
+  expect(worst(multiply(refitted, features), multiply(output, targets))).toBeLessThan(1e-5);
+  expect(missedOutput(equations, originals, output, refitted)).toBeLessThan(1e-9);
+  expect(missedOutput(equations, originals, output, prior)).toBeGreaterThan(0.1);
+  expect(worst(refitOutput(equations, output, bias, 1e9), prior)).toBeLessThan(1e-6);
+});

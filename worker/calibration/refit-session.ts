@@ -1,0 +1,170 @@
+/**
+ * One rank's part of a layer-by-layer refit: two residual streams for each of its windows, that of the original model and
+ * that of the converted one. For each layer, in this order: original (targets), attention (normal equations of W_UV),
+ * values (normal equations of W_O), advance. Statistics of the layer are taken before, on the converted stream, by
+ * calibration-session.ts, which has loaded the layer's weights. Sums as in collective/window-sums.ts.
+ * Read next: refit-programs.ts.
+ */
+import { invariant } from '../../config/errors.ts';
+import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';
+import type { Range } from '../../config/shard-plan.ts';
+import {
+  fieldsLength,
+  layerMapFields,
+  outputEquationFields,
+  outputMapFields,
+  type RefitShape,
+  splitFields,
+  valueEquationFields,
+  valueMapFields,
+} from '../../collective/refit-maps.ts';
+import { sumSegments } from '../../collective/window-sums.ts';
+import type { Kernels, Tensor } from '../kernels/kernels.ts';
+import { bytesOf } from '../rank-parts.ts';
+import { RefitPrograms } from './refit-programs.ts';
+import type { WholeLayer } from './whole-layer.ts';
+
+/** The windows of one rank. */
+export interface OwnWindows {
+  /** Index among all windows of the first one. */
+  readonly first: number;
+  /** The converted model's where layers are refitted. [windows][T * D] */
+  readonly streams: readonly Float32Array[];
+  readonly segments: readonly Range[];
+  readonly tokens: number;
+}
+
+/** Of one window and layer. */
+interface Attended {
+  readonly targets: Float32Array; // [T, H d]
+  features: Float32Array; // [H, T, r]; empty before and after use
+  heads: Float32Array; // [T, H d]
+}
+
+export class RefitSession implements Disposable {
+  private readonly kernels: Kernels;
+  private readonly model: ModelConfig;
+  private readonly attention: GqaConfig;
+  private readonly layer: WholeLayer;
+  private readonly own: OwnWindows;
+  private readonly originals: readonly Float32Array[]; // [windows][T * D]
+  private readonly attended: readonly Attended[]; // [windows]
+  private programs: RefitPrograms | undefined;
+  private shape: RefitShape | undefined;
+
+  constructor(kernels: Kernels, model: ModelConfig, attention: GqaConfig, layer: WholeLayer, own: OwnWindows) {
+    this.kernels = kernels;
+    this.model = model;
+    this.attention = attention;
+    this.layer = layer;
+    this.own = own;
+    this.originals = own.streams.map((stream) => stream.slice());
+    const none = new Float32Array(0);
+    const size = own.tokens * model.numHeads * attention.headDim;
+    this.attended = own.streams.map(() => ({ targets: new Float32Array(size), features: none, heads: none }));
+  }
+
+  /** Sizes of every layer that follows. */
+  begin(ropeDim: number, latentDim: number): void {
+    const { hiddenDim, numHeads } = this.model;
+    this.shape = { hiddenDim, numHeads, headDim: this.attention.headDim, ropeDim, latentDim };
+    this.programs?.[Symbol.dispose]();
+    this.programs = new RefitPrograms(
+      this.kernels,
+      this.model,
+      this.attention,
+      this.layer,
+      this.shape,
+      this.own.tokens,
+    );
+  }
+
+  /** Takes the original streams through the layer and keeps the heads' outputs as targets. */
+  original(): void {
+    const { programs } = this.started();
+    programs.begin();
+    this.attended.forEach(({ targets }, i) => programs.runOriginal(this.window(this.originals, i), targets));
+  }
+
+  /** @param maps layerMapFields  @returns valueEquationFields, by segment */
+  attend(maps: Float32Array): Float32Array {
+    const { programs, shape } = this.started();
+    const fields = splitFields(maps, layerMapFields(shape));
+    const { keyUp, ...others } = fields;
+    this.upload(programs.keyUp, keyUp);
+    for (const name of ['query', 'queryBias', 'latentDown', 'latentDownBias', 'frequencies'] as const)
+      this.upload(programs[name], others[name]);
+    const length = fieldsLength(valueEquationFields(shape));
+    return sumSegments(this.own.segments, length, (window) => this.valueEquations(window - this.own.first));
+  }
+
+  /** @param maps valueMapFields  @returns outputEquationFields, by segment */
+  values(maps: Float32Array): Float32Array {
+    const { programs, shape } = this.started();
+    this.upload(programs.valueUp, splitFields(maps, valueMapFields(shape)).valueUp);
+    const length = fieldsLength(outputEquationFields(shape));
+    return sumSegments(this.own.segments, length, (window) => this.outputEquations(window - this.own.first));
+  }
+
+  /** Takes the converted streams through the layer. @param maps outputMapFields */
+  advance(maps: Float32Array): void {
+    const { programs, shape } = this.started();
+    const { output, outputBias } = splitFields(maps, outputMapFields(shape));
+    this.upload(programs.output, output);
+    this.upload(programs.outputBias, outputBias);
+    this.attended.forEach((attended, i) => {
+      programs.runAdvance(this.window(this.own.streams, i), attended.heads);
+      attended.heads = new Float32Array(0);
+    });
+  }
+
+  [Symbol.dispose](): void {
+    this.programs?.[Symbol.dispose]();
+  }
+
+  private valueEquations(i: number): Float64Array {
+    const { programs, shape } = this.started();
+    const { numHeads, headDim, latentDim } = shape;
+    const attended = this.window(this.attended, i);
+    attended.features = new Float32Array(numHeads * this.own.tokens * latentDim);
+    const fields = valueEquationFields(shape);
+    const sums = new Float32Array(fieldsLength(fields));
+    const { features, targets } = splitFields(sums, fields);
+    programs.runAttention(this.window(this.own.streams, i), attended.targets, attended.features, [features, targets]);
+    const all = Float64Array.from(sums);
+    const { energy } = splitFields(all, fields);
+    attended.targets.forEach((value, at) => {
+      const head = Math.floor((at % (numHeads * headDim)) / headDim);
+      energy[head] = (energy[head] ?? 0) + value * value;
+    });
+    return all;
+  }
+
+  private outputEquations(i: number): Float64Array {
+    const { programs, shape } = this.started();
+    const attended = this.window(this.attended, i);
+    attended.heads = new Float32Array(attended.targets.length);
+    const fields = outputEquationFields(shape);
+    const sums = new Float32Array(fieldsLength(fields));
+    const { features, targets, originals } = splitFields(sums, fields);
+    programs.runValues(attended.features, attended.targets, attended.heads, [features, targets, originals]);
+    attended.features = new Float32Array(0);
+    return Float64Array.from(sums);
+  }
+
+  private started(): { programs: RefitPrograms; shape: RefitShape } {
+    const { programs, shape } = this;
+    invariant(programs !== undefined && shape !== undefined, 'refit before its sizes');
+    return { programs, shape };
+  }
+
+  private window<Value>(values: readonly Value[], i: number): Value {
+    const value = values[i];
+    invariant(value !== undefined, `no window ${i} of ${values.length}`);
+    return value;
+  }
+
+  private upload(tensor: Tensor, values: Float32Array): void {
+    this.kernels.upload(tensor, bytesOf(values));
+  }
+}
