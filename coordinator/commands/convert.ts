@@ -8,7 +8,7 @@ import type { CommandContext } from '../command-context.ts';
 import { defaultCacheRatio } from '../convert/choose-settings.ts';
 import { conversionMethods, type ConversionOptions, type ConversionReport } from '../convert/conversion-options.ts';
 import { convertCheckpoint } from '../convert/convert-checkpoint.ts';
-import { recipeStepNames, recipeSteps } from '../../model/transmla/recipe-steps.ts';
+import { type RecipeStep, recipeStepNames, recipeSteps } from '../../model/transmla/recipe-steps.ts';
 import { explain } from '../convert/explain.ts';
 import { resolveModel } from '../fetch.ts';
 import { jsonFlag, number, optionalNumber, type FlagsOf } from '../flags.ts';
@@ -30,10 +30,9 @@ const convertFlags = <T>(command: Argv<T>) =>
       describe: 'recipe: errors weighed by what they do, least loss; published: TransMLA as in its paper and code',
     })
     .option('without', {
-      array: true,
-      choices: recipeStepNames,
-      default: [],
-      describe: `recipe: steps to leave out, to see what each is worth. ${recipeStepNames.map((step) => `${step}: ${recipeSteps[step]}`).join('; ')}`,
+      type: 'string',
+      default: '',
+      describe: `recipe: steps to leave out, separated by commas, to see what each is worth. ${recipeStepNames.map((step) => `${step}: ${recipeSteps[step]}`).join('; ')}`,
       defaultDescription: 'none',
     })
     .option('explain', { type: 'boolean', default: false, describe: 'recipe: print where each layer loses' })
@@ -122,7 +121,7 @@ async function optionsOf(flags: ConvertFlags, context: CommandContext): Promise<
   return {
     model,
     method: flags.method,
-    without: new Set(flags.without),
+    without: stepsOf(flags.without),
     out: flags.out,
     force: flags.force,
     sizes: {
@@ -154,6 +153,19 @@ async function textOf(model: string, context: CommandContext): Promise<Conversio
     context.log(`${error.message}; the converted model will have none either`);
     return null;
   }
+}
+
+function stepsOf(given: string): ReadonlySet<RecipeStep> {
+  const names = given === '' ? [] : given.split(',');
+  return new Set(
+    names.map((name) => {
+      const step = recipeStepNames.find((known) => known === name);
+      if (step !== undefined) return step;
+      throw new ConfigError(
+        `--without: expected steps of ${recipeStepNames.join(', ')}, separated by commas, got ${JSON.stringify(name)}`,
+      );
+    }),
+  );
 }
 
 function autoOrNumber(name: string, given: string): number | 'auto' {
