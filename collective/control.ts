@@ -1,20 +1,20 @@
 /**
- * The two ends of the control plane: ControlServer (coordinator, ROUTER) and ControlClient (rank, DEALER). They carry the
- * messages of messages.ts, one receive in flight and one send after another.
+ * The coordinator's end of the control plane (ROUTER); control-client.ts is a rank's. Both carry the messages of
+ * messages.ts, one receive in flight and one send after another.
  * Refuses: messages that no schema accepts, strangers, second claimants of a rank (dropped and counted).
  * Read next: messages.ts, zmq.ts (the sockets).
  */
 import { PeerError } from '../config/errors.ts';
+import { packageVersion } from '../config/version.ts';
+import type { Curve } from './curve.ts';
 import { Deadline } from './deadline.ts';
 import { removeSocketFolder } from './endpoint.ts';
-import { encodeMessage, FrameError, parseMessage } from './frame.ts';
-import { toCoordinatorSchema, toRankSchema } from './messages.ts';
-import type { ToCoordinator, ToRank } from './messages.ts';
-import { bindRouter, connectDealer, receiveWithin, sendWithin } from './zmq.ts';
-import type { Dealer, Router } from './zmq.ts';
-
-/** After a lost connection, messages that arrived before it are still delivered. */
-const drainMs = 50;
+import { decodeMessage, encodeMessage, FrameError, parseMessage } from './frame.ts';
+import { greetingSchema, type Hello, type Offer } from './greetings.ts';
+import { protocolVersion, toCoordinatorSchema } from './messages.ts';
+import type { FromRank, ToCoordinator, ToRank } from './messages.ts';
+import { bindRouter, receiveWithin, sendWithin } from './zmq.ts';
+import type { Router } from './zmq.ts';
 
 export interface Received<Message> {
   readonly message: Message;
@@ -26,6 +26,10 @@ export interface Received<Message> {
 const defaultHeartbeatMs = 200;
 /** Unanswered heartbeats until a connection is given up: a rank that is frozen is noticed after 3 to 4 intervals. */
 const missedHeartbeats = 3;
+const handshakeErrors = [
+  ['handshake:error:auth', 'its key is not the one of this cluster'],
+  ['handshake:error:protocol', 'no key, keys that do not fit, or not ZeroMQ'],
+] as const;
 /** Between looks at who is lost: strangers who come and go must not cost more. */
 const probeEveryMs = 20;
 
@@ -41,6 +45,14 @@ export class ControlServer implements AsyncDisposable {
   lastRefusal: string | null = null;
   /** What a hello has to carry, so that only processes meant for this run become ranks; undefined: anything. */
   token: string | undefined;
+  /** Which rank a process gets that offers itself, or why it gets none. `isTaken`: whether a process has the rank. */
+  place: (offer: Offer, isTaken: (rank: number) => boolean) => { rank: number } | { refusal: string } = () => ({
+    refusal: 'this coordinator starts all its ranks itself',
+  });
+  /** Told why an offer, hello or connection was refused. */
+  onRefusal: (reason: string) => void = () => undefined;
+  /** Connections that ended in the handshake: wrong keys, or no ZeroMQ at all. */
+  refusedHandshakes = 0;
   /** Called when a rank that has said hello can no longer be reached: its process or host is gone, or frozen. */
   onLost: (rank: number) => void = () => undefined;
 
@@ -60,14 +72,21 @@ export class ControlServer implements AsyncDisposable {
     socket.events.on('disconnect', () => {
       this.#probing ??= setTimeout(() => void this.#probe(), probeEveryMs);
     });
+    for (const [event, reason] of handshakeErrors)
+      socket.events.on(event, () => {
+        this.refusedHandshakes++;
+        this.onRefusal(`a connection to ${endpoint}: ${reason}`);
+      });
   }
 
   /**
    * @param endpoint 'ipc' (a socket file in a fresh temporary folder), 'tcp://127.0.0.1:*', or a full address
+   * @param curve keys that every rank has to have; undefined: whoever reaches the address is heard
    * @throws ConfigError when the address cannot be bound
    */
-  static async bind(endpoint: string, heartbeatMs = defaultHeartbeatMs): Promise<ControlServer> {
-    const bound = await bindRouter(endpoint, { intervalMs: heartbeatMs, timeoutMs: missedHeartbeats * heartbeatMs });
+  static async bind(endpoint: string, heartbeatMs = defaultHeartbeatMs, curve?: Curve): Promise<ControlServer> {
+    const heartbeats = { intervalMs: heartbeatMs, timeoutMs: missedHeartbeats * heartbeatMs };
+    const bound = await bindRouter(endpoint, heartbeats, curve?.server);
     return new ControlServer(bound.socket, bound.endpoint, heartbeatMs);
   }
 
@@ -126,22 +145,53 @@ export class ControlServer implements AsyncDisposable {
 
   #accept(frames: readonly Buffer[]): Received<ToCoordinator> | null {
     const [peer, ...rest] = frames;
-    const received = peer && this.#parse(rest, toCoordinatorSchema);
+    const received = peer && this.#parse(peer, rest);
     if (!received) return null;
-    const { kind, rank } = received.message;
+    const { message } = received;
+    if (message.kind === 'offer') return this.#placed(peer, message);
+    const { kind, rank } = message;
     const known = this.#peers.get(rank);
-    if (known?.equals(peer)) return received;
-    if (kind === 'hello' && this.token !== undefined && received.message.token !== this.token)
-      return this.#refuse(`hello of rank ${rank} with another token, process ${received.message.pid}`);
-    if (kind !== 'hello') return this.#refuse(`${kind} of rank ${rank} from a process that has not said hello`);
-    if (known) return this.#refuse(`hello of a second rank ${rank}, process ${received.message.pid}`);
-    this.#peers.set(rank, peer);
-    return received;
+    if (!known?.equals(peer)) {
+      if (kind !== 'hello') return this.#refuse(`${kind} of rank ${rank} from a process that has not said hello`);
+      if (this.token !== undefined && message.token !== this.token)
+        return this.#refuse(`hello of rank ${rank} with another token, process ${message.pid}`);
+      if (known) return this.#refuse(`hello of a second rank ${rank}, process ${message.pid}`);
+      this.#peers.set(rank, peer);
+    }
+    return received.payload ? { message, payload: received.payload } : { message };
   }
 
-  #parse(frames: readonly Buffer[], schema: typeof toCoordinatorSchema): Received<ToCoordinator> | null {
+  #placed(peer: Buffer, offer: Offer): Received<ToCoordinator> | null {
+    const { worldSize: _, modelIdentity: __, ...greeting } = offer;
+    const isKnown = [...this.#peers.values()].some((known) => known.equals(peer));
+    const place = isKnown ? { refusal: 'it has a rank already' } : this.place(offer, (rank) => this.#peers.has(rank));
+    if ('refusal' in place) return this.#turnAway(peer, place.refusal, `process ${offer.pid} on ${offer.host}`);
+    this.#peers.set(place.rank, peer);
+    const hello: Hello = { ...greeting, kind: 'hello', rank: place.rank };
+    return { message: hello };
+  }
+
+  /** Tells a process that offered itself why not. */
+  #turnAway(peer: Buffer, reason: string, who: string): null {
+    const frames = [peer, ...encodeMessage({ kind: 'refused', reason } satisfies ToRank)];
+    // Who cannot take the answer is gone and needs none.
+    this.#sends = this.#sends
+      .then(() => sendWithin(this.#socket, frames, () => `refusal of ${who}`))
+      .catch(() => undefined);
+    this.onRefusal(`${who}: ${reason}`);
+    return this.#refuse(`offer of ${who}: ${reason}`);
+  }
+
+  #parse(peer: Buffer, frames: readonly Buffer[]): Received<FromRank> | null {
     try {
-      return parseMessage(frames, schema);
+      // Before the strict schema: what another version says may have another shape.
+      const greeting = greetingSchema.safeParse(decodeMessage(frames).message).data;
+      if (greeting !== undefined && greeting.protocol !== protocolVersion) {
+        const { host, version, protocol } = greeting;
+        const reason = `version ${version}, protocol ${protocol}; expected ${packageVersion}, protocol ${protocolVersion}; install the same version`;
+        return this.#turnAway(peer, reason, `process on ${host}`);
+      }
+      return parseMessage(frames, toCoordinatorSchema);
     } catch (error) {
       if (error instanceof FrameError) return this.#refuse(error.message);
       throw error;
@@ -152,82 +202,5 @@ export class ControlServer implements AsyncDisposable {
     this.refused++;
     this.lastRefusal = reason;
     return null;
-  }
-}
-
-/** A rank's end. */
-export class ControlClient implements AsyncDisposable {
-  readonly #socket: Dealer;
-  readonly #rank: number;
-  readonly #endpoint: string;
-  #lost = false;
-  #isReceiving = false;
-  #sends: Promise<void> = Promise.resolve();
-
-  private constructor(socket: Dealer, endpoint: string, rank: number) {
-    this.#socket = socket;
-    this.#endpoint = endpoint;
-    this.#rank = rank;
-  }
-
-  /** @throws PeerError when no coordinator answers at `endpoint` within `timeoutMs` */
-  static async connect(endpoint: string, rank: number, timeoutMs = 10_000): Promise<ControlClient> {
-    const socket = await connectDealer(endpoint, timeoutMs);
-    if (socket === null) throw new PeerError(`rank ${rank}: no coordinator at ${endpoint} in ${timeoutMs} ms`);
-    const client = new ControlClient(socket, endpoint, rank);
-    socket.events.on('disconnect', () => client.#loseConnection());
-    return client;
-  }
-
-  /** @throws PeerError when the coordinator is gone or takes no messages. The payload is copied. */
-  send(message: ToCoordinator, payload?: Float32Array): Promise<void> {
-    const frames = encodeMessage(message, payload);
-    const sent = this.#sends.then(() => {
-      if (this.#lost || this.#socket.closed) throw this.#ended();
-      return sendWithin(this.#socket, frames, () => `message ${message.kind} of rank ${this.#rank} to the coordinator`);
-    });
-    // The caller sees the failure; it must not fail the sends that wait behind it.
-    this.#sends = sent.catch(() => undefined);
-    return sent;
-  }
-
-  /**
-   * The next message, also one that arrived before the connection was lost.
-   * @throws PeerError after close, when the coordinator is gone, when it sends what no schema accepts (it is trusted,
-   * so this is another version of it), or when `timeoutMs` pass without a message
-   */
-  async receive(timeoutMs?: number): Promise<Received<ToRank>> {
-    this.#isReceiving = true;
-    const frames = await receiveWithin(this.#socket, this.#lost ? 0 : (timeoutMs ?? -1));
-    this.#isReceiving = false;
-    if (!frames) throw this.#noMessage(timeoutMs);
-    try {
-      return parseMessage(frames, toRankSchema);
-    } catch (error) {
-      if (!(error instanceof FrameError)) throw error;
-      throw new PeerError(`rank ${this.#rank}: bad message from the coordinator: ${error.message}`, { cause: error });
-    }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#socket.close();
-    // A coordinator that was killed leaves its socket files; the ranks that notice remove them.
-    if (this.#lost) await removeSocketFolder(this.#endpoint);
-  }
-
-  #loseConnection(): void {
-    this.#lost = true;
-    // A receive in flight would wait for ever: the socket is closed under it once nothing more can arrive.
-    setTimeout(() => this.#isReceiving && this.#socket.close(), drainMs);
-  }
-
-  #noMessage(timeoutMs: number | undefined): PeerError {
-    if (this.#lost || this.#socket.closed) return this.#ended();
-    return new PeerError(`rank ${this.#rank}: nothing from the coordinator in ${timeoutMs} ms`);
-  }
-
-  #ended(): PeerError {
-    const why = this.#lost ? `the coordinator at ${this.#endpoint} is gone` : 'control channel is closed';
-    return new PeerError(`rank ${this.#rank}: ${why}`);
   }
 }

@@ -3,12 +3,14 @@ import { ConfigError } from '../config/errors.ts';
 import type { ProcessGroup } from './group.ts';
 import type { Tamper } from './mailbox.ts';
 import type { Setup } from './messages.ts';
+import { MpiGroup } from './mpi-group.ts';
+import { openMpi } from './mpi.ts';
 import { createSharedMemoryGroup } from './shared-memory.ts';
 import type { RingBinding } from './zeromq-group.ts';
 
 export interface JoinedGroup extends AsyncDisposable {
   readonly group: ProcessGroup;
-  /** For people: 'zeromq', 'shared memory', 'none'. */
+  /** For people: 'zeromq', 'shared memory', 'mpi', 'none'. */
   readonly transport: string;
 }
 
@@ -27,8 +29,10 @@ export interface GroupControls {
 export async function createGroup(ring: RingBinding, setup: Setup, controls: GroupControls = {}): Promise<JoinedGroup> {
   const { rank, worldSize, epoch, ringEndpoints: endpoints, options } = setup;
   const { transport, timeoutMs } = options;
-  if (transport === 'mpi')
-    throw new ConfigError('transport: mpi is not available in this version; use auto, shm or zeromq');
+  if (transport === 'mpi') {
+    const group = new MpiGroup(openMpi(), rank, worldSize);
+    return { group, transport: 'mpi', [Symbol.asyncDispose]: () => group[Symbol.asyncDispose]() };
+  }
   const zeroMq = await ring.join({ rank, worldSize, epoch, endpoints, timeoutMs, ...controls });
   const alone: JoinedGroup = {
     group: zeroMq,

@@ -3,11 +3,12 @@
  * a port chosen by the system. Removes what it made; libzmq leaves the files of bound ipc sockets behind.
  * Read next: zmq.ts.
  */
+import { createSocket } from 'node:dgram';
 import { rmSync } from 'node:fs';
 import { mkdtemp, readdir, rm, rmdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
-import { InvariantError } from '../config/errors.ts';
+import { InvariantError, PeerError } from '../config/errors.ts';
 
 const folderPrefix = 'tpla-';
 
@@ -23,12 +24,32 @@ export async function freshEndpoint(requested: string, name: string): Promise<st
 
 /**
  * Where a rank binds so that its peers reach it the way it reaches the coordinator: beside the coordinator's socket
- * file, or on a port of the same interface kind. The process id keeps a restarted rank off its predecessor's file.
+ * file, or on a port of the address that this machine has towards it. The process id keeps a restarted rank off its
+ * predecessor's file. @throws PeerError when there is no route to the coordinator
  */
-export function ringEndpointBeside(controlEndpoint: string, rank: number): string {
+export async function ringEndpointBeside(controlEndpoint: string, rank: number): Promise<string> {
   const path = socketPath(controlEndpoint);
-  if (path === null) return 'tcp://127.0.0.1:*';
+  if (path === null) return `tcp://${await ownAddressTowards(controlEndpoint)}:*`;
   return `ipc://${join(dirname(path), `rank-${rank}-${process.pid}.sock`)}`;
+}
+
+/** Connecting a UDP socket asks the system for the route and sends nothing. */
+function ownAddressTowards(endpoint: string): Promise<string> {
+  const [, host = '', port = ''] = /^tcp:\/\/(.+):(\d+)$/.exec(endpoint) ?? [];
+  return new Promise((resolve, reject) => {
+    const socket = createSocket('udp4');
+    const settle = (action: () => void): void => {
+      socket.close();
+      action();
+    };
+    socket.once('error', (cause) =>
+      settle(() => reject(new PeerError(`no route to ${endpoint}: ${cause.message}`, { cause }))),
+    );
+    socket.connect(Number(port), host, () => {
+      const { address } = socket.address();
+      settle(() => resolve(address));
+    });
+  });
 }
 
 /** Removes the socket file and, when it was the last one there, the temporary folder. Harmless when already gone. */

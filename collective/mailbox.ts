@@ -14,7 +14,7 @@ import { describeCall } from './operation.ts';
 import type { OperationCall } from './operation.ts';
 import type { Transport } from './ring.ts';
 import { connectPush, receiveWithin, sendWithin } from './zmq.ts';
-import type { Pull, Push } from './zmq.ts';
+import type { CurveOptions, Pull, Push } from './zmq.ts';
 
 /** A receive looks this often whether the group was closed meanwhile. */
 const closeCheckMs = 100;
@@ -36,6 +36,8 @@ export interface MailboxSettings {
   readonly groupTag: number;
   /** Deadline of every receive and every send. */
   readonly timeoutMs: number;
+  /** Of the sockets that connect; undefined: frames travel in the clear. */
+  readonly curve?: CurveOptions | undefined;
   /** Fault drills only: what is sent instead of a frame; null: nothing. */
   readonly tamper?: Tamper | undefined;
 }
@@ -70,7 +72,7 @@ export class Mailbox implements Transport {
     this.#stats = stats;
     this.#inbox = inbox;
     this.#outlets = settings.endpoints.map((endpoint, peer) =>
-      peer === settings.rank ? null : connectPush(endpoint, settings.timeoutMs),
+      peer === settings.rank ? null : connectPush(endpoint, settings.timeoutMs, settings.curve),
     );
     this.#waiting = settings.endpoints.map(() => []);
     this.#damagedAt = settings.endpoints.map(() => 0);

@@ -5,14 +5,16 @@
  *
  * A run: rank sends hello; coordinator answers setup when all ranks have said hello; rank loads its slice, joins its
  * ring, sends ready; then the coordinator sends requests, and each rank answers each with one reply or with failed.
+ * A rank on another machine sends offer instead of hello: the coordinator gives it a rank, or answers refused.
  * After a fault: the rank that is started again is set up as above, with the next epoch; the others are sent rejoin,
  * give up what they were doing, keep their weights, join the new ring and send ready again.
  */
 import { z } from 'zod';
+import { helloSchema, offerSchema, refusedSchema, type Offer } from './greetings.ts';
 import { expertShardings, schemes } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
-export const protocolVersion = 2;
+export const protocolVersion = 3;
 
 const count = z.number().int().nonnegative();
 const range = z.strictObject({ start: count, end: count });
@@ -82,21 +84,6 @@ export const wantSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('score'), targets: z.array(z.number().int()) }),
 ]);
 export type Want = z.infer<typeof wantSchema>;
-
-const helloSchema = z.strictObject({
-  kind: z.literal('hello'),
-  rank: count,
-  pid: count,
-  host: z.string(),
-  protocol: count,
-  /** Package version. */
-  version: z.string(),
-  /** Proves that this worker was started by (or for) this coordinator. */
-  token: z.string(),
-  /** Where this rank's predecessor in the ring sends its frames. */
-  ringEndpoint: z.string(),
-});
-export type Hello = z.infer<typeof helloSchema>;
 
 const setupSchema = z.strictObject({
   kind: z.literal('setup'),
@@ -227,6 +214,9 @@ const collectiveCheckSchema = z.strictObject({
   count,
 });
 
+/** Times products on the rank's backend. Payload: GB/s of a matrix-vector product, GFLOP/s of a matrix-matrix product. [2] */
+const computeCheckSchema = z.strictObject({ kind: z.literal('computeCheck'), id: count });
+
 const stopSchema = z.strictObject({ kind: z.literal('stop') });
 
 const stepTimings = {
@@ -269,14 +259,24 @@ export const toRankSchema = z.discriminatedUnion('kind', [
   momentsSchema,
   calibrationSchema,
   collectiveCheckSchema,
+  computeCheckSchema,
   rejoinSchema,
   probeSchema,
   chaosSchema,
+  refusedSchema,
   stopSchema,
 ]);
 export type ToRank = z.infer<typeof toRankSchema>;
 /** The messages that carry an id and are answered by one reply. */
 export type RankRequest = Extract<ToRank, { id: number }>;
 
-export const toCoordinatorSchema = z.discriminatedUnion('kind', [helloSchema, readySchema, replySchema, failedSchema]);
-export type ToCoordinator = z.infer<typeof toCoordinatorSchema>;
+export const toCoordinatorSchema = z.discriminatedUnion('kind', [
+  helloSchema,
+  offerSchema,
+  readySchema,
+  replySchema,
+  failedSchema,
+]);
+export type FromRank = z.infer<typeof toCoordinatorSchema>;
+/** What ControlServer passes on: an offer that was taken arrives as the hello of the rank it was given. */
+export type ToCoordinator = Exclude<FromRank, Offer>;

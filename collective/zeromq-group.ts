@@ -5,6 +5,7 @@
  */
 import { createHash } from 'node:crypto';
 import { invariant } from '../config/errors.ts';
+import type { Curve } from './curve.ts';
 import { directAllGather, directAllReduce, directBarrier, directBroadcast } from './direct.ts';
 import { removeSocketFile } from './endpoint.ts';
 import type { GroupStats, ProcessGroup } from './group.ts';
@@ -12,7 +13,7 @@ import { Mailbox, maxFrameBytes, type Tamper } from './mailbox.ts';
 import { checkGather, checkRoot, OperationRunner } from './operation.ts';
 import { ringAllGather, ringAllReduce } from './ring.ts';
 import { bindPull } from './zmq.ts';
-import type { Pull } from './zmq.ts';
+import type { CurveOptions, Pull } from './zmq.ts';
 
 export type ZeroMqAlgorithm = 'auto' | 'ring' | 'direct';
 
@@ -45,14 +46,15 @@ export interface RingBinding extends AsyncDisposable {
 
 /**
  * @param endpoint 'ipc' (fresh), an address from endpoint.ts, or 'tcp://host:*'
+ * @param curve keys of both directions; undefined: frames travel in the clear
  * @throws ConfigError when it cannot be bound
  */
-export async function bindRing(endpoint: string): Promise<RingBinding> {
-  const bound = await bindPull(endpoint, maxFrameBytes);
+export async function bindRing(endpoint: string, curve?: Curve): Promise<RingBinding> {
+  const bound = await bindPull(endpoint, maxFrameBytes, curve?.server);
   const early: Buffer[] = [];
   return {
     endpoint: bound.endpoint,
-    join: (settings) => ZeroMqGroup.join(bound.socket, early, settings),
+    join: (settings) => ZeroMqGroup.join(bound.socket, early, { ...settings, curve: curve?.client }),
     async [Symbol.asyncDispose]() {
       if (bound.socket.closed) return;
       bound.socket.close();
@@ -79,7 +81,11 @@ export class ZeroMqGroup implements ProcessGroup {
   }
 
   /** @throws PeerError naming the rank that did not answer in `timeoutMs` */
-  static async join(inbox: Pull, early: Buffer[], settings: JoinSettings): Promise<ZeroMqGroup> {
+  static async join(
+    inbox: Pull,
+    early: Buffer[],
+    settings: JoinSettings & { readonly curve: CurveOptions | undefined },
+  ): Promise<ZeroMqGroup> {
     const { rank, worldSize, endpoints } = settings;
     invariant(endpoints.length === worldSize, `rank ${rank}: ${endpoints.length} endpoints for ${worldSize} ranks`);
     invariant(rank >= 0 && rank < worldSize, `rank ${rank} of ${worldSize}`);

@@ -2,11 +2,12 @@
  * The only file that opens ZeroMQ sockets: every one has its linger, timeouts and limits set here. Each socket has one
  * owner, one receive in flight and sends one after another. Read next: control.ts, mailbox.ts (the owners).
  */
-import { Dealer, Pull, Push, Router } from 'zeromq';
+import { capability, Context, Dealer, Pull, Push, Reply, Router } from 'zeromq';
 import { ConfigError, InvariantError, messageOf, PeerError } from '../config/errors.ts';
 import { freshEndpoint } from './endpoint.ts';
 import { maxPayloadBytes } from './frame.ts';
 
+export { curveKeyPair } from 'zeromq';
 export type { Dealer, Pull, Push, Router } from 'zeromq';
 
 const sendTimeoutMs = 10_000;
@@ -15,6 +16,9 @@ const routerSendTimeoutMs = 100;
 /** Last words (stop, failed, the last frame of a sum) may still leave after close; a dead peer delays the exit this long. */
 const lingerMs = 500;
 
+/** Whether connections can be encrypted and authenticated. */
+export const hasCurve = capability.curve === true;
+
 export interface Heartbeats {
   /** Between questions to a silent peer. */
   readonly intervalMs: number;
@@ -22,13 +26,26 @@ export interface Heartbeats {
   readonly timeoutMs: number;
 }
 
+/** Socket options of CURVE; see curve.ts, which makes them. */
+export interface CurveOptions {
+  /** Of the handler that judges who connects. */
+  readonly context: Context;
+  readonly curvePublicKey: string;
+  readonly curveSecretKey: string;
+  readonly curveServer?: boolean;
+  readonly curveServerKey?: string;
+  readonly zapDomain?: string;
+}
+
 /** @throws ConfigError when the address cannot be bound */
 export async function bindRouter(
   endpoint: string,
   heartbeats: Heartbeats,
+  curve?: CurveOptions,
 ): Promise<{ socket: Router; endpoint: string }> {
   const socket = new Router({
     ...controlLimits,
+    ...curve,
     // A send to a rank that is gone fails instead of vanishing.
     mandatory: true,
     sendTimeout: routerSendTimeoutMs,
@@ -38,26 +55,67 @@ export async function bindRouter(
   return { socket, endpoint: await bindSocket(socket, endpoint, 'control') };
 }
 
-/** null: nobody answered the handshake in `timeoutMs`. */
-export async function connectDealer(endpoint: string, timeoutMs: number): Promise<Dealer | null> {
-  const socket = new Dealer(controlLimits);
-  if (await connectSocket(socket, endpoint, timeoutMs)) return socket;
+/** Why no connection came about. */
+export type NoConnection = 'late' | 'wrong key' | 'keys on one side only';
+
+/** `failure` says why, when the peer does not complete the handshake in `timeoutMs` (Infinity: no limit) or refuses it */
+export async function connectDealer(
+  endpoint: string,
+  timeoutMs: number,
+  curve?: CurveOptions,
+): Promise<{ socket: Dealer; failure: null } | { socket: null; failure: NoConnection }> {
+  const socket = new Dealer({ ...controlLimits, ...curve });
+  const failure = await connectSocket(socket, endpoint, timeoutMs);
+  if (failure === null) return { socket, failure };
   socket.close();
-  return null;
+  return { socket: null, failure };
 }
 
 /** @throws ConfigError when the address cannot be bound */
-export async function bindPull(endpoint: string, maxFrameBytes: number): Promise<{ socket: Pull; endpoint: string }> {
-  const socket = new Pull({ ...common, ...receiving(maxFrameBytes) });
+export async function bindPull(
+  endpoint: string,
+  maxFrameBytes: number,
+  curve?: CurveOptions,
+): Promise<{ socket: Pull; endpoint: string }> {
+  const socket = new Pull({ ...common, ...receiving(maxFrameBytes), ...curve });
   return { socket, endpoint: await bindSocket(socket, endpoint, 'ring') };
 }
 
-export function connectPush(endpoint: string, timeoutMs: number): Push {
+export function connectPush(endpoint: string, timeoutMs: number, curve?: CurveOptions): Push {
   // immediate: without a connected peer a send waits for its timeout instead of vanishing into a queue. (Not for a
   // socket that also receives: on a lost connection libzmq would drop what had arrived.)
-  const socket = new Push({ ...common, ...sending(timeoutMs), immediate: true });
+  const socket = new Push({ ...common, ...sending(timeoutMs), immediate: true, ...curve });
   socket.connect(endpoint);
   return socket;
+}
+
+/** Answers whether a key is allowed, for all sockets of its context that say `zapDomain`. */
+export interface Authenticator {
+  readonly context: Context;
+  /** Until close. @param isAllowed of a client's public key, 32 bytes */
+  run(isAllowed: (publicKey: Buffer) => boolean): Promise<void>;
+  close(): void;
+}
+
+/** The handler that libzmq asks (RFC 27), in a context of its own: a context has one. */
+export async function openAuthenticator(): Promise<Authenticator> {
+  const context = new Context();
+  const socket = new Reply({ context, linger: 0, sendTimeout: sendTimeoutMs, receiveTimeout: -1 });
+  await socket.bind('inproc://zeromq.zap.01');
+  return {
+    context,
+    close: () => socket.close(),
+    async run(isAllowed) {
+      while (!socket.closed) {
+        const frames = await receiveWithin(socket, -1);
+        if (frames === null) return;
+        // version, request id, domain, address, identity, mechanism, credentials
+        const [version = '', id = '', , , , mechanism, key] = frames;
+        const isGood = mechanism?.toString() === 'CURVE' && key?.length === 32 && isAllowed(key);
+        await socket.send([version, id, isGood ? '200' : '400', isGood ? 'OK' : 'key not allowed', '', '']);
+      }
+    },
+  };
 }
 
 /** What every socket of ours has: none may keep a process alive for long. */
@@ -92,14 +150,17 @@ async function bindSocket(socket: Router | Pull, requested: string, name: string
   return socket.lastEndpoint ?? endpoint;
 }
 
-/** Resolves true when the peer has answered the handshake, false when `timeoutMs` have passed. */
-function connectSocket(socket: Dealer, endpoint: string, timeoutMs: number): Promise<boolean> {
+/** null: the peer has completed the handshake. */
+function connectSocket(socket: Dealer, endpoint: string, timeoutMs: number): Promise<NoConnection | null> {
   return new Promise((resolve) => {
-    const timer = setTimeout(() => resolve(false), timeoutMs);
-    socket.events.on('handshake', () => {
+    const timer = timeoutMs === Infinity ? undefined : setTimeout(() => resolve('late'), timeoutMs);
+    const settle = (result: NoConnection | null): void => {
       clearTimeout(timer);
-      resolve(true);
-    });
+      resolve(result);
+    };
+    socket.events.on('handshake', () => settle(null));
+    socket.events.on('handshake:error:auth', () => settle('wrong key'));
+    socket.events.on('handshake:error:protocol', () => settle('keys on one side only'));
     socket.connect(endpoint);
   });
 }
@@ -120,7 +181,10 @@ export async function sendWithin(
 }
 
 /** null: `timeoutMs` (-1: no limit) have passed, or the socket was closed meanwhile. */
-export async function receiveWithin(socket: Router | Dealer | Pull, timeoutMs: number): Promise<Buffer[] | null> {
+export async function receiveWithin(
+  socket: Router | Dealer | Pull | Reply,
+  timeoutMs: number,
+): Promise<Buffer[] | null> {
   if (socket.closed) return null;
   try {
     socket.receiveTimeout = timeoutMs;

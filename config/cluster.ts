@@ -17,6 +17,9 @@ export const prefillNames = ['exact', 'sliced'] as const;
 /** Where `contextTokens: 0` stops: long contexts take memory that a first run should not. */
 export const defaultContextCeiling = 4096;
 
+/** Where ranks that are not local find the coordinator unless `bind` says otherwise. */
+export const defaultRemoteBind = 'tcp://127.0.0.1:7070';
+
 /** Of --window and --sinks: every rank keeps so many whole latents per sequence and layer. */
 export const maxExactTokens = 4096;
 
@@ -60,23 +63,42 @@ const collectiveSchema = z.strictObject({
   timeoutMs: wholeNumber.min(100).max(3_600_000).default(10_000),
 });
 
-const rankSchema = z.strictObject({
-  host: z.string().default('local').superRefine(checkHost),
-  /** Device name of the backend; empty: its default. */
-  device: z.string().default(''),
-  /** Size of this rank's part of heads, feed-forward and vocabulary, relative to the others'. */
-  share: z.number().positive().max(1000).default(1),
-});
+const rankSchema = z
+  .strictObject({
+    host: z.string().default('local').superRefine(checkHost),
+    /** Only ssh: path of the model there; empty: the coordinator's. */
+    model: z.string().default(''),
+    /** Only ssh: the `tpla` to run there, a name on its PATH or a path. */
+    program: z.string().min(1).default('tpla'),
+    /** Device name of the backend; empty: its default. */
+    device: z.string().default(''),
+    /** Size of this rank's part of heads, feed-forward and vocabulary, relative to the others'. */
+    share: z.number().positive().max(1000).default(1),
+  })
+  .superRefine((rank, context) => {
+    if (rank.host.startsWith('ssh://')) return;
+    if (rank.model !== '') context.addIssue(`model: only for host ssh://; a joined worker names its own with --model`);
+    if (rank.program !== 'tpla') context.addIssue(`program: only for host ssh://; this rank's host is ${rank.host}`);
+  });
 
 const coordinatorSchema = z.strictObject({
-  /** Control endpoint; auto: a fresh socket file (on Windows a free loopback port). */
+  /**
+   * Control endpoint; auto: a fresh socket file (on Windows a free loopback port), with ranks that are not local
+   * defaultRemoteBind. Ranks on other machines reach this one, its local ranks included, at its address.
+   */
   bind: z.string().default('auto').superRefine(checkBind),
+  /** At the start, time for ranks on other machines to join. */
+  joinSeconds: z.number().min(1).max(86_400).default(300),
 });
 
-/** Keys of ranks on other machines: `auto` takes them there, and so far all ranks are local. */
+/** Keys of clusters with ranks on other machines; where all ranks are local there is nothing to protect. */
 const securitySchema = z.strictObject({
-  curve: available(['auto', 'on', 'off'], ['auto', 'off']).default('auto'),
+  /** auto: on where there is a key file, and required where `bind` can be reached from other machines. */
+  curve: z.enum(['auto', 'on', 'off']).default('auto'),
+  /** The key file that `tpla keys` writes, or its folder. */
   keys: z.string().default('./keys'),
+  /** Whoever reaches the port may join, read what the ranks say and change it. */
+  allowNoKeys: z.boolean().default(false),
 });
 
 /** Read by `tpla serve`. */
@@ -90,6 +112,8 @@ const faultsSchema = z.strictObject({
   heartbeatMs: wholeNumber.min(10).max(60_000).default(200),
   restarts: wholeNumber.min(0).max(1000).default(5),
   backoffMs: wholeNumber.min(0).max(600_000).default(250),
+  /** Requests wait so long for a rank on another machine to come back; then they fail until it does. */
+  rejoinMs: wholeNumber.min(100).max(3_600_000).default(10_000),
   allowFewerRanks: z.boolean().default(false),
 });
 
@@ -117,17 +141,27 @@ function available<const Name extends string>(names: readonly Name[], now: reado
 }
 
 function checkHost(host: string, context: z.RefinementCtx<string>): void {
-  if (host === 'local') return;
-  if (host === 'join' || host.startsWith('ssh://'))
-    context.addIssue(`${host}: ranks on other machines are not available yet; use local`);
-  else context.addIssue(`expected local, join or ssh://user@host, got ${JSON.stringify(host)}`);
+  if (host !== 'local' && host !== 'join' && parseSshHost(host) === null)
+    context.addIssue(`expected local, join or ssh://user@host, got ${JSON.stringify(host)}`);
+}
+
+/** null: not of the form ssh://user@host:port, where user and port may be absent. */
+export function parseSshHost(host: string): { readonly destination: string; readonly port: string | undefined } | null {
+  // Nothing here may begin with a dash: ssh would take it for an option.
+  const match = /^ssh:\/\/((?:[\w.][\w.-]*@)?[\w.][\w.-]*)(?::(\d{1,5}))?$/.exec(host);
+  return match?.[1] === undefined ? null : { destination: match[1], port: match[2] };
 }
 
 function checkBind(endpoint: string, context: z.RefinementCtx<string>): void {
   if (endpoint === 'auto') return;
-  const match = /^tcp:\/\/([^:/]+):(\d{1,5})$/.exec(endpoint);
+  const match = /^tcp:\/\/([\w.-]+):(\d{1,5})$/.exec(endpoint);
   if (match === null || Number(match[2]) > 65_535)
-    context.addIssue(`expected auto or tcp://127.0.0.1:PORT, got ${JSON.stringify(endpoint)}`);
-  else if (match[1] !== '127.0.0.1' && match[1] !== 'localhost')
-    context.addIssue(`${endpoint}: other than loopback needs CURVE keys, not available yet; use tcp://127.0.0.1:PORT`);
+    context.addIssue(`expected auto or tcp://ADDRESS:PORT, got ${JSON.stringify(endpoint)}`);
+  else if (match[1] === '0.0.0.0')
+    context.addIssue(`${endpoint}: name the address by which the other machines reach this one`);
+}
+
+/** Whether no other machine can reach this endpoint. */
+export function isLoopbackEndpoint(endpoint: string): boolean {
+  return !endpoint.startsWith('tcp://') || /^tcp:\/\/(127\.[\d.]+|localhost):/.test(endpoint);
 }

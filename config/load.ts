@@ -31,6 +31,9 @@ export interface ClusterFlags {
   readonly cacheType?: string | undefined;
   readonly weights?: string | undefined;
   readonly expertSharding?: string | undefined;
+  readonly bind?: string | undefined;
+  readonly keys?: string | undefined;
+  readonly allowNoKeys?: boolean | undefined;
 }
 
 export interface LoadRequest {
@@ -55,6 +58,9 @@ const flagPaths: Readonly<Record<Exclude<keyof ClusterFlags, 'ranks' | 'device'>
   transport: ['collective', 'transport'],
   context: ['cache', 'contextTokens'],
   cacheType: ['cache', 'type'],
+  bind: ['coordinator', 'bind'],
+  keys: ['security', 'keys'],
+  allowNoKeys: ['security', 'allowNoKeys'],
 };
 
 /** Without a file or a flag: sharding is what this program is for. */
@@ -63,7 +69,7 @@ const defaultRanks = [{}, {}];
 type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
 
 /**
- * `model` in a file is relative to the file's folder; as a flag, to the working directory.
+ * `model` and `security.keys` in a file are relative to the file's folder; as flags, to the working directory.
  * @throws ConfigError with one line for each mistake.
  */
 export async function loadClusterConfig(request: LoadRequest): Promise<ClusterConfig> {
@@ -73,9 +79,12 @@ export async function loadClusterConfig(request: LoadRequest): Promise<ClusterCo
   const result = clusterSchema.safeParse(raw, { reportInput: true });
   if (!result.success) throw new ConfigError(describeIssues(result.error, source, flagOf));
   const config = result.data;
-  if (request.file !== undefined && request.flags.model === undefined && config.model !== 'default')
-    return deepFreeze({ ...config, model: resolve(dirname(request.file), config.model) });
-  return deepFreeze(config);
+  const { file, flags } = request;
+  if (file === undefined) return deepFreeze(config);
+  const beside = (path: string): string => resolve(dirname(file), path);
+  const model = flags.model === undefined && config.model !== 'default' ? beside(config.model) : config.model;
+  const keys = flags.keys === undefined ? beside(config.security.keys) : config.security.keys;
+  return deepFreeze({ ...config, model, security: { ...config.security, keys } });
 }
 
 interface Source {

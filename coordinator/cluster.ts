@@ -1,28 +1,31 @@
 /**
  * A running cluster: the plan, the processes and the questions they answer. `start` returns when every rank has loaded
  * its shard; disposal ends every process and leaves no file. Samples nothing and reads no text.
- * Read next: ask-ranks.ts (what they are asked), control-loop.ts (waiting and failing), rank-processes.ts, engine.ts (the caller).
+ * Read next: ask-ranks.ts, control-loop.ts (waiting and failing), rank-processes.ts, engine.ts (the caller).
  */
 import { randomBytes } from 'node:crypto';
 import type { ClusterConfig } from '../config/cluster.ts';
-import { invariant } from '../config/errors.ts';
+import { invariant, PeerError } from '../config/errors.ts';
 import type { ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import {
   type Chaos,
-  type Hello,
   type Ready,
   type Reply,
   type Setup,
   type Step,
   type WorkerOptions,
 } from '../collective/messages.ts';
+import type { Hello } from '../collective/greetings.ts';
 import { removeSocketFile } from '../collective/endpoint.ts';
-import { ControlServer } from '../collective/control.ts';
 import { type Ask, joinStep, momentsOf, type MomentsRequests, type StepResult } from './ask-ranks.ts';
 import { Calibration } from './calibration.ts';
 import { layOut, type Layout } from './cluster-layout.ts';
+import { openControlPlane, type ControlPlane } from './control-plane.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
+import { launchesOf } from './remote/launches.ts';
+import { Places } from './remote/places.ts';
+import { RankAbsent } from './failures.ts';
 import { requireSameVersion } from './same-version.ts';
 import { RankProcesses } from './rank-processes.ts';
 
@@ -68,7 +71,8 @@ export class Cluster implements AsyncDisposable {
   readonly moments: MomentsRequests;
   readonly calibration: Calibration;
 
-  readonly #server: ControlServer;
+  readonly #control: ControlPlane;
+  readonly #places: Places;
   readonly #processes: RankProcesses;
   readonly #loop: ControlLoop;
   readonly #options: ClusterOptions;
@@ -76,10 +80,10 @@ export class Cluster implements AsyncDisposable {
   readonly #runId = randomBytes(6).toString('hex');
   /** By rank, of the process that has the rank now. */
   #hellos: Hello[] = [];
-  readonly #interrupt = (): void => this.#loop.fail(asError(this.#signal?.reason));
+  readonly #interrupt = (): void => this.giveUp(asError(this.#signal?.reason));
   #receiving: Promise<void> = Promise.resolve();
 
-  private constructor(server: ControlServer, layout: Layout, options: ClusterOptions) {
+  private constructor(control: ControlPlane, layout: Layout, options: ClusterOptions) {
     const { config } = options.checkpoint;
     this.plan = layout.plan;
     this.schemeReason = layout.reason;
@@ -89,18 +93,28 @@ export class Cluster implements AsyncDisposable {
     const ask: Ask = (request, payload) => this.#ask(request, payload);
     this.moments = momentsOf(ask, this.plan.worldSize, this.hiddenDim);
     this.calibration = new Calibration(ask);
-    this.#server = server;
+    this.#control = control;
     this.#options = options;
     this.#signal = options.signal;
-    const token = randomBytes(16).toString('hex');
-    server.token = token;
-    const { worldSize } = this.plan;
-    this.#loop = new ControlLoop(server, worldSize, (rank) => this.#processes.pidOf(rank));
+    const { server, keys, token, identity } = control;
+    const { endpoint } = server;
+    this.#loop = new ControlLoop(server, this.plan.worldSize, (rank) => this.#identify(rank));
     if (options.onFailure !== undefined) this.#loop.onFailure = options.onFailure;
-    this.#processes = new RankProcesses({
-      worldSize,
-      endpoint: server.endpoint,
+    this.#places = new Places({
+      config: options.config,
+      identity,
       token,
+      endpoint,
+      hasKeys: keys !== undefined,
+      isWanted: (rank) => this.#loop.awaitsHello(rank),
+    });
+    this.#loop.advice = (rank) => this.#places.advice(rank);
+    server.place = (offer, isTaken) => this.#places.place(offer, isTaken);
+    this.#processes = new RankProcesses({
+      launches: launchesOf(options, { endpoint, token, keys }),
+      endpoint,
+      token,
+      keyFile: keys === undefined ? undefined : options.config.security.keys,
       onExit: (rank, exit) => this.#loop.exited(rank, exit),
     });
   }
@@ -113,15 +127,14 @@ export class Cluster implements AsyncDisposable {
     options.signal?.throwIfAborted();
     // An impossible plan is refused before any socket or process exists.
     const layout = layOut(options.checkpoint, options.config);
-    const { bind } = options.config.coordinator;
-    const server = await ControlServer.bind(bind === 'auto' ? 'ipc' : bind, options.config.faults.heartbeatMs);
+    const control = await openControlPlane(options.config, options.checkpoint, options.log);
     let cluster: Cluster | undefined;
     try {
-      cluster = new Cluster(server, layout, options);
+      cluster = new Cluster(control, layout, options);
       await cluster.#join();
       return cluster;
     } catch (error) {
-      await (cluster ?? server)[Symbol.asyncDispose]();
+      await (cluster ?? control)[Symbol.asyncDispose]();
       throw error;
     }
   }
@@ -129,6 +142,15 @@ export class Cluster implements AsyncDisposable {
   /** One forward pass over all ranks. @throws PeerError within about 100 ms when a rank dies meanwhile. */
   async step(step: Omit<Step, 'kind' | 'id'>): Promise<StepResult> {
     return joinStep(this.plan, this.vocabSize, step, await this.#ask({ kind: 'step', ...step }));
+  }
+
+  /** How fast each rank computes, all at once as in a step: GB/s of weights read, GFLOP/s of a larger product. */
+  async computeCheck(): Promise<readonly { gigabytesPerSecond: number; gigaflopsPerSecond: number }[]> {
+    const replies = await this.#ask({ kind: 'computeCheck' });
+    return replies.map(({ payload: [gigabytesPerSecond = 0, gigaflopsPerSecond = 0] }) => ({
+      gigabytesPerSecond,
+      gigaflopsPerSecond,
+    }));
   }
 
   /** Runs `count` all-reduces of `floats` elements on all ranks, every element checked; see Reply.latenciesUs. */
@@ -144,10 +166,11 @@ export class Cluster implements AsyncDisposable {
    */
   async recover(): Promise<void> {
     const lost = this.#loop.nextEpoch();
-    for (const rank of lost) this.#server.forget(rank);
+    for (const rank of lost) this.#control.server.forget(rank);
     const replaced = Promise.all(lost.map((rank) => this.#processes.replace(rank)));
     const abandoned = lost.map((rank) => this.#hellos[rank]?.ringEndpoint);
-    await this.#meet(lost);
+    const isLocal = lost.some((rank) => !this.#places.isRemote(rank));
+    await this.#meet(lost, isLocal ? helloDeadlineMs : this.#options.config.faults.rejoinMs);
     await replaced;
     for (const endpoint of abandoned) if (endpoint !== undefined) await removeSocketFile(endpoint);
   }
@@ -157,21 +180,32 @@ export class Cluster implements AsyncDisposable {
     return this.#loop.lost;
   }
 
-  /** Control messages dropped so far: malformed, of strangers, of a second process for a rank. */
-  get refused(): number {
-    return this.#server.refused;
+  /** Whether one of them is on another machine: it may come back by itself. */
+  get hasLostRemote(): boolean {
+    return this.lostRanks.some((rank) => this.#places.isRemote(rank));
+  }
+
+  /** Ends every wait with this error, a recovery's too. */
+  giveUp(error: Error): void {
+    this.#loop.fail(error);
+  }
+
+  /** Turned away so far: messages (malformed, of strangers, of a second process for a rank), connections with wrong keys. */
+  get refused(): { readonly messages: number; readonly handshakes: number } {
+    const { refused: messages, refusedHandshakes: handshakes } = this.#control.server;
+    return { messages, handshakes };
   }
 
   /** Since the rank was certainly there. A rank that answers heartbeats is seen, also while it computes or has no work. */
   lastSeenMs(rank: number): number {
     const ms = Math.round(performance.now() - this.#loop.seenAt(rank));
-    return this.lostRanks.includes(rank) ? ms : Math.min(ms, this.#server.noticeMs);
+    return this.lostRanks.includes(rank) ? ms : Math.min(ms, this.#control.server.noticeMs);
   }
 
   /** Makes a rank misbehave; see the message. @throws InvariantError unless this cluster was started for that */
   async chaos(rank: number, chaos: Omit<Chaos, 'kind'>): Promise<void> {
     invariant(this.#options.allowChaos === true, 'chaos: this cluster was not started for fault drills');
-    await this.#server.send(rank, { kind: 'chaos', ...chaos });
+    await this.#control.server.send(rank, { kind: 'chaos', ...chaos });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -179,27 +213,31 @@ export class Cluster implements AsyncDisposable {
     this.#loop.close();
     await this.#loop.tell(() => ({ kind: 'stop' }));
     await this.#processes.end(this.#loop.failed ? patienceMs.broken : patienceMs.well);
-    await this.#server[Symbol.asyncDispose]();
+    await this.#control[Symbol.asyncDispose]();
     await this.#receiving;
   }
 
   async #join(): Promise<void> {
     const startedAt = performance.now();
     const { plan } = this;
-    const { log } = this.#options;
+    const { log, config } = this.#options;
+    const { joinSeconds } = config.coordinator;
     log(`scheme ${plan.scheme} on ${plan.worldSize} rank${plan.worldSize === 1 ? '' : 's'}: ${this.schemeReason}`);
     this.#signal?.addEventListener('abort', this.#interrupt, { once: true });
     // The signal may have come while the socket was bound, and does not come twice.
     if (this.#signal?.aborted === true) this.#interrupt();
     this.#receiving = this.#loop.run();
-    await this.#meet(plan.ranks.map(({ rank }) => rank));
+    const ranks = plan.ranks.map(({ rank }) => rank);
+    const remote = ranks.filter((rank) => this.#places.isRemote(rank));
+    for (const rank of remote) log(`waiting for rank ${rank}: ${this.#places.hint(rank)}`);
+    await this.#meet(ranks, remote.length > 0 ? joinSeconds * 1000 : helloDeadlineMs);
     this.loadMs = performance.now() - startedAt;
   }
 
   /** Waits until the new processes have said hello and all ranks have joined; the new ones load meanwhile. */
-  async #meet(newRanks: readonly number[]): Promise<void> {
+  async #meet(newRanks: readonly number[], helloWithinMs: number): Promise<void> {
     const { epoch } = this.#loop;
-    for (const hello of await this.#loop.hear('hello', helloDeadlineMs, 'while starting', newRanks)) {
+    for (const hello of await this.#greeted(newRanks, helloWithinMs)) {
       requireSameVersion(hello);
       this.#hellos[hello.rank] = hello;
     }
@@ -217,6 +255,22 @@ export class Cluster implements AsyncDisposable {
       pid: this.#hellos[rank]?.pid ?? 0,
       host: this.#hellos[rank]?.host ?? '',
     }));
+  }
+
+  /** @throws RankAbsent when a rank that joins does not come */
+  async #greeted(ranks: readonly number[], deadlineMs: number): Promise<Hello[]> {
+    try {
+      return await this.#loop.hear('hello', deadlineMs, 'while starting', ranks);
+    } catch (error) {
+      if (!(error instanceof PeerError) || !this.hasLostRemote) throw error;
+      throw new RankAbsent(error.message, { cause: error });
+    }
+  }
+
+  #identify(rank: number): { pid: number | undefined; host?: string } {
+    if (!this.#places.isRemote(rank)) return { pid: this.#processes.pidOf(rank) };
+    const hello = this.#hellos[rank];
+    return hello === undefined ? { pid: undefined } : { pid: hello.pid, host: hello.host };
   }
 
   #setupOf(rank: number, ringEndpoints: string[]): Setup {
@@ -239,11 +293,6 @@ export class Cluster implements AsyncDisposable {
   #ask(request: Parameters<ControlLoop['ask']>[0], payload?: Float32Array): Promise<RankReply[]> {
     return this.#loop.ask(request, requestDeadlineMs, payload);
   }
-}
-
-/** Bytes that one token takes in the caches of all ranks together. */
-export function cacheBytesPerToken(cluster: Cluster): number {
-  return cluster.ranks.reduce((sum, rank) => sum + rank.cacheBytesPerToken, 0);
 }
 
 function asError(reason: unknown): Error {

@@ -27,12 +27,17 @@ interface Waiter {
   readonly reject: (error: Error) => void;
 }
 
+/** What is known of the process that has a rank. */
+export type Identify = (rank: number) => Pick<RankFailure, 'pid' | 'host'>;
+
 type AnswerKey = 'hello' | 'ready' | number;
 
 export class ControlLoop {
   readonly #server: ControlServer;
   readonly #worldSize: number;
-  readonly #pidOf: (rank: number) => number | undefined;
+  readonly #identify: Identify;
+  /** How a user helps a rank that does not say hello; undefined: the usual guess. */
+  advice: (rank: number) => string | undefined = () => undefined;
   /** Called once in each epoch that fails, with the failure that ends every wait. */
   onFailure: (error: Error) => void = () => undefined;
   readonly #waiters = new Map<AnswerKey, Waiter>();
@@ -45,10 +50,10 @@ export class ControlLoop {
   #closing = false;
   #nextId = 0;
 
-  constructor(server: ControlServer, worldSize: number, pidOf: (rank: number) => number | undefined) {
+  constructor(server: ControlServer, worldSize: number, identify: Identify) {
     this.#server = server;
     this.#worldSize = worldSize;
-    this.#pidOf = pidOf;
+    this.#identify = identify;
     server.onLost = (rank) =>
       this.#note(rank, { late: 'stopped answering heartbeats; it is frozen, or its host is gone' });
   }
@@ -60,6 +65,12 @@ export class ControlLoop {
   /** Ranks whose processes cannot go on, in this epoch. */
   get lost(): number[] {
     return [...this.#failures.values()].filter(isLost).map(({ rank }) => rank);
+  }
+
+  /** Whether somebody waits for this rank's hello. */
+  awaitsHello(rank: number): boolean {
+    const waiter = this.#waiters.get('hello');
+    return waiter !== undefined && waiter.from.includes(rank) && !waiter.answers.has(rank);
   }
 
   /** performance.now() of the rank's latest message; 0: none yet. */
@@ -195,9 +206,11 @@ export class ControlLoop {
     if (waiter === undefined) return;
     const refusal = this.#server.lastRefusal;
     const hint = key === 'hello' && refusal !== null ? ` (a message was refused: ${refusal})` : '';
-    for (const rank of waiter.from)
-      if (!waiter.answers.has(rank))
-        this.#note(rank, { late: `no answer in ${deadlineMs} ms ${waiter.doing}${hint}; is it frozen or overloaded?` });
+    for (const rank of waiter.from) {
+      if (waiter.answers.has(rank)) continue;
+      const advice = (key === 'hello' ? this.advice(rank) : undefined) ?? 'is it frozen or overloaded?';
+      this.#note(rank, { late: `no answer in ${deadlineMs} ms ${waiter.doing}${hint}; ${advice}` });
+    }
   }
 
   #dispatch(received: Received<ToCoordinator>): void {
@@ -227,7 +240,7 @@ export class ControlLoop {
   #note(rank: number, news: { failed?: Failed; exit?: ProcessExit; late?: string }): void {
     if (this.#closing) return;
     // Also after the failure: whoever starts the next epoch has to know every rank that was lost.
-    this.#failures.set(rank, { rank, pid: this.#pidOf(rank), ...this.#failures.get(rank), ...news });
+    this.#failures.set(rank, { rank, ...this.#identify(rank), ...this.#failures.get(rank), ...news });
     if (this.#failure !== undefined) return;
     // A signal needs no explanation; whoever gets one explains the complaints of the others.
     const isClear = news.exit !== undefined && news.exit.signal !== null;

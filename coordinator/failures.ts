@@ -12,10 +12,15 @@ export interface ProcessExit {
   readonly output: string;
 }
 
+/** A rank on another machine is not there; what to do about it stands in the message. */
+export class RankAbsent extends PeerError {}
+
 /** All that is known of one rank's failure; at least one of the three is there. */
 export interface RankFailure {
   readonly rank: number;
   readonly pid: number | undefined;
+  /** Of a rank on another machine. */
+  readonly host?: string | undefined;
   /** What the rank said itself. */
   readonly failed?: Failed;
   /** How its process ended. */
@@ -53,10 +58,11 @@ function causeOrder(failure: RankFailure): number {
 }
 
 function describe(failure: RankFailure, doing: string): string {
-  const { rank, pid, failed, exit, late } = failure;
+  const { rank, pid, host, failed, exit, late } = failure;
   if (failed !== undefined)
     return failed.message.startsWith(`rank ${rank}:`) ? failed.message : `rank ${rank}: ${failed.message}`;
-  const who = pid === undefined ? `rank ${rank}` : `rank ${rank} (process ${pid})`;
+  const who =
+    pid === undefined ? `rank ${rank}` : `rank ${rank} (process ${pid}${host === undefined ? '' : ` on ${host}`})`;
   if (exit === undefined) return `${who}: ${late ?? 'failed'}`;
   const output = exit.output.trim();
   return `${who} ${howItEnded(exit)} ${doing}${output === '' ? '; it printed nothing' : `; it printed last: ${lastLines(output)}`}`;

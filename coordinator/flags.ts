@@ -43,6 +43,19 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
         '(positions); approximate: tpla (latent), gla (heads and latent); auto: gqa for a model with a cache per head, ' +
         'dcp for a latent one on one host, tpla between hosts (default: auto)',
     })
+    .option('bind', {
+      type: 'string',
+      describe:
+        'control endpoint, tcp://ADDRESS:PORT as ranks on other machines reach it (default: that of the cluster file, else auto)',
+    })
+    .option('keys', {
+      type: 'string',
+      describe: 'key file of `tpla keys`, or its folder (default: that of the cluster file, else ./keys)',
+    })
+    .option('allow-no-keys', {
+      type: 'boolean',
+      describe: 'talk to other machines without keys: whoever reaches the port may join, read and change everything',
+    })
     .option('context', {
       type: 'number',
       describe: `tokens that a sequence may hold; 0: the model's own length, at most ${defaultContextCeiling} (default: 0)`,

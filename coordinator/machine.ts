@@ -1,7 +1,7 @@
 /** What this machine is and which libraries are installed: for `tpla doctor` and for results of `tpla bench`. */
 import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
+import { availableParallelism, cpus, freemem, hostname, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { packageVersion } from '../config/version.ts';
@@ -10,6 +10,7 @@ export interface Machine {
   readonly tpla: string;
   readonly node: string;
   readonly platform: string;
+  readonly host: string;
   readonly cpu: string;
   readonly cores: number;
   readonly memoryBytes: number;
@@ -25,6 +26,7 @@ export function describeMachine(): Machine {
     tpla: packageVersion,
     node: process.versions.node,
     platform: `${process.platform} ${process.arch}`,
+    host: hostname(),
     cpu: cpus()[0]?.model ?? 'unknown',
     cores: availableParallelism(),
     memoryBytes: totalmem(),

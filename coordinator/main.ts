@@ -16,15 +16,19 @@ import { addEvalCommand } from './commands/eval.ts';
 import { addFaultsCommand } from './commands/faults.ts';
 import { addFetchCommand } from './commands/fetch.ts';
 import { addInspectCommand } from './commands/inspect.ts';
+import { addKeysCommand } from './commands/keys.ts';
 import { addPlanCommand } from './commands/plan.ts';
 import { addRunCommand } from './commands/run.ts';
 import { addServeCommand } from './commands/serve.ts';
+import { addWorkerCommand } from './commands/worker.ts';
 
 /** One file in commands/ each. */
 const commands = [
   addDemoCommand,
   addRunCommand,
   addServeCommand,
+  addWorkerCommand,
+  addKeysCommand,
   addPlanCommand,
   addInspectCommand,
   addFetchCommand,
@@ -83,10 +87,13 @@ function explain(error: unknown, context: CommandContext): number {
   return bugExitCode;
 }
 
+/** Flags that may be given several times, and what is no flag. */
+const listFlags: ReadonlySet<string> = new Set(['_', 'stop', 'without']);
+
 /** A flag with one value that was given several times: which of them is meant cannot be known. */
 function refuseRepeats(flags: Readonly<Record<string, unknown>>): void {
   for (const [name, value] of Object.entries(flags))
-    if (Array.isArray(value) && name !== '_' && name !== 'stop')
+    if (Array.isArray(value) && !listFlags.has(name))
       throw new ConfigError(`--${name}: given ${value.length} times; give it once`);
 }
 

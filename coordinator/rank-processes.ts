@@ -1,26 +1,40 @@
 /**
- * The processes of the ranks of this machine: starts them, keeps the end of what they print, says when one ends, and
- * ends them all: a message first (the caller's), then SIGTERM, then SIGKILL. No process outlives the coordinator: a
+ * The processes that this machine starts for ranks, here or through ssh: starts them, keeps the end of what they print, says when one ends, and
+ * ends them all (ranks that join are nobody's to start or end): a message first (the caller's), then SIGTERM, then SIGKILL. No process outlives the coordinator: a
  * rank exits when its IPC channel closes, and an exit hook kills what is left. Read next: control-loop.ts.
  */
-import { fork, type ChildProcess } from 'node:child_process';
+import { fork, spawn, type ChildProcess } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { ConfigError } from '../config/errors.ts';
 import { removeRunFolder } from '../collective/endpoint.ts';
 import type { ProcessExit } from './failures.ts';
 
+/** What is started for a rank. */
+export type Launch =
+  /** The rank program, on this machine. */
+  | { readonly kind: 'local' }
+  /** Nothing: somebody starts `tpla worker` elsewhere. */
+  | { readonly kind: 'join' }
+  /** Any program, such as ssh; `input` is all that it reads, after which its stdin stays open until the rank is ended. */
+  | { readonly kind: 'command'; readonly command: string; readonly args: readonly string[]; readonly input: string };
+
 export interface LaunchOptions {
-  readonly worldSize: number;
+  /** By rank. */
+  readonly launches: readonly Launch[];
   /** Control endpoint that the ranks connect to; the folder of its socket file is removed when everything has ended. */
   readonly endpoint: string;
   readonly token: string;
+  /** Of the local ranks; undefined: none. */
+  readonly keyFile: string | undefined;
   readonly onExit: (rank: number, exit: ProcessExit) => void;
 }
 
 /** Between SIGTERM and SIGKILL. */
 const afterTermMs = 5000;
 const keptOutput = 4000;
+/** Its own process group: Ctrl-C in a terminal reaches the coordinator alone, which stops the ranks in order. */
+const detached = process.platform !== 'win32';
 
 interface RankProcess {
   readonly child: ChildProcess;
@@ -29,14 +43,15 @@ interface RankProcess {
 }
 
 export class RankProcesses {
-  readonly #ranks: RankProcess[] = [];
+  /** By rank; undefined: a rank that joins. */
+  readonly #ranks: (RankProcess | undefined)[] = [];
   readonly #options: LaunchOptions;
   readonly #killAll = (): void => this.#kill();
 
   constructor(options: LaunchOptions) {
     this.#options = options;
     process.on('exit', this.#killAll);
-    for (let rank = 0; rank < options.worldSize; rank++) this.#ranks.push(this.#start(rank));
+    options.launches.forEach((launch, rank) => this.#ranks.push(this.#start(rank, launch)));
   }
 
   pidOf(rank: number): number | undefined {
@@ -47,7 +62,8 @@ export class RankProcesses {
   async replace(rank: number): Promise<void> {
     const old = this.#ranks[rank];
     // From here on the old process is nobody's: its end is not reported.
-    this.#ranks[rank] = this.#start(rank);
+    const launch = this.#options.launches[rank];
+    if (launch !== undefined) this.#ranks[rank] = this.#start(rank, launch);
     if (old === undefined) return;
     if (isRunning(old.child)) old.child.kill('SIGKILL');
     await old.exited;
@@ -58,7 +74,7 @@ export class RankProcesses {
    * @param patienceMs for leaving by themselves, before SIGTERM
    */
   async end(patienceMs: number): Promise<void> {
-    const all = Promise.all(this.#ranks.map((rank) => rank.exited));
+    const all = Promise.all(this.#ranks.flatMap((rank) => (rank === undefined ? [] : [rank.exited])));
     if (!(await endsWithin(all, patienceMs))) {
       this.#signal('SIGTERM');
       if (!(await endsWithin(all, afterTermMs))) this.#signal('SIGKILL');
@@ -68,15 +84,17 @@ export class RankProcesses {
     removeRunFolder(this.#options.endpoint);
   }
 
-  #start(rank: number): RankProcess {
-    const started = start(rank, this.#options, (exit) => {
+  #start(rank: number, launch: Launch): RankProcess | undefined {
+    if (launch.kind === 'join') return undefined;
+    const child = launch.kind === 'local' ? forkRank(rank, this.#options) : runCommand(launch);
+    const started = watch(child, (exit) => {
       if (this.#ranks[rank] === started) this.#options.onExit(rank, exit);
     });
     return started;
   }
 
   #signal(signal: NodeJS.Signals): void {
-    for (const { child } of this.#ranks) if (isRunning(child)) child.kill(signal);
+    for (const rank of this.#ranks) if (rank !== undefined && isRunning(rank.child)) rank.child.kill(signal);
   }
 
   /** Runs while the process exits: nothing here may wait. */
@@ -86,23 +104,35 @@ export class RankProcesses {
   }
 }
 
-/** Child processes run the compiled program, also when this file runs from source (tests). */
-function workerScript(): string {
+/** worker/weights.ts frees what it has read. */
+export const rankExecArgv: readonly string[] = ['--expose-gc'];
+
+/** The rank program. Child processes run the compiled program, also when this file runs from source (tests). */
+export function rankProgram(): string {
   const fromSource = import.meta.url.endsWith('.ts');
   const path = fileURLToPath(new URL(fromSource ? '../dist/worker/main.js' : '../worker/main.js', import.meta.url));
   if (existsSync(path)) return path;
   throw new ConfigError(`rank program ${path}: not found; build it first (npm run build)`);
 }
 
-function start(rank: number, options: LaunchOptions, onExit: (exit: ProcessExit) => void): RankProcess {
-  const args = ['--connect', options.endpoint, '--rank', String(rank), '--token', options.token];
-  const child = fork(workerScript(), args, {
+function forkRank(rank: number, { endpoint, token, keyFile }: LaunchOptions): ChildProcess {
+  const keys = keyFile === undefined ? [] : ['--keys', keyFile];
+  return fork(rankProgram(), ['--connect', endpoint, '--rank', String(rank), '--token', token, ...keys], {
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-    // worker/weights.ts frees what it has read.
-    execArgv: ['--expose-gc'],
-    // Its own process group: Ctrl-C in a terminal reaches the coordinator alone, which stops the ranks in order.
-    detached: process.platform !== 'win32',
+    execArgv: [...rankExecArgv],
+    detached,
   });
+}
+
+function runCommand({ command, args, input }: Extract<Launch, { kind: 'command' }>): ChildProcess {
+  const child = spawn(command, args, { stdio: 'pipe', detached });
+  // A program that has ended takes no input; its exit says so.
+  child.stdin.on('error', () => undefined);
+  child.stdin.write(input);
+  return child;
+}
+
+function watch(child: ChildProcess, onExit: (exit: ProcessExit) => void): RankProcess {
   const state: RankProcess = {
     child,
     output: '',
@@ -123,7 +153,8 @@ function isRunning(child: ChildProcess): boolean {
   return child.pid !== undefined && child.exitCode === null && child.signalCode === null;
 }
 
-async function endsWithin(ended: Promise<unknown>, ms: number): Promise<boolean> {
+/** Whether it has by then. */
+export async function endsWithin(ended: Promise<unknown>, ms: number): Promise<boolean> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<boolean>((resolve) => {
     timer = setTimeout(() => resolve(false), ms);

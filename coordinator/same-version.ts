@@ -1,7 +1,8 @@
 /** Ranks of another version than the coordinator's are refused by name: their messages or arithmetic may differ. */
 import { ConfigError } from '../config/errors.ts';
 import { packageVersion } from '../config/version.ts';
-import { protocolVersion, type Hello } from '../collective/messages.ts';
+import type { Hello } from '../collective/greetings.ts';
+import { protocolVersion } from '../collective/messages.ts';
 
 /** @throws ConfigError naming rank, host and both versions */
 export function requireSameVersion({ rank, host, version, protocol }: Hello): void {

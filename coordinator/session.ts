@@ -7,12 +7,16 @@ import { loadClusterConfig, type ClusterFlags } from '../config/load.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { openCheckpoint } from '../model/open.ts';
 import { Cluster } from './cluster.ts';
+import { cachedConversion } from './convert/cached-conversion.ts';
+import { type ConversionFlags, conversionSettings, refuseConversionFlags } from './convert/conversion-flags.ts';
 import type { CommandContext } from './command-context.ts';
 import { resolveModel } from './fetch.ts';
 
 /** What clusterFlags of flags.ts gives. */
-export interface SessionFlags extends ClusterFlags {
+export interface SessionFlags extends ClusterFlags, ConversionFlags {
   readonly config?: string | undefined;
+  /** Run the model's conversion, made on first use. */
+  readonly convert?: boolean | undefined;
 }
 
 export interface OpenModel extends AsyncDisposable {
@@ -32,7 +36,11 @@ export async function openModel(
 ): Promise<OpenModel> {
   const model = flags.model ?? (flags.config === undefined ? 'default' : undefined);
   const config = await loadClusterConfig({ file: flags.config, flags: { ...flags, model } });
-  const checkpoint = await open(await resolveModel(config.model, context));
+  const converts = flags.convert === true;
+  if (!converts) refuseConversionFlags(flags);
+  const source = await resolveModel(config.model, context);
+  const path = converts ? await cachedConversion(source, conversionSettings(flags), config, context) : source;
+  const checkpoint = await open(path);
   return { config, checkpoint, [Symbol.asyncDispose]: () => checkpoint[Symbol.asyncDispose]() };
 }
 

@@ -1,7 +1,8 @@
 /**
  * A cluster whose ranks are started again when they fail, as often as the configuration allows, and what to tell about
  * it. The other ranks keep their weights, but no cache outlives a fault: the scheduler computes its sequences again.
- * When a rank cannot be had back the cluster is planned anew on fewer ranks, if that is allowed, or it has failed.
+ * When a rank cannot be had back the cluster is planned anew on fewer ranks, if that is allowed, or it has failed; a
+ * failed cluster takes a rank on another machine back whenever it returns.
  * Read next: cluster.ts (one run of the ranks), scheduler.ts (who asks for recovery).
  */
 import { setTimeout as after } from 'node:timers/promises';
@@ -9,6 +10,7 @@ import { ConfigError } from '../config/errors.ts';
 import type { Step } from '../collective/messages.ts';
 import type { StepResult } from './ask-ranks.ts';
 import { Cluster, type ClusterOptions } from './cluster.ts';
+import { RankAbsent } from './failures.ts';
 
 /** degraded: serves, but on fewer ranks than configured. */
 export type ClusterState = 'ok' | 'degraded' | 'recovering' | 'failed';
@@ -52,6 +54,8 @@ export class Supervisor implements AsyncDisposable {
   #restartTimes: number[] = [];
   readonly #restarts = new Map<number, number>();
   readonly #stop = new AbortController();
+  /** Waits for ranks on other machines after the cluster has failed. Never rejects. */
+  #returning: Promise<void> = Promise.resolve();
   /** What `state` is whenever the cluster works. */
   #working: 'ok' | 'degraded' = 'ok';
   readonly #onEvent: SupervisorOptions['onEvent'];
@@ -133,8 +137,12 @@ export class Supervisor implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#stop.abort(new Error('the cluster was stopped'));
+    const stopped = new Error('the cluster was stopped');
+    this.#stop.abort(stopped);
+    // What waits for a rank is told; a cluster that works is simply stopped.
+    if (!this.isWorking) this.#cluster.giveUp(stopped);
     await this.#recovery?.catch(() => undefined);
+    await this.#returning;
     await this.#cluster[Symbol.asyncDispose]();
   }
 
@@ -143,17 +151,39 @@ export class Supervisor implements AsyncDisposable {
     let error = cause;
     for (let attempt = 0; ; attempt++) {
       this.#lose(error);
-      const isHopeless = error instanceof ConfigError || this.#restartTimes.length >= this.#limits.restarts;
+      const isAbsent = error instanceof ConfigError || error instanceof RankAbsent;
+      const isHopeless = isAbsent || this.#restartTimes.length >= this.#limits.restarts;
       try {
         if (isHopeless) await this.#shrink(error);
         else await this.#tryAgain(attempt);
       } catch (failure) {
-        if (isHopeless || this.#stop.signal.aborted) throw this.#giveUp(failure);
+        if (isHopeless || this.#stop.signal.aborted) {
+          const error = this.#giveUp(failure);
+          if (this.#cluster.hasLostRemote) this.#returning = this.#awaitReturn();
+          throw error;
+        }
         error = asError(failure);
         continue;
       }
       this.#win(Math.round(performance.now() - startedAt));
       return;
+    }
+  }
+
+  /** Requests fail meanwhile; each attempt takes or waits `rejoinMs`. */
+  async #awaitReturn(): Promise<void> {
+    const failedAt = performance.now();
+    while (!this.#stop.signal.aborted) {
+      const startedAt = performance.now();
+      try {
+        await this.#cluster.recover();
+        return this.#win(Math.round(performance.now() - failedAt));
+      } catch (failure) {
+        this.#error = asError(failure);
+      }
+      const pauseMs = Math.max(0, startedAt + this.#limits.rejoinMs - performance.now());
+      // A stop ends the pause; the loop's condition sees it.
+      await after(pauseMs, undefined, { signal: this.#stop.signal }).catch(() => undefined);
     }
   }
 

@@ -1,16 +1,20 @@
 /**
  * A rank's process: says hello to the coordinator, is told its shard, loads it, answers until it is told to stop. It ends
  * when its channel to the coordinator closes, whatever it is doing, so no rank outlives its coordinator.
- * Started as `node dist/worker/main.js --connect ENDPOINT --rank I --token TOKEN`. Read next: rank-service.ts.
+ * Started as `node dist/worker/main.js --connect ENDPOINT --rank I --token TOKEN`; by `tpla worker` with --offer and its
+ * own copy of the model instead, when the coordinator gives it a rank. Read next: arguments.ts, rank-service.ts.
  */
 import { hostname } from 'node:os';
-import { parseArgs } from 'node:util';
-import { ConfigError, InvariantError, PeerError, messageOf } from '../config/errors.ts';
+import { ConfigError, PeerError, messageOf } from '../config/errors.ts';
 import { packageVersion } from '../config/version.ts';
-import { protocolVersion, type Failed } from '../collective/messages.ts';
+import { protocolVersion, type Failed, type FromRank } from '../collective/messages.ts';
+import { Curve } from '../collective/curve.ts';
 import { removeRunFolder, ringEndpointBeside } from '../collective/endpoint.ts';
 import { bindRing, type RingBinding } from '../collective/zeromq-group.ts';
-import { ControlClient } from '../collective/control.ts';
+import { ControlClient } from '../collective/control-client.ts';
+import { copyIdentity } from '../model/copy-identity.ts';
+import { openModelPath } from '../model/dummy.ts';
+import { keysOf, settingsOf, type Settings } from './arguments.ts';
 import { RankService } from './rank-service.ts';
 
 /** The coordinator answers hello when all ranks have said it. */
@@ -19,42 +23,49 @@ const setupTimeoutMs = 120_000;
 await main();
 
 async function main(): Promise<void> {
-  const { connect, rank, token } = argumentsOf();
-  exitWithParent(connect);
-  await using control = await ControlClient.connect(connect, rank);
-  const position: Position = { rank, epoch: 0, request: null };
+  const settings = settingsOf(process.argv.slice(2), process.env);
+  exitWithParent(settings.connect);
+  const position: Position = { rank: settings.rank, epoch: 0, request: null };
+  let control: ControlClient | undefined;
   try {
-    await using ring = await bindRing(ringEndpointBeside(connect, rank));
-    await serve(control, ring, token, position);
+    const keys = await keysOf(settings);
+    await using curve = keys === undefined ? undefined : await Curve.open(keys);
+    control = await ControlClient.connect(
+      settings.connect,
+      settings.rank,
+      settings.isOffer ? Infinity : undefined,
+      curve,
+    );
+    await using ring = await bindRing(await ringEndpointBeside(settings.connect, settings.rank ?? 0), curve);
+    await serve(control, ring, settings, position);
   } catch (error) {
     await reportFailure(control, position, error);
+  } finally {
+    await control?.[Symbol.asyncDispose]();
   }
 }
 
 /** Where this rank is, for the report of a failure. */
 interface Position {
-  readonly rank: number;
+  /** null: none yet. */
+  rank: number | null;
   epoch: number;
   request: number | null;
 }
 
-async function serve(control: ControlClient, ring: RingBinding, token: string, position: Position): Promise<void> {
-  const { rank } = position;
-  await control.send({
-    kind: 'hello',
-    rank,
-    pid: process.pid,
-    host: hostname(),
-    protocol: protocolVersion,
-    version: packageVersion,
-    token,
-    ringEndpoint: ring.endpoint,
-  });
-  const { message: setup } = await control.receive(setupTimeoutMs);
+async function serve(control: ControlClient, ring: RingBinding, settings: Settings, position: Position): Promise<void> {
+  await control.send(await greetingOf(settings, ring));
+  // Who offers itself waits as long as the coordinator waits for others; the coordinator's end ends that.
+  const { message: setup } = await control.receive(settings.isOffer ? undefined : setupTimeoutMs);
   if (setup.kind === 'stop') return;
-  if (setup.kind !== 'setup')
-    throw new PeerError(`rank ${rank}: expected setup from the coordinator, got ${setup.kind}`);
-  await using service = new RankService(control, ring, setup);
+  if (setup.kind === 'refused')
+    throw new ConfigError(`refused by the coordinator at ${settings.connect}: ${setup.reason}`);
+  if (setup.kind !== 'setup') throw new PeerError(`expected setup from the coordinator, got ${setup.kind}`);
+  const { rank, worldSize } = setup;
+  position.rank = rank;
+  control.becomes(rank);
+  if (settings.isOffer) process.send?.({ rank, worldSize });
+  await using service = new RankService(control, ring, { ...setup, modelPath: settings.model ?? setup.modelPath });
   try {
     await service.run();
   } catch (error) {
@@ -64,34 +75,41 @@ async function serve(control: ControlClient, ring: RingBinding, token: string, p
   }
 }
 
+async function greetingOf(settings: Settings, ring: RingBinding): Promise<FromRank> {
+  const { rank, token, isOffer, worldSize, model } = settings;
+  const greeting = {
+    pid: process.pid,
+    host: hostname(),
+    protocol: protocolVersion,
+    version: packageVersion,
+    token,
+    ringEndpoint: ring.endpoint,
+  };
+  if (!isOffer) return { kind: 'hello', rank: rank ?? 0, ...greeting };
+  await using checkpoint = await openModelPath(model ?? '');
+  return { kind: 'offer', rank, worldSize, modelIdentity: await copyIdentity(checkpoint), ...greeting };
+}
+
 /** Tells the coordinator why, then ends with the error's exit code; the text also goes to stderr for the log. */
-async function reportFailure(control: ControlClient, position: Position, error: unknown): Promise<void> {
+async function reportFailure(control: ControlClient | undefined, position: Position, error: unknown): Promise<void> {
   const { rank, epoch, request: id } = position;
   const kind = kindOf(error);
+  console.error(kind === 'InvariantError' && error instanceof Error ? error.stack : messageOf(error));
+  process.exitCode = kind === 'ConfigError' ? 2 : kind === 'PeerError' ? 3 : 70;
+  // A process that was given no rank is nobody's.
+  if (control?.isConnected !== true || rank === null) return;
   const failed: Failed = { kind: 'failed', rank, epoch, id, error: kind, message: messageOf(error) };
-  console.error(kind === 'InvariantError' && error instanceof Error ? error.stack : failed.message);
   try {
     await control.send(failed);
   } catch (sendError) {
     console.error(`rank ${rank}: could not tell the coordinator: ${messageOf(sendError)}`);
   }
-  process.exitCode = kind === 'ConfigError' ? 2 : kind === 'PeerError' ? 3 : 70;
 }
 
 function kindOf(error: unknown): Failed['error'] {
   if (error instanceof ConfigError) return 'ConfigError';
   if (error instanceof PeerError) return 'PeerError';
   return 'InvariantError';
-}
-
-function argumentsOf(): { connect: string; rank: number; token: string } {
-  const { values } = parseArgs({
-    options: { connect: { type: 'string' }, rank: { type: 'string' }, token: { type: 'string' } },
-  });
-  const rank = Number(values.rank);
-  if (values.connect === undefined || values.token === undefined || !Number.isInteger(rank) || rank < 0)
-    throw new InvariantError('worker: expected --connect ENDPOINT --rank I --token TOKEN');
-  return { connect: values.connect, rank, token: values.token };
 }
 
 /**

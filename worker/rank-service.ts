@@ -8,7 +8,7 @@ import { createGroup } from '../collective/create-group.ts';
 import type { RankRequest, Rejoin, Setup, ToRank } from '../collective/messages.ts';
 import { RejoinableGroup } from '../collective/rejoinable-group.ts';
 import type { RingBinding } from '../collective/zeromq-group.ts';
-import type { ControlClient } from '../collective/control.ts';
+import type { ControlClient } from '../collective/control-client.ts';
 import { Misbehaviour } from './misbehaviour.ts';
 import { RankWorker } from './rank-worker.ts';
 
@@ -62,7 +62,8 @@ export class RankService implements AsyncDisposable {
     const { rank } = this.#setup;
     switch (message.kind) {
       case 'setup':
-        throw new PeerError(`rank ${rank}: a second setup; ranks are set up once`);
+      case 'refused':
+        throw new PeerError(`rank ${rank}: ${message.kind} after the setup; ranks are set up once`);
       case 'rejoin':
         return this.#rejoin(message);
       case 'probe':
@@ -75,6 +76,7 @@ export class RankService implements AsyncDisposable {
       case 'moments':
       case 'calibration':
       case 'collectiveCheck':
+      case 'computeCheck':
         this.#enqueue(message.id, () => this.#answer(message, payload));
     }
   }

@@ -10,6 +10,7 @@ import type { Checkpoint } from '../model/checkpoint.ts';
 import { openModelPath } from '../model/dummy.ts';
 import { loadRotations } from '../model/tpla/rotation.ts';
 import { checkCollective } from './collective-check.ts';
+import { checkCompute } from './compute-check.ts';
 import { openBackend, type Backend } from './backend.ts';
 import { CalibrationSession } from './calibration/calibration-session.ts';
 import { Forward } from './forward.ts';
@@ -120,6 +121,10 @@ export class RankWorker implements AsyncDisposable {
         return { payload: await this.calibrate(request, given) };
       case 'collectiveCheck':
         return { latenciesUs: await checkCollective(this.group, request.floats, request.count) };
+      case 'computeCheck': {
+        const { gigabytesPerSecond, gigaflopsPerSecond } = checkCompute(this.backend.kernels);
+        return { payload: Float32Array.of(gigabytesPerSecond, gigaflopsPerSecond) };
+      }
     }
   }
 

@@ -6,7 +6,7 @@ import { InvariantError } from '../../config/errors.ts';
 import { isExact } from '../../config/shard-plan.ts';
 import type { Step } from '../../collective/messages.ts';
 import type { StepResult } from '../ask-ranks.ts';
-import { cacheBytesPerToken, type Cluster } from '../cluster.ts';
+import type { Cluster } from '../cluster.ts';
 import { spreadOf, type BenchRow, type RankRow } from './report.ts';
 
 export interface Workload {
@@ -187,4 +187,9 @@ function logSoftmax(values: Float32Array): Float64Array {
   const max = values.reduce((a, b) => Math.max(a, b), -Infinity);
   const total = max + Math.log(values.reduce((sum, value) => sum + Math.exp(value - max), 0));
   return Float64Array.from(values, (value) => value - total);
+}
+
+/** Bytes that one token takes in the caches of all ranks together. */
+function cacheBytesPerToken(cluster: Cluster): number {
+  return cluster.ranks.reduce((sum, rank) => sum + rank.cacheBytesPerToken, 0);
 }

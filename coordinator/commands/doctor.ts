@@ -1,14 +1,17 @@
 /**
- * `tpla doctor`: what this machine has and whether ranks work on it: versions, compute libraries, and sums over two
- * ranks, every element checked. The ranks need a model; without one they are left out, and that is said.
+ * `tpla doctor`: what this machine has and whether ranks work on it: versions, compute libraries, sums over the ranks of
+ * the asked cluster with every element checked, their speed, and a verdict with what to change. The ranks need a model;
+ * without one they are left out, and that is said. Read next: ../doctor/verdict.ts.
  */
 import type { Argv } from 'yargs';
+import { hasCurve } from '../../collective/zmq.ts';
 import type { CommandContext } from '../command-context.ts';
+import { checkRanks, type RankCheck } from '../doctor/check-ranks.ts';
+import { judge } from '../doctor/verdict.ts';
 import { findModel } from '../fetch.ts';
 import { clusterFlags, jsonFlag, number, type FlagsOf } from '../flags.ts';
 import { describeMachine, ggmlPackage } from '../machine.ts';
-import { openSession } from '../session.ts';
-import { formatBytes } from '../table.ts';
+import { formatBytes, formatTable } from '../table.ts';
 
 const doctorFlags = <T>(command: Argv<T>) =>
   jsonFlag(clusterFlags(command))
@@ -28,58 +31,42 @@ export function addDoctorCommand(program: Argv, context: CommandContext): Argv {
 
 async function doctor(flags: DoctorFlags, context: CommandContext): Promise<void> {
   const machine = describeMachine();
-  const missing = `not checked: ${flags.model ?? 'the default model'} is not here; run \`tpla fetch\` or give --model`;
-  const ranks = (await hasModel(flags, context)) ? await checkRanks(flags, context) : undefined;
-  if (flags.json) {
-    context.write(
-      `${JSON.stringify({ machine, ranks: ranks ?? null, ...(ranks === undefined ? { missing } : {}) })}\n`,
-    );
-    return;
-  }
+  const missing = `no ranks were started: ${flags.model ?? 'the default model'} is not here; run \`tpla fetch\` or give --model`;
+  const check = (await hasModel(flags, context)) ? await checkRanks(flags, context, flags) : undefined;
+  const verdict = judge(machine, check, missing);
+  if (flags.json) return context.write(`${JSON.stringify({ machine, ranks: check ?? null, verdict })}\n`);
   const lines = [
     `tpla ${machine.tpla}, node ${machine.node}, ${machine.platform}`,
     `${machine.cpu}, ${machine.cores} cores, ${formatBytes(machine.memoryBytes)} memory, ${formatBytes(machine.freeMemoryBytes)} free`,
-    `ZeroMQ binding: ${machine.zeromq ?? 'missing; run npm ci'}`,
-    `ggml libraries (${ggmlPackage()}): ${machine.ggml ?? 'missing; use --backend gpujs'}`,
-    `gpu.js: ${machine.gpujs ?? 'missing; run npm ci'}`,
-    ranks === undefined ? `all-reduce ${missing}` : describeRanks(ranks),
+    `ZeroMQ binding: ${machine.zeromq ?? 'missing'}, encryption (CURVE): ${hasCurve ? 'yes' : 'no'}`,
+    `ggml libraries (${ggmlPackage()}): ${machine.ggml ?? 'missing'}`,
+    `gpu.js: ${machine.gpujs ?? 'missing'}`,
+    ...(check === undefined ? [] : ['', describeRanks(check)]),
+    '',
+    `verdict: ${verdict.ready ? 'ready' : 'not ready'}`,
+    ...verdict.advice.map((line) => `- ${line}`),
   ];
   context.write(`${lines.join('\n')}\n`);
 }
 
-interface RankCheck {
-  readonly ranks: number;
-  readonly devices: readonly string[];
-  readonly transport: string;
-  readonly floats: number;
-  readonly count: number;
-  readonly p50Us: number;
-  readonly p99Us: number;
-}
-
-async function checkRanks(flags: DoctorFlags, context: CommandContext): Promise<RankCheck> {
-  await using session = await openSession(flags, context);
-  const { cluster } = session;
-  const replies = await cluster.collectiveCheck(flags.floats, flags.count);
-  // The slowest rank decides when the others go on.
-  const sorted = replies.flatMap((reply) => reply.latenciesUs).sort((a, b) => a - b);
-  const at = (share: number): number => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? 0;
-  return {
-    ranks: cluster.plan.worldSize,
-    devices: cluster.ranks.map((rank) => rank.device),
-    transport: cluster.ranks[0]?.transport ?? 'none',
-    floats: flags.floats,
-    count: flags.count,
-    p50Us: at(0.5),
-    p99Us: at(0.99),
-  };
-}
-
 function describeRanks(check: RankCheck): string {
-  return (
-    `${check.ranks} ranks on ${check.devices.join(', ')}; ${check.count} all-reduces of ${check.floats} floats over ` +
-    `${check.transport}: every element right, p50 ${check.p50Us.toFixed(1)} us, p99 ${check.p99Us.toFixed(1)} us`
+  const table = formatTable(
+    ['rank', 'host', 'GB/s', 'GFLOP/s', 'weights', 'full cache', 'device'],
+    check.ranks.map((rank) => [
+      `${rank.rank}`,
+      rank.host,
+      rank.gigabytesPerSecond.toFixed(1),
+      rank.gigaflopsPerSecond.toFixed(0),
+      formatBytes(rank.weightBytes),
+      formatBytes(rank.fullCacheBytes),
+      rank.device,
+    ]),
   );
+  const { short, long, transport } = check;
+  if (check.ranks.length === 1) return table;
+  const rate = (long.floats * 4) / long.p50Us / 1000;
+  return `${table}
+sums over ${transport}, every element right: ${short.count} of ${short.floats} floats, p50 ${short.p50Us.toFixed(1)} us, p99 ${short.p99Us.toFixed(1)} us; of ${formatBytes(long.floats * 4)} each, ${rate.toFixed(2)} GB/s`;
 }
 
 /** A model named by a flag or file must be there; the default one is used only when it has been fetched. */

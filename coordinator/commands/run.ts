@@ -11,10 +11,11 @@ import { requireRoom, type Generation, type Usage } from '../generation.ts';
 import type { Sampling } from '../sampler.ts';
 import { openModel, startCluster, type SessionFlags } from '../session.ts';
 import { formatBytes, formatMs, formatTable } from '../table.ts';
+import { convertFlag } from '../convert/conversion-flags.ts';
 import { openText, type ModelText } from '../text.ts';
 
 const runFlags = <T>(command: Argv<T>) =>
-  jsonFlag(samplingFlags(clusterFlags(command)))
+  convertFlag(jsonFlag(samplingFlags(clusterFlags(command))))
     .positional('prompt', { type: 'string', describe: 'text to answer; without it standard input is read' })
     .option('raw', {
       type: 'boolean',

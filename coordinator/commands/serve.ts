@@ -7,13 +7,14 @@ import type { Argv } from 'yargs';
 import { ConfigError, messageOf } from '../../config/errors.ts';
 import type { CommandContext } from '../command-context.ts';
 import { chatTemplateFlag, clusterFlags, jsonFlag, number, type FlagsOf } from '../flags.ts';
+import { convertFlag } from '../convert/conversion-flags.ts';
 import { createServer } from '../http/server.ts';
 import { isLoopback, parseListen } from '../http/listen-address.ts';
 import { startServing, type Serving } from '../serving.ts';
 import { openModel } from '../session.ts';
 
 const serveFlags = <T>(command: Argv<T>) =>
-  jsonFlag(clusterFlags(command))
+  convertFlag(jsonFlag(clusterFlags(command)))
     .positional('file', { type: 'string', describe: 'cluster file (YAML or JSON); the same as --config' })
     .option('listen', {
       type: 'string',

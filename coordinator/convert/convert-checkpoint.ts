@@ -6,16 +6,19 @@
 import { createHash } from 'node:crypto';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import { ConfigError } from '../../config/errors.ts';
 import { cacheNumbersPerToken } from '../../config/model-config.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { exportTokenizer } from '../../model/tokenizer-export.ts';
 import { LayerSpill } from '../../model/transmla/layer-spill.ts';
 import { headLayout } from '../../model/transmla/read-layer.ts';
+import type { RecipeSettings } from '../../model/transmla/recipe.ts';
 import { type EncodedLayer, writeConverted } from '../../model/transmla/write-converted.ts';
 import type { Cluster } from '../cluster.ts';
 import { startProgress } from '../progress.ts';
 import { seededRandom } from '../sampler.ts';
+import { formatBytes } from '../table.ts';
 import {
   type CalibrationText,
   type PreparedText,
@@ -30,6 +33,7 @@ import { convertRecipeModel } from './convert-recipe.ts';
 import type { ConvertedLayers } from './converted-layers.ts';
 import { measure, perplexity, startCluster } from './measure.ts';
 import { checkOutputFolder, makeFolder } from './output-folder.ts';
+import { type ConversionPrediction, predictConversion } from './predict.ts';
 import { calibrationPrompts } from './prompts.ts';
 import { Stopwatch } from './stopwatch.ts';
 
@@ -45,9 +49,10 @@ export async function convertCheckpoint(options: ConversionOptions): Promise<Con
   const watch = new Stopwatch();
   await checkOutputFolder(options.out, options.force);
   await using source = await openCheckpoint(options.model);
-  checkSizes(source, options);
+  const candidates = candidatesOf(source, options);
   const counts = windowCounts(source, options);
   const prepared = await prepareText(options, counts);
+  checkDisk(await predictConversion(source, options, methodOf(options), candidates, counts), options.out);
   return await makeFolder(options.out, options.force, async (folder, scratch) => {
     const run = { source, options, watch, counts, prepared, scratch };
     const { text, originalPpl, layers } = await calibrateAndConvert(run);
@@ -124,11 +129,32 @@ function reportOf(
   };
 }
 
-/** Refuses before any work what would be refused after calibration. */
-function checkSizes(source: Checkpoint, options: ConversionOptions): void {
+/**
+ * What convertCheckpoint would do, without doing it.
+ * @throws ConfigError as convertCheckpoint does before it starts a cluster
+ */
+export async function dryRun(options: ConversionOptions): Promise<ConversionPrediction> {
+  await checkOutputFolder(options.out, options.force);
+  await using source = await openCheckpoint(options.model);
+  const candidates = candidatesOf(source, options);
+  const counts = windowCounts(source, options);
+  await prepareText(options, counts);
+  return await predictConversion(source, options, methodOf(options), candidates, counts);
+}
+
+/** Also refuses before any work what would be refused after calibration. */
+function candidatesOf(source: Checkpoint, options: ConversionOptions): RecipeSettings[] {
   const layout = headLayout(source.config);
-  if (methodOf(options) === 'recipe') recipeCandidates(options.sizes, layout);
-  else candidateSettings(options.sizes, layout);
+  if (methodOf(options) === 'recipe') return recipeCandidates(options.sizes, layout);
+  return candidateSettings(options.sizes, layout);
+}
+
+/** @throws ConfigError before hours of work that could not be written down */
+function checkDisk({ peakDiskBytes, freeDiskBytes }: ConversionPrediction, out: string): void {
+  if (peakDiskBytes > freeDiskBytes)
+    throw new ConfigError(
+      `out: the conversion needs ${formatBytes(peakDiskBytes)} on the disk of ${out} while it runs, which has ${formatBytes(freeDiskBytes)} free; free some, or name a folder on another disk`,
+    );
 }
 
 /** Exact conversion approximates nothing, so the plain way is as good as any. */

@@ -46,7 +46,8 @@ export async function makeFolder<Result>(
     const result = await fill(filled, scratch);
     // Checked again: the work may have taken minutes.
     await checkOutputFolder(folder, force);
-    await moveAside(place, join(temporary, 'old'));
+    // Without force only an empty folder may give way, and rename sees to that even if another process was faster.
+    if (force) await moveAside(place, join(temporary, 'old'));
     await rename(filled, place);
     return result;
   } catch (error) {

@@ -36,6 +36,9 @@ export class Metrics {
     this.#gauge('tpla_up', '1 while requests can be served', () => (supervisor.isWorking ? 1 : 0));
     this.#gauge('tpla_prompt_tokens_total', 'prompt tokens computed', () => activity.promptTokens);
     this.#gauge('tpla_generated_tokens_total', 'tokens generated', () => activity.generatedTokens);
+    const refused = () => supervisor.cluster.refused;
+    this.#gauge('tpla_refused_handshakes_total', 'connections with a wrong key or none', () => refused().handshakes);
+    this.#gauge('tpla_refused_messages_total', 'control messages turned away', () => refused().messages);
     const perRank = (name: string, help: string, values: () => readonly number[]): void => {
       const gauge = new Gauge({
         name,

@@ -1,6 +1,6 @@
 /**
  * The steps of the recipe that can be left out one by one, to see what each is worth. What takes the place of a step is
- * what the published method does there. Numbers are those of recipes.md, section 2. Read next: recipe.ts.
+ * what the published method does there. Numbers are those of docs/conversion.md. Read next: recipe.ts.
  */
 
 export const recipeSteps = {

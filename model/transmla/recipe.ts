@@ -1,5 +1,5 @@
 /**
- * The conversion of one attention layer that loses least without training (spec: recipes.md, section 2, steps 2 to 5).
+ * The conversion of one attention layer that loses least without training (docs/conversion.md, steps 2 to 5).
  * Against published.ts: every error is weighed by what it does to the residual stream; the rotary mix is unitary; pairs
  * that lose RoPE are turned by their mean phase instead of not at all; the pairs that would lose most keep RoPE; and the
  * joint PCA is centred. Words: slot (complex-slots.ts), residual key (the part of the keys that loses RoPE), phase (the

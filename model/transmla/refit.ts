@@ -1,5 +1,5 @@
 /**
- * The layer-by-layer refit (spec: recipes.md, section 2, step 7). Layers are converted in order, each on the stream that
+ * The layer-by-layer refit (docs/conversion.md, step 7). Layers are converted in order, each on the stream that
  * the converted layers before it produce; then two ridge regressions bring its output back to the original's:
  *     W_UV, per head: features f = [A_h c; 1], target the original head's output o_h, prior the PCA's decoder;
  *     W_O: features g = [all refitted heads; 1], target W_O o, prior W_O.

@@ -5,7 +5,8 @@ import { existsSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
-import { ControlClient, ControlServer } from '../../collective/control.ts';
+import { ControlServer } from '../../collective/control.ts';
+import { ControlClient } from '../../collective/control-client.ts';
 
 const script = fileURLToPath(new URL('../helpers/control-peer.mjs', import.meta.url));
 

@@ -1,5 +1,5 @@
 /** `tpla convert` with real processes: exact conversion changes nothing, a smaller cache costs what the report says. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { z } from 'zod';
@@ -75,29 +75,53 @@ test('the recipe loses less than the published method, and the report says which
   expect(recipe.report.afterRopePpl).toBeLessThan(published.report.afterRopePpl);
 });
 
-test.each([
-  ['gemma2', '--exact'],
-  ['mixtral', '--method=recipe'],
-  ['mistral', '--method=published'],
-])('%s converts with %s', async (name, flag) => {
-  const out = join(sandbox.folder, `${name}-mla`);
-  const args = [
-    'convert',
-    tinyModel(name),
-    '--out',
-    out,
-    '--json',
-    '--calibration-tokens',
-    '128',
-    '--ranks',
-    '2',
-    flag,
-  ];
-  const { code, stdout, stderr } = await sandbox.run(args);
-  expect(code, stderr).toBe(0);
-  const { report } = reportSchema.parse(JSON.parse(stdout));
+test('families with windows, caps, norms and experts convert by every method', async () => {
+  const convertTiny = async (name: string, flag: string) => {
+    const out = join(sandbox.folder, `${name}-mla`);
+    const args = [
+      'convert',
+      tinyModel(name),
+      '--out',
+      out,
+      '--json',
+      '--calibration-tokens',
+      '128',
+      '--ranks',
+      '2',
+      flag,
+    ];
+    const { code, stdout, stderr } = await sandbox.run(args);
+    expect(code, stderr).toBe(0);
+    const { report } = reportSchema.parse(JSON.parse(stdout));
+    return report.afterRankPpl / report.originalPpl;
+  };
+  const [exact, ...others] = await Promise.all([
+    convertTiny('gemma2', '--exact'),
+    convertTiny('mixtral', '--method=recipe'),
+    convertTiny('mistral', '--method=published'),
+  ]);
+  expect(Math.abs(exact - 1)).toBeLessThan(1e-5);
   // Random models: fitted on little, a conversion still stays nearer to the source than chance (about 500) is.
-  expect(report.afterRankPpl / report.originalPpl).toBeLessThan(flag === '--exact' ? 1.00001 : 2);
+  for (const ratio of others) expect(ratio).toBeLessThan(2);
+});
+
+test('a dry run predicts the result and writes nothing', async () => {
+  const out = join(sandbox.folder, 'foreseen');
+  const flags = ['--rope-dim', '8', '--kv-rank', '24', '--calibration-tokens', '128', '--json', '--out', out];
+  const { code, stdout } = await sandbox.run(['convert', stories, ...flags, '--dry-run']);
+  expect(code).toBe(0);
+  const { prediction } = z.object({ prediction: z.record(z.string(), z.unknown()) }).parse(JSON.parse(stdout));
+  expect(prediction).toMatchObject({
+    candidates: [{ ropeDim: 8, kvRank: 24 }],
+    cacheFloatsBefore: 64,
+    cacheFloatsAfter: 32,
+  });
+  expect(sandbox.leftovers().filter((name) => name.includes('foreseen'))).toEqual([]);
+  expect((await sandbox.run(['convert', stories, ...flags, '--ranks', '1'])).code).toBe(0);
+  const bytes = ['model', 'tpla_rotation'].map((name) => statSync(join(out, `${name}.safetensors`)).size);
+  // Headers are not counted.
+  expect(Number(prediction['outputBytes']) / bytes.reduce((a, b) => a + b)).toBeGreaterThan(0.97);
+  expect(Number(prediction['outputBytes'])).toBeLessThan(bytes.reduce((a, b) => a + b));
 });
 
 test('a calibration file that is none is refused before any process is started', async () => {

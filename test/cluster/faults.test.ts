@@ -6,6 +6,7 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { encodeCollective, encodeMessage } from '../../collective/frame.ts';
+import { protocolVersion } from '../../collective/messages.ts';
 import { connectDealer, connectPush } from '../../collective/zmq.ts';
 import type { ClusterConfig } from '../../config/cluster.ts';
 import { ConfigError, PeerError } from '../../config/errors.ts';
@@ -199,14 +200,22 @@ describe('strangers', () => {
     await using _ = supervisor;
     const before = await step(supervisor, [1, 2]);
     const { endpoint } = controlOf(sandbox);
-    const intruder = (await connectDealer(endpoint, 10_000))!;
-    const hello = { kind: 'hello', rank: 1, pid: 1, host: 'h', protocol: 2, version: '0', ringEndpoint: 'ipc:///x' };
+    const intruder = (await connectDealer(endpoint, 10_000)).socket!;
+    const hello = {
+      kind: 'hello',
+      rank: 1,
+      pid: 1,
+      host: 'h',
+      protocol: protocolVersion,
+      version: '0',
+      ringEndpoint: 'ipc:///x',
+    };
     for (const token of ['', 'guessed']) await intruder.send(encodeMessage({ ...hello, token }));
     await intruder.send(
       encodeMessage({ kind: 'failed', rank: 1, epoch: 0, id: null, error: 'PeerError', message: '' }),
     );
     expect((await step(supervisor, [1, 2])).logits).toEqual(before.logits);
-    await expect.poll(() => supervisor.cluster.refused).toBe(3);
+    await expect.poll(() => supervisor.cluster.refused.messages).toBe(3);
     expect(supervisor.events.map(({ kind }) => kind)).toEqual(['started']);
     intruder.close();
   });
@@ -235,7 +244,7 @@ describe('strangers', () => {
       for (let i = 0; i < 300; i++) await push.send(mutated(frame, random));
       push.close();
     }
-    const dealer = (await connectDealer(endpoint, 10_000))!;
+    const dealer = (await connectDealer(endpoint, 10_000)).socket!;
     const [message] = encodeMessage({
       kind: 'hello',
       rank: 0,

@@ -10,7 +10,7 @@ let group = null;
 
 const actions = {
   async bind({ controlEndpoint, rank }) {
-    ring ??= await bindRing(ringEndpointBeside(controlEndpoint, rank));
+    ring ??= await bindRing(await ringEndpointBeside(controlEndpoint, rank));
     return ring.endpoint;
   },
   async join({ transport, settings, runId }) {

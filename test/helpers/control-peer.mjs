@@ -1,7 +1,8 @@
 // The other end of a control channel in its own process. `server`: binds, reports the endpoint, waits to be killed.
 // `last-word ENDPOINT`: says hello and that it failed, and ends at once.
 import { protocolVersion } from '../../dist/collective/messages.js';
-import { ControlClient, ControlServer } from '../../dist/collective/control.js';
+import { ControlServer } from '../../dist/collective/control.js';
+import { ControlClient } from '../../dist/collective/control-client.js';
 
 const [mode, endpoint] = process.argv.slice(2);
 if (mode === 'server') {

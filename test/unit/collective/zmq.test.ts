@@ -5,7 +5,8 @@ import { PeerError } from '../../../config/errors.ts';
 import { ringEndpointBeside } from '../../../collective/endpoint.ts';
 import { protocolVersion } from '../../../collective/messages.ts';
 import type { Failed, ToCoordinator } from '../../../collective/messages.ts';
-import { ControlClient, ControlServer } from '../../../collective/control.ts';
+import { ControlServer } from '../../../collective/control.ts';
+import { ControlClient } from '../../../collective/control-client.ts';
 
 afterEach(() => void vi.useRealTimers());
 
@@ -116,7 +117,7 @@ describe('ControlServer', () => {
   it('leaves no file behind', async () => {
     const server = await ControlServer.bind('ipc');
     const folder = dirname(server.endpoint.slice('ipc://'.length));
-    expect(ringEndpointBeside(server.endpoint, 2)).toBe(`ipc://${folder}/rank-2-${process.pid}.sock`);
+    expect(await ringEndpointBeside(server.endpoint, 2)).toBe(`ipc://${folder}/rank-2-${process.pid}.sock`);
     expect(existsSync(folder)).toBe(true);
     await server[Symbol.asyncDispose]();
     expect(existsSync(folder)).toBe(false);

@@ -47,19 +47,19 @@ describe('what is accepted', () => {
       compute: { backend: 'ggml', threads: 1, weights: 'keep', expertSharding: 'columns', maxStepTokens: 256 },
       collective: { transport: 'auto', timeoutMs: 10_000 },
       ranks: [
-        { host: 'local', device: '', share: 1 },
-        { host: 'local', device: '', share: 1 },
+        { host: 'local', model: '', program: 'tpla', device: '', share: 1 },
+        { host: 'local', model: '', program: 'tpla', device: '', share: 1 },
       ],
-      coordinator: { bind: 'auto' },
-      security: { curve: 'auto', keys: './keys' },
+      coordinator: { bind: 'auto', joinSeconds: 300 },
+      security: { curve: 'auto', keys: join(folder, 'keys'), allowNoKeys: false },
       api: { listen: '127.0.0.1:8080', apiKeyEnv: 'TPLA_API_KEY' },
-      faults: { heartbeatMs: 200, restarts: 5, backoffMs: 250, allowFewerRanks: false },
+      faults: { heartbeatMs: 200, restarts: 5, backoffMs: 250, rejoinMs: 10_000, allowFewerRanks: false },
     });
   });
 
   test('JSON is read as well', async () => {
     const config = await load('{"model": "default", "ranks": [{"host": "local", "share": 0.5}]}', {}, 'cluster.json');
-    expect(config.ranks).toEqual([{ host: 'local', device: '', share: 0.5 }]);
+    expect(config.ranks).toEqual([{ host: 'local', model: '', program: 'tpla', device: '', share: 0.5 }]);
   });
 
   test.each(['two-ranks', 'latent-groups', 'uneven-ranks'])('the example %s.yaml', async (name) => {
@@ -142,7 +142,7 @@ describe('mistakes', () => {
       'ranks:',
       '  - host: local',
       '    devic: x',
-      '  - host: ssh://a@b',
+      '  - host: ssh://-oProxyCommand=x',
       '  - host: elsewhere',
     ].join('\n');
     expect((await refusal(text)).split('\n')).toEqual([
@@ -153,7 +153,7 @@ describe('mistakes', () => {
       'cluster.yaml:5, attention.latentGroups: expected a number, got "two"',
       'cluster.yaml:7, cache.slots: expected at least 1, got 0',
       'cluster.yaml:10, ranks.0.devic: unknown key; did you mean device?',
-      'cluster.yaml:11, ranks.1.host: ssh://a@b: ranks on other machines are not available yet; use local',
+      'cluster.yaml:11, ranks.1.host: expected local, join or ssh://user@host, got "ssh://-oProxyCommand=x"',
       'cluster.yaml:12, ranks.2.host: expected local, join or ssh://user@host, got "elsewhere"',
     ]);
   });
@@ -166,13 +166,13 @@ describe('mistakes', () => {
     ['model: default\nranks: []\n', 'cluster.yaml:2, ranks: expected at least 1 entries, got 0 entries'],
     [
       `${minimal}coordinator: { bind: 'tcp://0.0.0.0:7070' }\n`,
-      'cluster.yaml:3, coordinator.bind: tcp://0.0.0.0:7070: other than loopback needs CURVE keys, not available yet; use tcp://127.0.0.1:PORT',
+      'cluster.yaml:3, coordinator.bind: tcp://0.0.0.0:7070: name the address by which the other machines reach this one',
     ],
     [
       `${minimal}coordinator: { bind: 'tcp://127.0.0.1:70700' }\n`,
-      'cluster.yaml:3, coordinator.bind: expected auto or tcp://127.0.0.1:PORT, got "tcp://127.0.0.1:70700"',
+      'cluster.yaml:3, coordinator.bind: expected auto or tcp://ADDRESS:PORT, got "tcp://127.0.0.1:70700"',
     ],
-    [`${minimal}security: { curve: on }\n`, 'cluster.yaml:3, security.curve: on is not available yet; use auto, off'],
+    [`${minimal}security: { curve: maybe }\n`, 'cluster.yaml:3, security.curve: expected auto, on, off, got "maybe"'],
   ])('%j', async (text, message) => {
     expect(await refusal(text)).toBe(message);
   });

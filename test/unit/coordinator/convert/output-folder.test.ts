@@ -80,5 +80,5 @@ it('removes what a killed process left, and nothing of a living one', async () =
   const names = [ended, process.ppid].map((pid) => `.out.part-${hostname()}-${pid}-abcdef`);
   for (const name of names) await mkdir(join(sandbox, 'deep', name, 'scratch'), { recursive: true });
   await makeFolder(out, false, fill('one'));
-  expect((await readdir(join(sandbox, 'deep'))).toSorted()).toEqual([names[1], 'out'].toSorted());
+  expect(new Set(await readdir(join(sandbox, 'deep')))).toEqual(new Set([names[1], 'out']));
 });

@@ -1,0 +1,175 @@
+/**
+ * The flags that say how a model is converted: of `tpla convert`, and of `tpla run|serve --convert`. None has a default
+ * here, so that one without --convert is noticed; conversionSettings fills them in. Read next: conversion-options.ts.
+ */
+import type { Argv } from 'yargs';
+import { ConfigError } from '../../config/errors.ts';
+import { floatTypes, type FloatType } from '../../model/transmla/encode-floats.ts';
+import { type RecipeStep, recipeStepNames, recipeSteps } from '../../model/transmla/recipe-steps.ts';
+import { optionalNumber } from '../flags.ts';
+import { defaultCacheRatio } from './choose-settings.ts';
+import { conversionMethods, type ConversionMethod, type ConversionOptions } from './conversion-options.ts';
+
+export interface ConversionFlags {
+  readonly exact?: boolean | undefined;
+  readonly method?: ConversionMethod | undefined;
+  readonly without?: string | undefined;
+  readonly cacheRatio?: number | undefined;
+  readonly ropeDim?: number | undefined;
+  readonly kvRank?: number | undefined;
+  readonly freqfold?: number | 'auto' | undefined;
+  readonly balance?: number | 'auto' | undefined;
+  readonly calibration?: string | undefined;
+  readonly calibrationTokens?: number | undefined;
+  readonly dtype?: FloatType | undefined;
+}
+
+/** By the names on the command line. */
+const flagNames = {
+  exact: 'exact',
+  method: 'method',
+  without: 'without',
+  cacheRatio: 'cache-ratio',
+  ropeDim: 'rope-dim',
+  kvRank: 'kv-rank',
+  freqfold: 'freqfold',
+  balance: 'balance',
+  calibration: 'calibration',
+  calibrationTokens: 'calibration-tokens',
+  dtype: 'dtype',
+} as const satisfies Record<keyof ConversionFlags, string>;
+
+export type ConversionSettings = Pick<
+  ConversionOptions,
+  'method' | 'without' | 'sizes' | 'calibration' | 'calibrationTokens' | 'dtype' | 'untouched'
+>;
+
+/** An exact conversion fits nothing: its text only serves to measure. */
+const defaultCalibrationTokens = { fitted: 8192, exact: 512 };
+
+export function conversionFlags<T>(command: Argv<T>) {
+  return sizeFlags(command)
+    .option('method', {
+      choices: conversionMethods,
+      defaultDescription: 'recipe',
+      describe: 'recipe: errors weighed by what they do, least loss; published: TransMLA as in its paper and code',
+    })
+    .option('without', {
+      type: 'string',
+      defaultDescription: 'none',
+      describe: `recipe: steps to leave out, separated by commas, to see what each is worth. ${recipeStepNames.map((step) => `${step}: ${recipeSteps[step]}`).join('; ')}`,
+    })
+    .option('calibration', {
+      type: 'string',
+      defaultDescription: 'self',
+      describe: 'UTF-8 text to fit on, ideally like the later use; self: text that the model writes itself',
+    })
+    .option('calibration-tokens', {
+      ...optionalNumber(
+        'calibration-tokens',
+        64,
+        10_000_000,
+        true,
+        'tokens to fit on; a few more are held out to judge by',
+      ),
+      defaultDescription: `${defaultCalibrationTokens.fitted}; with --exact ${defaultCalibrationTokens.exact}`,
+    })
+    .option('dtype', {
+      choices: floatTypes,
+      describe: 'type of all written matrices',
+      defaultDescription: 'f16 for those converted, with --exact f32; the others stay bit for bit as they are',
+    });
+}
+
+/** `--convert` and what belongs to it. */
+export function convertFlag<T>(command: Argv<T>) {
+  return conversionFlags(
+    command.option('convert', {
+      type: 'boolean',
+      default: false,
+      describe: 'convert the model to a latent cache first; kept in the cache folder and found there the next time',
+    }),
+  );
+}
+
+function sizeFlags<T>(command: Argv<T>) {
+  return command
+    .option('exact', {
+      type: 'boolean',
+      describe: 'keep every number of the cache and every rotary pair: logits equal those of the source',
+    })
+    .option('cache-ratio', {
+      ...optionalNumber('cache-ratio', 0, 1, false, 'cache of the result over that of the source; sizes are searched'),
+      defaultDescription: `${defaultCacheRatio}, unless both --rope-dim and --kv-rank are given`,
+    })
+    .option('rope-dim', {
+      ...optionalNumber('rope-dim', 2, 1_048_576, true, 'numbers of the shared rotary key, even'),
+      defaultDescription: 'searched',
+    })
+    .option('kv-rank', {
+      ...optionalNumber('kv-rank', 1, 1_048_576, true, 'numbers of the latent'),
+      defaultDescription: 'what the cache ratio leaves',
+    })
+    .option('freqfold', {
+      type: 'string',
+      defaultDescription: 'auto',
+      describe: 'published: neighbouring rotary frequencies treated as equal; 1: none; auto: searched',
+      coerce: (given: string | undefined) => autoOrNumber('freqfold', given),
+    })
+    .option('balance', {
+      type: 'string',
+      defaultDescription: 'auto',
+      describe: 'published: weight of values against nope keys in the PCA; auto: 1 = equal mean norms',
+      coerce: (given: string | undefined) => autoOrNumber('balance', given),
+    });
+}
+
+export function conversionSettings(flags: ConversionFlags): ConversionSettings {
+  const exact = flags.exact ?? false;
+  return {
+    method: flags.method ?? 'recipe',
+    without: stepsOf(flags.without ?? ''),
+    sizes: {
+      exact,
+      ropeDim: flags.ropeDim ?? null,
+      kvRank: flags.kvRank ?? null,
+      cacheRatio: flags.cacheRatio ?? null,
+      freqfold: flags.freqfold ?? 'auto',
+      balance: flags.balance ?? 'auto',
+    },
+    calibration: flags.calibration ?? 'self',
+    calibrationTokens: flags.calibrationTokens ?? defaultCalibrationTokens[exact ? 'exact' : 'fitted'],
+    dtype: flags.dtype ?? (exact ? 'f32' : 'f16'),
+    untouched: flags.dtype ?? 'keep',
+  };
+}
+
+/** @throws ConfigError naming the flags that mean nothing where nothing is converted */
+export function refuseConversionFlags(flags: ConversionFlags): void {
+  // Object.entries forgets the key type.
+  const entries = Object.entries(flagNames) as [keyof ConversionFlags, string][];
+  const given = entries.filter(([key]) => flags[key] !== undefined).map(([, name]) => `--${name}`);
+  if (given.length > 0)
+    throw new ConfigError(`${given.join(', ')}: says how to convert the model; give --convert too, or leave it out`);
+}
+
+function stepsOf(given: string): ReadonlySet<RecipeStep> {
+  const names = given === '' ? [] : given.split(',');
+  return new Set(
+    names.map((name) => {
+      const step = recipeStepNames.find((known) => known === name);
+      if (step !== undefined) return step;
+      throw new ConfigError(
+        `--without: expected steps of ${recipeStepNames.join(', ')}, separated by commas, got ${JSON.stringify(name)}`,
+      );
+    }),
+  );
+}
+
+function autoOrNumber(name: string, given: string | undefined): number | 'auto' | undefined {
+  if (given === 'auto' || given === undefined) return given;
+  const value = Number(given);
+  if (given.trim() === '' || !Number.isFinite(value))
+    throw new ConfigError(`--${name}: expected auto or a number, got ${JSON.stringify(given)}`);
+  return value;
+}
