@@ -13,7 +13,7 @@ import { conversionMethods, type ConversionMethod, type ConversionOptions } from
 export interface ConversionFlags {
   readonly exact?: boolean | undefined;
   readonly method?: ConversionMethod | undefined;
-  readonly without?: string | undefined;
+  readonly without?: readonly RecipeStep[] | undefined;
   readonly cacheRatio?: number | undefined;
   readonly ropeDim?: number | undefined;
   readonly kvRank?: number | undefined;
@@ -55,9 +55,10 @@ export function conversionFlags<T>(command: Argv<T>) {
       describe: 'recipe: errors weighed by what they do, least loss; published: TransMLA as in its paper and code',
     })
     .option('without', {
-      type: 'string',
+      array: true,
+      choices: recipeStepNames,
       defaultDescription: 'none',
-      describe: `recipe: steps to leave out, separated by commas, to see what each is worth. ${recipeStepNames.map((step) => `${step}: ${recipeSteps[step]}`).join('; ')}`,
+      describe: `recipe: steps to leave out, to see what each is worth. ${recipeStepNames.map((step) => `${step}: ${recipeSteps[step]}`).join('; ')}`,
     })
     .option('calibration', {
       type: 'string',
@@ -128,7 +129,7 @@ export function conversionSettings(flags: ConversionFlags): ConversionSettings {
   const exact = flags.exact ?? false;
   return {
     method: flags.method ?? 'recipe',
-    without: stepsOf(flags.without ?? ''),
+    without: new Set(flags.without),
     sizes: {
       exact,
       ropeDim: flags.ropeDim ?? null,
@@ -151,19 +152,6 @@ export function refuseConversionFlags(flags: ConversionFlags): void {
   const given = entries.filter(([key]) => flags[key] !== undefined).map(([, name]) => `--${name}`);
   if (given.length > 0)
     throw new ConfigError(`${given.join(', ')}: says how to convert the model; give --convert too, or leave it out`);
-}
-
-function stepsOf(given: string): ReadonlySet<RecipeStep> {
-  const names = given === '' ? [] : given.split(',');
-  return new Set(
-    names.map((name) => {
-      const step = recipeStepNames.find((known) => known === name);
-      if (step !== undefined) return step;
-      throw new ConfigError(
-        `--without: expected steps of ${recipeStepNames.join(', ')}, separated by commas, got ${JSON.stringify(name)}`,
-      );
-    }),
-  );
 }
 
 function autoOrNumber(name: string, given: string | undefined): number | 'auto' | undefined {
