@@ -63,7 +63,8 @@ const computeSchema = z.strictObject({
 });
 
 const collectiveSchema = z.strictObject({
-  transport: available(transportNames, ['auto', 'shm', 'zeromq']).default('auto'),
+  /** mpi: every rank is `host: join`, started by mpirun or srun as `tpla worker --from-env`. */
+  transport: z.enum(transportNames).default('auto'),
   /** Deadline of every receive of a collective. */
   timeoutMs: wholeNumber.min(100).max(3_600_000).default(10_000),
 });
@@ -122,19 +123,29 @@ const faultsSchema = z.strictObject({
   allowFewerRanks: z.boolean().default(false),
 });
 
-export const clusterSchema = z.strictObject({
-  /** Hugging Face folder, GGUF file, or `default`. */
-  model: z.string().min(1),
-  attention: attentionSchema.prefault({}),
-  cache: cacheSchema.prefault({}),
-  compute: computeSchema.prefault({}),
-  collective: collectiveSchema.prefault({}),
-  ranks: z.array(rankSchema).min(1).max(maxWorldSize),
-  coordinator: coordinatorSchema.prefault({}),
-  security: securitySchema.prefault({}),
-  api: apiSchema.prefault({}),
-  faults: faultsSchema.prefault({}),
-});
+export const clusterSchema = z
+  .strictObject({
+    /** Hugging Face folder, GGUF file, or `default`. */
+    model: z.string().min(1),
+    attention: attentionSchema.prefault({}),
+    cache: cacheSchema.prefault({}),
+    compute: computeSchema.prefault({}),
+    collective: collectiveSchema.prefault({}),
+    ranks: z.array(rankSchema).min(1).max(maxWorldSize),
+    coordinator: coordinatorSchema.prefault({}),
+    security: securitySchema.prefault({}),
+    api: apiSchema.prefault({}),
+    faults: faultsSchema.prefault({}),
+  })
+  .superRefine(({ collective, ranks }, context) => {
+    if (collective.transport === 'mpi' && ranks.some(({ host }) => host !== 'join'))
+      context.addIssue({
+        code: 'custom',
+        path: ['collective', 'transport'],
+        message:
+          'mpi carries sums between ranks that mpirun or srun started: write `host: join` for every rank and start `tpla worker --from-env` under it; see docs/deploy.md',
+      });
+  });
 
 export type ClusterConfig = z.infer<typeof clusterSchema>;
 

@@ -25,8 +25,14 @@ afterEach(() => {
   sandbox[Symbol.dispose]();
 });
 
-function writeCluster(hosts: readonly object[]): void {
-  const cluster = { model, ranks: hosts, coordinator: { bind, joinSeconds: 30 }, cache: { contextTokens: 256 } };
+function writeCluster(hosts: readonly object[], more: object = {}): void {
+  const cluster = {
+    model,
+    ranks: hosts,
+    coordinator: { bind, joinSeconds: 30 },
+    cache: { contextTokens: 256 },
+    ...more,
+  };
   writeFileSync(file, JSON.stringify(cluster));
 }
 
@@ -34,11 +40,12 @@ async function generated(env: Record<string, string> = {}): Promise<unknown> {
   const args = ['run', '--config', file, '--max-tokens', '4', '--json', 'Once upon a time'];
   const { code, stdout, stderr } = await sandbox.run(args, { env });
   expect({ code, stderr: code === 0 ? '' : stderr }).toEqual({ code: 0, stderr: '' });
-  const { ranks, text } = JSON.parse(stdout) as { ranks: number; text: string };
-  return { ranks, text };
+  const document = JSON.parse(stdout) as { ranks: number; text: string; perRank: { transport: string }[] };
+  const { ranks, text, perRank } = document;
+  return { ranks, text, transports: perRank.map((rank) => rank.transport) };
 }
 
-const answer = { ranks: 2, text: expect.stringMatching(/^,? there was/) };
+const answer = { ranks: 2, text: expect.stringMatching(/^,? there was/), transports: ['zeromq', 'zeromq'] };
 
 test('ssh: the coordinator starts the rank, hands it the keys, and leaves no process', async () => {
   const bin = join(sandbox.folder, 'cache', 'bin');
@@ -76,8 +83,11 @@ test('ssh that fails is named, with what it printed', async () => {
   expect(code).toBe(3);
 });
 
-test.skipIf(!hasMpirun)('mpirun -n 2 tpla worker --from-env (skipped where OpenMPI is not installed)', async () => {
-  writeCluster([{ host: 'join' }, { host: 'join' }]);
+test.skipIf(!hasMpirun).each([
+  ['', 'zeromq'],
+  [', sums over MPI', 'mpi'],
+])('mpirun -n 2 tpla worker --from-env%s (skipped where OpenMPI is not installed)', async (_, transport) => {
+  writeCluster([{ host: 'join' }, { host: 'join' }], { collective: { transport } });
   const mpi = spawn(
     'mpirun',
     [
@@ -98,7 +108,7 @@ test.skipIf(!hasMpirun)('mpirun -n 2 tpla worker --from-env (skipped where OpenM
   );
   const ended = new Promise((resolve) => mpi.once('close', resolve));
   try {
-    expect(await generated()).toEqual(answer);
+    expect(await generated()).toEqual({ ...answer, transports: [transport, transport] });
   } finally {
     mpi.kill('SIGTERM');
     await ended;

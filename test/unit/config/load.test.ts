@@ -120,7 +120,10 @@ describe('flags', () => {
       { scheme: 'tpal' },
       '--scheme: expected auto, gqa, mla, tpla, tpla-exact, dcp, gla, got "tpal"; did you mean tpla?',
     ],
-    [{ transport: 'mpi' }, '--transport: mpi is not available yet; use auto, shm, zeromq'],
+    [
+      { transport: 'mpi' },
+      '--transport: mpi carries sums between ranks that mpirun or srun started: write `host: join` for every rank and start `tpla worker --from-env` under it; see docs/deploy.md',
+    ],
     [{ context: 1.5 }, '--context: expected a whole number, got 1.5'],
     [{ cacheType: 'f8' }, '--cache-type: expected f16, f32, q8_0, got "f8"'],
     [{ ranks: 0 }, '--ranks: expected a whole number from 1 to 64, got 0'],
