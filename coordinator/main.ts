@@ -18,6 +18,7 @@ import { addFetchCommand } from './commands/fetch.ts';
 import { addInspectCommand } from './commands/inspect.ts';
 import { addKeysCommand } from './commands/keys.ts';
 import { addPlanCommand } from './commands/plan.ts';
+import { addRotateCommand } from './commands/rotate.ts';
 import { addRunCommand } from './commands/run.ts';
 import { addServeCommand } from './commands/serve.ts';
 import { addWorkerCommand } from './commands/worker.ts';
@@ -37,6 +38,7 @@ const commands = [
   addDoctorCommand,
   addFaultsCommand,
   addConvertCommand,
+  addRotateCommand,
 ];
 
 /** Of InvariantError, and of any error that is none of ours. */

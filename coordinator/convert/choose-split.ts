@@ -54,7 +54,7 @@ async function lossesOf(
   const layout = headLayout(source.config);
   const output = await readOutputMap(source, layer);
   return candidates.map(({ ropeDim, latentDim }) => {
-    const plan = planRecipe(output, statistics, layout, ropeDim, options.without);
+    const plan = planRecipe(output, statistics, layout, ropeDim, options.without, options.sizes.portable);
     const { rotation, rank } = recipeLosses(plan, latentDim);
     return rotationShare * rotation + rank;
   });

@@ -17,6 +17,7 @@ import { splitStatistics } from '../../collective/statistics.ts';
 import { type MlaMaps, splitBias } from '../../model/transmla/attention-maps.ts';
 import { type Dense, rowsOf, stackRows } from '../../model/transmla/dense.ts';
 import { type FloatType, roundFloats } from '../../model/transmla/encode-floats.ts';
+import type { LatentRotation } from '../../model/transmla/latent-rotation.ts';
 import { averageStatistics, type KeyValueStatistics } from '../../model/transmla/layer-statistics.ts';
 import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
 import {
@@ -24,10 +25,11 @@ import {
   planRecipe,
   recipeLosses,
   recipeRotation,
+  type RecipeLayer,
   type RecipeSettings,
 } from '../../model/transmla/recipe.ts';
 import { missedOutput, refitOutput, refitValues } from '../../model/transmla/refit.ts';
-import { encodeLayer, type EncodedLayer } from '../../model/transmla/write-converted.ts';
+import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
 import type { LayerLoss } from './conversion-options.ts';
 import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
@@ -47,8 +49,10 @@ export async function convertRefitted(
   await calibration.sizes(settings.ropeDim, settings.latentDim);
   for (let layer = 0; layer < numLayers; layer++) {
     const converted = await convertLayer(job, settings, layer);
-    final.push(await job.store(converted.final));
-    if (converted.withoutRank !== undefined) withoutRank.push(await job.store(converted.withoutRank));
+    const { maps, output } = converted.final;
+    final.push(await job.store(layer, maps, converted.rotation, output));
+    const whole = converted.withoutRank;
+    if (whole !== undefined) withoutRank.push(await job.store(layer, whole.maps, undefined, whole.output));
     losses.push(converted.loss);
     progress.update(layer + 1);
   }
@@ -57,9 +61,10 @@ export async function convertRefitted(
 }
 
 interface ConvertedLayer {
-  readonly final: EncodedLayer;
+  readonly final: RecipeLayer;
+  readonly rotation: LatentRotation;
   /** Undefined when nothing is dropped. */
-  readonly withoutRank: EncodedLayer | undefined;
+  readonly withoutRank: RecipeLayer | undefined;
   readonly loss: LayerLoss;
 }
 
@@ -76,14 +81,13 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
   const output = await readOutputMap(source, layer);
   const statistics = await statisticsOf(job, layer);
   const passing = inBackground(calibration.original());
-  const plan = planRecipe(output, statistics, layout, ropeDim, options.without);
+  const plan = planRecipe(output, statistics, layout, ropeDim, options.without, options.sizes.portable);
   const oneShot = applyRecipe(maps, output, statistics, layout, rope, plan, latentDim);
   await passing;
 
   const attending = inBackground(calibration.attend(layerMaps(oneShot.maps, shape, dtype)));
   const fullRank = 2 * layout.numKvHeads * layout.headDim - ropeDim;
   const whole = fullRank > latentDim ? applyRecipe(maps, output, statistics, layout, rope, plan, fullRank) : undefined;
-  const withoutRank = whole && encodeLayer(layer, whole.maps, undefined, dtype, whole.output);
   const rotation = recipeRotation(statistics, plan, latentDim);
   const valueSums = splitFields(await attending, valueEquationFields(shape));
 
@@ -103,9 +107,8 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
     outputMissed: missedOutput(outputSums, outputSums.originals, output, refitted),
   };
   const refittedMaps = { ...oneShot.maps, latentUp: joinUp(keyUp, values.valueUp, shape) };
-  const final = encodeLayer(layer, refittedMaps, rotation, dtype, refitted);
   await advancing;
-  return { final, withoutRank, loss };
+  return { final: { maps: refittedMaps, output: refitted }, rotation, withoutRank: whole, loss };
 }
 
 /** A failure is reported by the await that follows, or not wanted any more after an error of ours. */
