@@ -13,6 +13,8 @@ import { checkSettings, planLayer, type PublishedSettings, type SourceRope } fro
 /** null: not given. */
 export interface SizeRequest {
   readonly exact: boolean;
+  /** For stock code: one latent number is a constant, and rotary keys are no wider than a head. */
+  readonly portable: boolean;
   readonly ropeDim: number | null;
   readonly kvRank: number | null;
   /** Cache numbers per token of the result over those of the source. */
@@ -65,7 +67,14 @@ export function recipeCandidates(request: SizeRequest, layout: HeadLayout): Reci
   if (given.length > 0)
     throw new ConfigError(given.map((name) => `${name}: belongs to --method published; leave it out`).join('\n'));
   const candidates = candidateSettings({ ...request, freqfold: 1 }, layout, recipeShares);
-  return candidates.map(({ ropeDim, latentDim }) => ({ ropeDim, latentDim }));
+  if (!request.portable) return candidates.map(({ ropeDim, latentDim }) => ({ ropeDim, latentDim }));
+  return candidates.map(({ ropeDim, latentDim }) => {
+    if (ropeDim > layout.headDim || latentDim < 2)
+      throw new ConfigError(
+        `portable: rope ${ropeDim} + latent ${latentDim}; expected a rope-dim of at most ${layout.headDim}, a head, and a latent of at least 2 numbers, of which one is a constant`,
+      );
+    return { ropeDim, latentDim: latentDim - 1 };
+  });
 }
 
 /**

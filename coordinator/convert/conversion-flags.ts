@@ -12,6 +12,7 @@ import { conversionMethods, type ConversionMethod, type ConversionOptions } from
 
 export interface ConversionFlags {
   readonly exact?: boolean | undefined;
+  readonly portable?: boolean | undefined;
   readonly method?: ConversionMethod | undefined;
   readonly without?: readonly RecipeStep[] | undefined;
   readonly cacheRatio?: number | undefined;
@@ -27,6 +28,7 @@ export interface ConversionFlags {
 /** By the names on the command line. */
 const flagNames = {
   exact: 'exact',
+  portable: 'portable',
   method: 'method',
   without: 'without',
   cacheRatio: 'cache-ratio',
@@ -99,6 +101,13 @@ function sizeFlags<T>(command: Argv<T>) {
       type: 'boolean',
       describe: 'keep every number of the cache and every rotary pair: logits equal those of the source',
     })
+    .option('portable', {
+      type: 'boolean',
+      describe:
+        'write what stock DeepSeek-V3 code loads. It cannot carry: rotary pairs chosen per layer (the fastest frequencies ' +
+        'keep theirs, one slot each), sliding windows, caps, norms behind sublayers, experts, biases on queries, scaled ' +
+        'rotary frequencies, quantised blocks',
+    })
     .option('cache-ratio', {
       ...optionalNumber('cache-ratio', 0, 1, false, 'cache of the result over that of the source; sizes are searched'),
       defaultDescription: `${defaultCacheRatio}, unless both --rope-dim and --kv-rank are given`,
@@ -127,11 +136,14 @@ function sizeFlags<T>(command: Argv<T>) {
 
 export function conversionSettings(flags: ConversionFlags): ConversionSettings {
   const exact = flags.exact ?? false;
+  if (flags.portable === true && (exact || flags.method === 'published'))
+    throw new ConfigError('portable: belongs to --method recipe; leave out --exact and --method published');
   return {
     method: flags.method ?? 'recipe',
     without: new Set(flags.without),
     sizes: {
       exact,
+      portable: flags.portable ?? false,
       ropeDim: flags.ropeDim ?? null,
       kvRank: flags.kvRank ?? null,
       cacheRatio: flags.cacheRatio ?? null,
@@ -141,7 +153,8 @@ export function conversionSettings(flags: ConversionFlags): ConversionSettings {
     calibration: flags.calibration ?? 'self',
     calibrationTokens: flags.calibrationTokens ?? defaultCalibrationTokens[exact ? 'exact' : 'fitted'],
     dtype: flags.dtype ?? (exact ? 'f32' : 'f16'),
-    untouched: flags.dtype ?? 'keep',
+    // Stock code knows no quantised blocks.
+    untouched: flags.dtype ?? (flags.portable === true ? 'f16' : 'keep'),
   };
 }
 

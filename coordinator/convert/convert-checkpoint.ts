@@ -4,7 +4,7 @@
  * model/transmla/. Read next: calibration-text.ts, choose-settings.ts, measure.ts.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { ConfigError } from '../../config/errors.ts';
 import { cacheNumbersPerToken } from '../../config/model-config.ts';
@@ -12,9 +12,15 @@ import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { exportTokenizer } from '../../model/tokenizer-export.ts';
 import { LayerSpill } from '../../model/transmla/layer-spill.ts';
-import { headLayout } from '../../model/transmla/read-layer.ts';
+import { checkPortable, portableMaps } from '../../model/transmla/portable.ts';
+import { convertibleAttention, headLayout } from '../../model/transmla/read-layer.ts';
 import type { RecipeSettings } from '../../model/transmla/recipe.ts';
-import { type EncodedLayer, writeConverted } from '../../model/transmla/write-converted.ts';
+import {
+  encodeLayer,
+  type EncodedLayer,
+  writeConverted,
+  type WrittenForm,
+} from '../../model/transmla/write-converted.ts';
 import type { Cluster } from '../cluster.ts';
 import { startProgress } from '../progress.ts';
 import { seededRandom } from '../sampler.ts';
@@ -30,11 +36,12 @@ import { candidateSettings, recipeCandidates } from './choose-settings.ts';
 import type { ConversionMethod, ConversionOptions, ConversionReport } from './conversion-options.ts';
 import { convertPublishedModel } from './convert-published.ts';
 import { convertRecipeModel } from './convert-recipe.ts';
-import type { ConvertedLayers } from './converted-layers.ts';
+import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
 import { measure, perplexity, startCluster } from './measure.ts';
 import { checkOutputFolder, makeFolder } from './output-folder.ts';
 import { type ConversionPrediction, predictConversion } from './predict.ts';
 import { calibrationPrompts } from './prompts.ts';
+import { reportPage } from './report-page.ts';
 import { Stopwatch } from './stopwatch.ts';
 
 /** Longest window; shorter where the model's context or the asked tokens are. */
@@ -60,7 +67,7 @@ export async function convertCheckpoint(options: ConversionOptions): Promise<Con
     const afterRopePpl = layers.withoutRank && (await measureLayers(run, layers.withoutRank, heldOut));
     watch.lap('measure without rope');
     const calibrationHash = hashOf(text);
-    await writeConverted(source, layers.final, folder, typesOf(options), recordOf(run, layers, calibrationHash));
+    await writeConverted(source, layers.final, folder, formOf(options), recordOf(run, layers, calibrationHash));
     if (options.text !== null) await exportTokenizer(options.model, folder);
     watch.lap('write');
     const afterRankPpl = await measure(folder, options, heldOut, 'converted');
@@ -68,6 +75,12 @@ export async function convertCheckpoint(options: ConversionOptions): Promise<Con
     const perplexities = { originalPpl, afterRopePpl: afterRopePpl ?? afterRankPpl, afterRankPpl };
     const report = reportOf(run, layers, text, perplexities);
     await writeFile(join(folder, 'conversion_report.json'), `${JSON.stringify(report, null, 2)}\n`);
+    const { size: outputBytes } = await stat(join(folder, 'model.safetensors'));
+    const { architecture, numLayers } = source.config;
+    await writeFile(
+      join(folder, 'conversion_report.html'),
+      reportPage(report, { architecture, numLayers, outputBytes }),
+    );
     return report;
   });
 }
@@ -145,8 +158,18 @@ export async function dryRun(options: ConversionOptions): Promise<ConversionPred
 /** Also refuses before any work what would be refused after calibration. */
 function candidatesOf(source: Checkpoint, options: ConversionOptions): RecipeSettings[] {
   const layout = headLayout(source.config);
-  if (methodOf(options) === 'recipe') return recipeCandidates(options.sizes, layout);
-  return candidateSettings(options.sizes, layout);
+  if (options.sizes.portable) checkPortable(source);
+  if (methodOf(options) !== 'recipe') return candidateSettings(options.sizes, layout);
+  const constants = constantNumbers(options);
+  return recipeCandidates(options.sizes, layout).map(({ ropeDim, latentDim }) => ({
+    ropeDim,
+    latentDim: latentDim + constants,
+  }));
+}
+
+/** Latent numbers that are written and carry nothing. */
+function constantNumbers({ sizes }: ConversionOptions): number {
+  return sizes.portable ? 1 : 0;
 }
 
 /** @throws ConfigError before hours of work that could not be written down */
@@ -177,12 +200,17 @@ async function calibrateAndConvert(run: Run): Promise<Calibrated> {
   const originalPpl = await perplexity(cluster, text.heldOut, 'measure original');
   watch.lap('measure original');
   const spill = new LayerSpill(run.scratch);
-  const store = async (layer: EncodedLayer): Promise<EncodedLayer> => {
+  const { portable } = options.sizes;
+  const layout = headLayout(source.config);
+  const { scoreScale } = convertibleAttention(source.config);
+  const store: ConversionJob['store'] = async (layer, maps, rotation, output) => {
     options.signal?.throwIfAborted();
-    return await spill.store(layer);
+    const written = portable ? portableMaps(maps, layout, scoreScale) : maps;
+    return await spill.store(encodeLayer(layer, written, portable ? undefined : rotation, options.dtype, output));
   };
   const job = { source, cluster, text, options, watch, store };
-  const layers = methodOf(options) === 'recipe' ? await convertRecipeModel(job) : await convertPublishedModel(job);
+  const made = methodOf(options) === 'recipe' ? await convertRecipeModel(job) : await convertPublishedModel(job);
+  const layers = { ...made, latentDim: made.latentDim + constantNumbers(options) };
   const { ropeDim, latentDim, freqfold } = layers;
   options.log(
     `rope ${ropeDim} + latent ${latentDim} = ${ropeDim + latentDim} cache numbers per token and layer instead of ${cacheNumbersPerToken(source.config)}; freqfold ${freqfold}`,
@@ -198,14 +226,14 @@ async function measureLayers(
 ): Promise<number> {
   const folder = join(scratch, 'measured');
   await mkdir(folder);
-  await writeConverted(source, layers, folder, typesOf(options), {});
+  await writeConverted(source, layers, folder, formOf(options), {});
   const measured = await measure(folder, options, heldOut, 'without the dropped RoPE');
   await rm(folder, { recursive: true });
   return measured;
 }
 
-function typesOf({ dtype, untouched }: ConversionOptions): Parameters<typeof writeConverted>[3] {
-  return { converted: dtype, untouched };
+function formOf({ dtype, untouched, sizes }: ConversionOptions): WrittenForm {
+  return { converted: dtype, untouched, portable: sizes.portable };
 }
 
 function windowCounts(source: Checkpoint, { calibrationTokens }: ConversionOptions): WindowCounts {

@@ -7,7 +7,7 @@ import type { Dense } from '../../model/transmla/dense.ts';
 import { latentRotation } from '../../model/transmla/latent-rotation.ts';
 import { applyPlan, keyValueMoment, planLayer, type PublishedSettings } from '../../model/transmla/published.ts';
 import { headLayout, readGqaMaps } from '../../model/transmla/read-layer.ts';
-import { encodeLayer, type EncodedLayer } from '../../model/transmla/write-converted.ts';
+import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
 import { candidateSettings, chooseSettings } from './choose-settings.ts';
 import { type ConversionJob, type ConvertedLayers, sampledLayers } from './converted-layers.ts';
@@ -53,7 +53,7 @@ async function choose({ source, text, options }: ConversionJob, momentOf: Moment
 }
 
 async function convertLayers(
-  { source, options, store }: ConversionJob,
+  { source, store }: ConversionJob,
   settings: PublishedSettings,
   momentOf: MomentOf,
 ): Promise<Pick<ConvertedLayers, 'final' | 'withoutRank'>> {
@@ -69,10 +69,10 @@ async function convertLayers(
     const maps = await readGqaMaps(source, layer);
     const keyValue = keyValueMoment(maps, moment);
     const converted = applyPlan(maps, layout, rope, planLayer(keyValue, layout, settings));
-    final.push(await store(encodeLayer(layer, converted, latentRotation(converted, moment), options.dtype)));
+    final.push(await store(layer, converted, latentRotation(converted, moment)));
     if (fullRank.latentDim > settings.latentDim) {
       const whole = applyPlan(maps, layout, rope, planLayer(keyValue, layout, fullRank));
-      withoutRank.push(await store(encodeLayer(layer, whole, undefined, options.dtype)));
+      withoutRank.push(await store(layer, whole, undefined));
     }
     progress.update(layer + 1);
   }

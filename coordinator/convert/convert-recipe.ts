@@ -13,7 +13,7 @@ import {
   recipeRotation,
   type RecipeSettings,
 } from '../../model/transmla/recipe.ts';
-import { encodeLayer, type EncodedLayer } from '../../model/transmla/write-converted.ts';
+import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
 import { recipeCandidates } from './choose-settings.ts';
 import { convertRefitted } from './convert-refitted.ts';
@@ -70,15 +70,15 @@ async function convertLayers(
   for (const [layer, own] of statistics.entries()) {
     const maps = await readGqaMaps(source, layer);
     const output = await readOutputMap(source, layer);
-    const plan = planRecipe(output, own, layout, ropeDim, options.without);
+    const plan = planRecipe(output, own, layout, ropeDim, options.without, options.sizes.portable);
     const converted = applyRecipe(maps, output, own, layout, rope, plan, latentDim);
     const rotation = recipeRotation(own, plan, latentDim);
-    final.push(await store(encodeLayer(layer, converted.maps, rotation, options.dtype, converted.output)));
+    final.push(await store(layer, converted.maps, rotation, converted.output));
     const notMeasured = { headsMissed: null, headsMissedRefitted: null, outputMissed: null };
     losses.push({ ...recipeLosses(plan, latentDim), ...notMeasured });
     if (fullRank > latentDim) {
       const whole = applyRecipe(maps, output, own, layout, rope, plan, fullRank);
-      withoutRank.push(await store(encodeLayer(layer, whole.maps, undefined, options.dtype, whole.output)));
+      withoutRank.push(await store(layer, whole.maps, undefined, whole.output));
     }
     progress.update(layer + 1);
   }

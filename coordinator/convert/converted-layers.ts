@@ -1,5 +1,8 @@
 /** What a method of conversion hands back to convert-checkpoint.ts, and what it is given. */
 import type { Checkpoint } from '../../model/checkpoint.ts';
+import type { MlaMaps } from '../../model/transmla/attention-maps.ts';
+import type { Dense } from '../../model/transmla/dense.ts';
+import type { LatentRotation } from '../../model/transmla/latent-rotation.ts';
 import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import type { Cluster } from '../cluster.ts';
 import type { CalibrationText } from './calibration-text.ts';
@@ -12,8 +15,16 @@ export interface ConversionJob {
   readonly text: CalibrationText;
   readonly options: ConversionOptions;
   readonly watch: Stopwatch;
-  /** Takes a finished layer out of memory; throws when the user has interrupted the run. */
-  readonly store: (layer: EncodedLayer) => Promise<EncodedLayer>;
+  /**
+   * Encodes a finished layer and takes it out of memory; throws when the user has interrupted the run. Rotation and output
+   * as for encodeLayer.
+   */
+  readonly store: (
+    layer: number,
+    maps: MlaMaps,
+    rotation: LatentRotation | undefined,
+    output?: Dense,
+  ) => Promise<EncodedLayer>;
 }
 
 export interface ConvertedLayers {

@@ -22,6 +22,7 @@ export const convertedNames = {
   queryBias: 'model.layers.{layer}.self_attn.q_proj.bias',
   latentDown: 'model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight',
   latentDownBias: 'model.layers.{layer}.self_attn.kv_a_proj_with_mqa.bias',
+  latentNorm: 'model.layers.{layer}.self_attn.kv_a_layernorm.weight',
   latentUp: 'model.layers.{layer}.self_attn.kv_b_proj.weight',
   output: 'model.layers.{layer}.self_attn.o_proj.weight',
   outputBias: 'model.layers.{layer}.self_attn.o_proj.bias',
@@ -138,6 +139,7 @@ export function describeConverted(config: unknown, tensors: Tensors | undefined)
 /** Roles of experts need no mention: layers that do not route have none. */
 function absentRoles(keys: Keys, tied: boolean): Role[] {
   return [
+    'latentNorm',
     ...(tied ? (['head'] as const) : []),
     ...(keys.attention_bias ? [] : biases),
     ...(keys.post_norms ? [] : (['attentionPostNorm', 'feedForwardPostNorm'] as const)),

@@ -57,6 +57,15 @@ export function chooseComplexSlots(
   };
 }
 
+/** The strongest slot of each of the `ropeDim / 2` fastest frequencies, and the others: what one table for all layers allows. */
+export function chooseFastestSlots(
+  slots: readonly ComplexSlot[],
+  ropeDim: number,
+): { kept: ComplexSlot[]; dropped: ComplexSlot[] } {
+  const isKept = ({ order, frequency }: ComplexSlot): boolean => order === 0 && frequency < ropeDim / 2;
+  return { kept: slots.filter(isKept), dropped: slots.filter((slot) => !isKept(slot)) };
+}
+
 /** z of the slots from the merged key, halves layout: real parts of all slots, then imaginary parts. [2 slots, G d] */
 export function slotsFromKey(slots: readonly ComplexSlot[], layout: HeadLayout): Dense {
   const { numKvHeads, headDim } = layout;

@@ -7,7 +7,14 @@
  * Cost for G d = 192, D = 576: about 0.8 s, most of it one eigenproblem of size 2 G d. Read next: write-converted.ts.
  */
 import { type GqaMaps, type HeadLayout, kvHeadOf, type MlaMaps } from './attention-maps.ts';
-import { chooseComplexSlots, type ComplexSlot, findComplexSlots, keyFromSlots, slotsFromKey } from './complex-slots.ts';
+import {
+  chooseComplexSlots,
+  chooseFastestSlots,
+  type ComplexSlot,
+  findComplexSlots,
+  keyFromSlots,
+  slotsFromKey,
+} from './complex-slots.ts';
 import {
   added,
   at,
@@ -69,15 +76,20 @@ export interface RecipePlan {
   readonly axes: Dense; // [2 G d, 2 G d]
 }
 
-/** @param output [D, H d + 1], last column the bias */
+/**
+ * @param output [D, H d + 1], last column the bias
+ * @param portable one slot of each of the fastest frequencies keeps RoPE instead of those that lose most without
+ */
 export function planRecipe(
   output: Dense,
   statistics: KeyValueStatistics,
   layout: HeadLayout,
   ropeDim: number,
   without: ReadonlySet<RecipeStep> = wholeRecipe,
+  portable = false,
 ): RecipePlan {
-  const { kept, dropped } = chooseComplexSlots(findComplexSlots(statistics, layout, without), ropeDim, without);
+  const slots = findComplexSlots(statistics, layout, without);
+  const { kept, dropped } = portable ? chooseFastestSlots(slots, ropeDim) : chooseComplexSlots(slots, ropeDim, without);
   const residual = multiply(keyFromSlots(dropped, layout), slotsFromKey(dropped, layout));
   const weighting = weightingOf(output, statistics, layout, residual);
   const { values: spectrum, vectors: axes } = symmetricEigen(congruence(weighting, statistics.covariance));

@@ -14,6 +14,7 @@ import { type MlaMaps, splitBias } from './attention-maps.ts';
 import type { Dense } from './dense.ts';
 import { encodeFloats, type FloatType } from './encode-floats.ts';
 import type { LatentRotation } from './latent-rotation.ts';
+import { portableConfig, type PortableMaps } from './portable.ts';
 import { convertibleAttention } from './read-layer.ts';
 import { tensorName, untouchedTensors, type UntouchedType } from './untouched-tensors.ts';
 
@@ -29,6 +30,14 @@ export interface EncodedLayer {
   readonly rotation: readonly TensorSource[];
 }
 
+/** Types of the matrices that the conversion made and of those that it left alone, and for whose code they are. */
+export interface WrittenForm {
+  readonly converted: FloatType;
+  readonly untouched: UntouchedType;
+  /** As portable.ts says, whose maps the layers then have. */
+  readonly portable: boolean;
+}
+
 /**
  * @param rotation undefined: the checkpoint is only measured, not served
  * @param output replaces the source's o_proj: [D, H d + 1], last column the bias
@@ -36,17 +45,20 @@ export interface EncodedLayer {
  */
 export function encodeLayer(
   layer: number,
-  maps: MlaMaps,
+  maps: MlaMaps | PortableMaps,
   rotation: LatentRotation | undefined,
   dtype: FloatType,
   output?: Dense,
 ): EncodedLayer {
   const tensors: TensorSource[] = [];
+  const isPortable = 'latentNorm' in maps;
+  if (isPortable) tensors.push(tensor(tensorName('latentNorm', layer), [maps.latentDim], maps.latentNorm.data, 'f32'));
   const add = (role: 'query' | 'latentDown' | 'output', map: Dense): boolean => {
     const { weight, bias } = splitBias(map);
     tensors.push(tensor(tensorName(role, layer), [weight.rows, weight.cols], weight.data, dtype));
-    if (bias !== undefined) tensors.push(tensor(tensorName(biasOf[role], layer), [weight.rows], bias, 'f32'));
-    return bias !== undefined;
+    const written = bias ?? (isPortable && role !== 'query' ? new Float64Array(weight.rows) : undefined);
+    if (written !== undefined) tensors.push(tensor(tensorName(biasOf[role], layer), [weight.rows], written, 'f32'));
+    return written !== undefined;
   };
   const biased = [add('query', maps.query), add('latentDown', maps.latentDown)];
   if (output !== undefined) biased.push(add('output', output));
@@ -72,21 +84,23 @@ export function encodeLayer(
 
 /**
  * @param folder an existing, empty folder
- * @param types of the matrices that the conversion made, and of those that it left alone
  * @param conversion what the config records about the conversion, under `tpla_conversion`
  */
 export async function writeConverted(
   source: Checkpoint,
   layers: readonly EncodedLayer[],
   folder: string,
-  types: { readonly converted: FloatType; readonly untouched: UntouchedType },
+  form: WrittenForm,
   conversion: Readonly<Record<string, unknown>>,
 ): Promise<void> {
   const [first] = layers;
   invariant(first !== undefined && layers.length === source.config.numLayers, `converted ${layers.length} layers`);
   const tensors = layers.flatMap((layer) => layer.tensors);
   // A table of its own goes beside every layer as soon as one differs; the config holds the first layer's.
-  if (layers.some((layer) => layer.frequencies.some((frequency, i) => frequency !== first.frequencies[i]))) {
+  if (
+    !form.portable &&
+    layers.some((layer) => layer.frequencies.some((frequency, i) => frequency !== first.frequencies[i]))
+  ) {
     layers.forEach(({ frequencies }, layer) =>
       tensors.push(
         tensor(tensorName('ropeFrequencies', layer), [frequencies.length], Float64Array.from(frequencies), 'f32'),
@@ -94,20 +108,24 @@ export async function writeConverted(
     );
   }
   const replaced = layers.map((layer) => layer.replacesOutput);
-  const untouched = untouchedTensors(source, replaced, types.untouched);
+  const untouched = untouchedTensors(source, replaced, form.untouched);
   const hasBias = layers.some((layer) => layer.hasBias) || untouched.some(({ name }) => name.endsWith('proj.bias'));
   const config = {
-    ...configOf(source.config, first, hasBias),
-    torch_dtype: dtypeNames[types.converted],
+    ...(form.portable
+      ? { ...sharedConfig(source.config, first), ...portableConfig(source.config, first.ropeDim) }
+      : configOf(source.config, first, hasBias)),
+    torch_dtype: dtypeNames[form.converted],
     tpla_conversion: conversion,
   };
   const metadata = { format: 'pt' };
   await writeSafetensors(join(folder, 'model.safetensors'), [...tensors, ...untouched], metadata);
-  await writeSafetensors(
-    join(folder, 'tpla_rotation.safetensors'),
-    layers.flatMap((layer) => layer.rotation),
-    metadata,
-  );
+  // Principal axes of a latent that is normed would be others.
+  if (!form.portable)
+    await writeSafetensors(
+      join(folder, 'tpla_rotation.safetensors'),
+      layers.flatMap((layer) => layer.rotation),
+      metadata,
+    );
   await writeFile(join(folder, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
 }
 
@@ -115,10 +133,29 @@ const dtypeNames: Record<FloatType, string> = { f16: 'float16', bf16: 'bfloat16'
 
 /** Keys as DeepSeek's config has them where it has one. */
 function configOf(model: ModelConfig, layer: EncodedLayer, hasBias: boolean): Record<string, unknown> {
-  const { headDim, scoreScale, scoreSoftcap } = convertibleAttention(model);
+  const { scoreScale, scoreSoftcap } = convertibleAttention(model);
   return {
     architectures: ['TplaForCausalLM'],
     model_type: 'tpla_mla',
+    ...sharedConfig(model, layer),
+    latent_norm: false,
+    softmax_scale: scoreScale,
+    rope_interleave: false,
+    rope_frequencies: layer.frequencies,
+    attention_bias: hasBias,
+    attn_logit_softcapping: scoreSoftcap,
+    final_logit_softcapping: model.logitSoftcap,
+    embedding_scale: model.embeddingScale,
+    post_norms: model.postNorms,
+    sliding_windows: model.slidingWindows,
+    experts: expertsOf(model),
+  };
+}
+
+/** What DeepSeek's code reads too. */
+function sharedConfig(model: ModelConfig, layer: EncodedLayer): Record<string, unknown> {
+  const { headDim } = convertibleAttention(model);
+  return {
     hidden_size: model.hiddenDim,
     intermediate_size: model.feedForward.dim,
     num_hidden_layers: model.numLayers,
@@ -132,18 +169,7 @@ function configOf(model: ModelConfig, layer: EncodedLayer, hasBias: boolean): Re
     qk_nope_head_dim: layer.nopeDim,
     v_head_dim: headDim,
     q_lora_rank: null,
-    latent_norm: false,
-    softmax_scale: scoreScale,
-    rope_interleave: false,
-    rope_frequencies: layer.frequencies,
     tie_word_embeddings: model.tiedEmbeddings,
-    attention_bias: hasBias,
-    attn_logit_softcapping: scoreSoftcap,
-    final_logit_softcapping: model.logitSoftcap,
-    embedding_scale: model.embeddingScale,
-    post_norms: model.postNorms,
-    sliding_windows: model.slidingWindows,
-    experts: expertsOf(model),
   };
 }
 

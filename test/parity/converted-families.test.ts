@@ -7,7 +7,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { openCheckpoint } from '../../model/open.ts';
-import { convertTinyExactly } from '../helpers/convert-tiny.ts';
+import { checkPortable } from '../../model/transmla/portable.ts';
+import { convertTinyBothWays, convertTinyExactly } from '../helpers/convert-tiny.ts';
 import { expectClose } from '../helpers/expect-close.ts';
 import { readGolden, tinyModel } from '../helpers/golden.ts';
 import { startLocalRanks, type LocalRanks } from '../helpers/local-ranks.ts';
@@ -95,4 +96,31 @@ test.each(['gemma2', 'mixtral', 'mistral'])('%s keeps its features and what was 
     if (source.shapeOf(role, layer) === undefined) expect(converted.shapeOf(role, layer)).toBeUndefined();
     else expect(await converted.read(role, layer)).toEqual(await source.read(role, layer));
   }
+});
+
+test('the portable form computes the same, as a native DeepSeek-V3 checkpoint', async () => {
+  const name = 'llama-gqa';
+  const folder = join(root, `${name}-both`);
+  await convertTinyBothWays(name, folder);
+  const golden = readGolden(name);
+  const prompt: Parameters<LocalRanks['logits']>[0] = {
+    phase: 'prefill',
+    sequences: [{ slot: 0, start: 0, tokens: golden.inputIds }],
+    want: { kind: 'all' },
+  };
+  await using own = await startLocalRanks(join(folder, 'own'), 1, { backend: 'ggml' });
+  await using portable = await startLocalRanks(join(folder, 'portable'), 2, { backend: 'ggml', scheme: 'mla' });
+  expectClose(await portable.logits(prompt), await own.logits(prompt), CONVERTED_EXACTLY);
+  await using checkpoint = await openCheckpoint(join(folder, 'portable'));
+  expect(checkpoint.config).toMatchObject({ architecture: 'deepseek_v3', experts: null, rope: { interleaved: true } });
+});
+
+test.each([
+  ['gemma2', 'caps attention scores; it caps logits; it has sliding windows; it has norms behind its sublayers'],
+  ['mixtral', 'routes to experts'],
+  ['qwen2', 'has biases on its queries'],
+  ['llama-yarn', 'has scaled rotary frequencies'],
+])('a portable %s is refused by name', async (name, reason) => {
+  await using source = await openCheckpoint(tinyModel(name));
+  expect(() => checkPortable(source)).toThrow(reason);
 });

@@ -11,6 +11,7 @@ import { randomInputs, randomLayer } from '../../model/transmla/random-layer.ts'
 const layout = { numHeads: 9, numKvHeads: 3, headDim: 64 }; // 384 cache numbers
 const nothing: SizeRequest = {
   exact: false,
+  portable: false,
   ropeDim: null,
   kvRank: null,
   cacheRatio: null,

@@ -29,7 +29,13 @@ async function convert(name: string, to: string, settings: PublishedSettings, dt
   }
   const path = join(folder, to);
   await mkdir(path);
-  await writeConverted(source, layers, path, { converted: dtype, untouched: dtype }, { method: 'published', seed: 1 });
+  await writeConverted(
+    source,
+    layers,
+    path,
+    { converted: dtype, untouched: dtype, portable: false },
+    { method: 'published', seed: 1 },
+  );
   return path;
 }
 
