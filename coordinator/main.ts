@@ -42,6 +42,9 @@ const commands = [
 /** Of InvariantError, and of any error that is none of ours. */
 const bugExitCode = 70;
 
+/** Flags that may be given several times, and what is no flag. Before the call: main runs while this module is still being read. */
+const listFlags: ReadonlySet<string> = new Set(['_', 'stop', 'without']);
+
 process.exitCode = await main(hideBin(process.argv), processContext());
 
 /** @returns the exit code */
@@ -86,9 +89,6 @@ function explain(error: unknown, context: CommandContext): number {
   context.log(`tpla: this is a bug: ${error instanceof Error ? error.stack : String(error)}`);
   return bugExitCode;
 }
-
-/** Flags that may be given several times, and what is no flag. */
-const listFlags: ReadonlySet<string> = new Set(['_', 'stop', 'without']);
 
 /** A flag with one value that was given several times: which of them is meant cannot be known. */
 function refuseRepeats(flags: Readonly<Record<string, unknown>>): void {
