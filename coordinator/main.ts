@@ -44,7 +44,7 @@ const commands = [
 /** Of InvariantError, and of any error that is none of ours. */
 const bugExitCode = 70;
 
-/** Flags that may be given several times, and what is no flag. */
+/** Flags that may be given several times, and what is no flag. Before the call: main runs while this module is still being read. */
 const listFlags: ReadonlySet<string> = new Set(['_', 'stop', 'without']);
 
 process.exitCode = await main(hideBin(process.argv), processContext());
