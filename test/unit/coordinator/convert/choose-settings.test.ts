@@ -69,7 +69,7 @@ describe('candidateSettings', () => {
 describe('recipeCandidates', () => {
   it('tries finer rope dims and folds nothing', () => {
     const tried = recipeCandidates(nothing, layout);
-    expect(tried.map(({ ropeDim }) => ropeDim)).toEqual([16, 24, 32, 40, 48, 64]);
+    expect(tried.map(({ ropeDim }) => ropeDim)).toEqual([16, 24, 32, 40, 48, 56, 64]);
     for (const { ropeDim, latentDim } of tried) expect(ropeDim + latentDim).toBe(192);
   });
 
