@@ -29,6 +29,7 @@ const missedHeartbeats = 3;
 const handshakeErrors = [
   ['handshake:error:auth', 'its key is not the one of this cluster'],
   ['handshake:error:protocol', 'no key, keys that do not fit, or not ZeroMQ'],
+  ['handshake:error:other', 'it ended before the handshake did'],
 ] as const;
 /** Between looks at who is lost: strangers who come and go must not cost more. */
 const probeEveryMs = 20;

@@ -62,6 +62,8 @@ export const workerOptionsSchema = z.strictObject({
   /** Most tokens of one step. */
   maxStepTokens: count,
   reparameterization: z.enum(['weighted', 'pca', 'hadamard', 'none']),
+  /** Folder with corrections of cut attention (model/tpla/decode-fit.ts); empty: none. */
+  corrections: z.string(),
   /** exact: prefill/decode separation; sliced: prefill uses the decode arithmetic. */
   prefill: z.enum(['exact', 'sliced']),
   /** Deadline of every receive of a collective. */

@@ -23,6 +23,9 @@ export const defaultRemoteBind = 'tcp://127.0.0.1:7070';
 /** Of --window and --sinks: every rank keeps so many whole latents per sequence and layer. */
 export const maxExactTokens = 4096;
 
+/** Of scheme tpla: 68 rows per sequence and layer, whatever the context. Measured in docs/schemes.md. */
+export const defaultExactTokens = { window: 64, sinks: 4 } as const;
+
 const wholeNumber = z.number().int();
 
 const attentionSchema = z.strictObject({
@@ -30,11 +33,13 @@ const attentionSchema = z.strictObject({
   /** Latent shards; 0: as many as ranks in schemes that cut the latent, 1 in any other. */
   latentGroups: wholeNumber.min(0).max(maxWorldSize).default(0),
   reparameterization: z.enum(reparameterizationNames).default('weighted'),
+  /** Folder of `tpla rotate` with corrections of cut attention; empty: none. */
+  corrections: z.string().default(''),
   prefill: z.enum(prefillNames).default('exact'),
-  /** Last tokens that scheme tpla scores with whole latents. */
-  window: wholeNumber.min(0).max(maxExactTokens).default(0),
-  /** First tokens, likewise. */
-  sinks: wholeNumber.min(0).max(maxExactTokens).default(0),
+  /** Last tokens that scheme tpla scores with whole latents. Absent: 64 where the latent is cut, else 0. */
+  window: wholeNumber.min(0).max(maxExactTokens).optional(),
+  /** First tokens, likewise. Absent: 4 where the latent is cut, else 0. */
+  sinks: wholeNumber.min(0).max(maxExactTokens).optional(),
 });
 
 const cacheSchema = z.strictObject({

@@ -30,3 +30,8 @@ export function invariant(condition: unknown, message: string): asserts conditio
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
+
+/** Any thrown value as an error. */
+export function asError(reason: unknown): Error {
+  return reason instanceof Error ? reason : new Error(String(reason));
+}

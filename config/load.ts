@@ -22,6 +22,7 @@ export interface ClusterFlags {
   readonly reparam?: string | undefined;
   readonly window?: number | undefined;
   readonly sinks?: number | undefined;
+  readonly corrections?: string | undefined;
   readonly prefill?: string | undefined;
   readonly backend?: string | undefined;
   readonly device?: string | undefined;
@@ -50,6 +51,7 @@ const flagPaths: Readonly<Record<Exclude<keyof ClusterFlags, 'ranks' | 'device'>
   reparam: ['attention', 'reparameterization'],
   window: ['attention', 'window'],
   sinks: ['attention', 'sinks'],
+  corrections: ['attention', 'corrections'],
   prefill: ['attention', 'prefill'],
   backend: ['compute', 'backend'],
   threads: ['compute', 'threads'],

@@ -2,10 +2,17 @@
  * From a checkpoint and a configuration to what a cluster will be: the shard plan and the options of every rank, with
  * `auto` and 0 replaced by what they mean. Pure: starts nothing, so that `tpla plan` can print the same.
  */
-import { defaultContextCeiling, type ClusterConfig } from '../config/cluster.ts';
+import { defaultContextCeiling, defaultExactTokens, type ClusterConfig } from '../config/cluster.ts';
 import { ConfigError } from '../config/errors.ts';
 import type { ModelConfig } from '../config/model-config.ts';
-import { chooseScheme, defaultLatentGroups, planShards, type Scheme, type ShardPlan } from '../config/shard-plan.ts';
+import {
+  chooseScheme,
+  defaultLatentGroups,
+  planShards,
+  type ExactTokens,
+  type Scheme,
+  type ShardPlan,
+} from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/messages.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
@@ -30,7 +37,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
     blockSize: columnBlock(checkpoint, config.compute.weights),
     expertSharding: config.compute.expertSharding,
     shares: config.ranks.map((rank) => rank.share),
-    exactTokens: { sinks: config.attention.sinks, window: config.attention.window },
+    exactTokens: exactTokensOf(config, scheme, latentGroups),
   });
   const contextTokens = contextOf(model, config.cache.contextTokens);
   return {
@@ -47,10 +54,18 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
       slots: config.cache.slots || 1,
       maxStepTokens: Math.min(config.compute.maxStepTokens, contextTokens),
       reparameterization: config.attention.reparameterization,
+      // Only attention over a shard has anything to correct.
+      corrections: scheme === 'tpla' && latentGroups > 1 ? config.attention.corrections : '',
       prefill: config.attention.prefill,
       timeoutMs: config.collective.timeoutMs,
     },
   };
+}
+
+/** Nothing is kept beside the shard where that is the whole latent, unless the user asks for it. */
+function exactTokensOf({ attention }: ClusterConfig, scheme: Scheme, latentGroups: number): ExactTokens {
+  const usual = scheme === 'tpla' && latentGroups > 1 ? defaultExactTokens : { window: 0, sinks: 0 };
+  return { sinks: attention.sinks ?? usual.sinks, window: attention.window ?? usual.window };
 }
 
 function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; reason: string } {
@@ -58,7 +73,7 @@ function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; 
   if (scheme !== 'auto') return { scheme, reason: 'as asked' };
   if (latentGroups > 1 && model.attention.kind === 'mla')
     return { scheme: 'tpla', reason: `as ${latentGroups} latent groups ask` };
-  if (window + sinks > 0 && model.attention.kind === 'mla')
+  if ((window ?? 0) + (sinks ?? 0) > 0 && model.attention.kind === 'mla')
     return { scheme: 'tpla', reason: 'as exact attention to the first or last tokens asks' };
   const hosts = new Set(config.ranks.map((rank) => rank.host));
   const oneHost = hosts.size === 1 && !hosts.has('join');

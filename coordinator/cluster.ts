@@ -5,7 +5,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import type { ClusterConfig } from '../config/cluster.ts';
-import { invariant, PeerError } from '../config/errors.ts';
+import { asError, invariant, PeerError } from '../config/errors.ts';
 import type { ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import {
@@ -67,7 +67,6 @@ export class Cluster implements AsyncDisposable {
   loadMs = 0;
   /** [worldSize] */
   ranks: readonly RankInfo[] = [];
-
   readonly moments: MomentsRequests;
   readonly calibration: Calibration;
 
@@ -97,22 +96,21 @@ export class Cluster implements AsyncDisposable {
     this.#options = options;
     this.#signal = options.signal;
     const { server, keys, token, identity } = control;
-    const { endpoint } = server;
     this.#loop = new ControlLoop(server, this.plan.worldSize, (rank) => this.#identify(rank));
     if (options.onFailure !== undefined) this.#loop.onFailure = options.onFailure;
     this.#places = new Places({
       config: options.config,
       identity,
       token,
-      endpoint,
+      endpoint: server.endpoint,
       hasKeys: keys !== undefined,
       isWanted: (rank) => this.#loop.awaitsHello(rank),
     });
     this.#loop.advice = (rank) => this.#places.advice(rank);
     server.place = (offer, isTaken) => this.#places.place(offer, isTaken);
     this.#processes = new RankProcesses({
-      launches: launchesOf(options, { endpoint, token, keys }),
-      endpoint,
+      launches: launchesOf(options, { endpoint: server.endpoint, token, keys }),
+      endpoint: server.endpoint,
       token,
       keyFile: keys === undefined ? undefined : options.config.security.keys,
       onExit: (rank, exit) => this.#loop.exited(rank, exit),
@@ -190,6 +188,11 @@ export class Cluster implements AsyncDisposable {
     this.#loop.fail(error);
   }
 
+  /** Where each rank receives what others send. [worldSize] */
+  get ringEndpoints(): readonly string[] {
+    return this.#hellos.map((hello) => hello.ringEndpoint);
+  }
+
   /** Turned away so far: messages (malformed, of strangers, of a second process for a rank), connections with wrong keys. */
   get refused(): { readonly messages: number; readonly handshakes: number } {
     const { refused: messages, refusedHandshakes: handshakes } = this.#control.server;
@@ -243,7 +246,7 @@ export class Cluster implements AsyncDisposable {
     }
     const { weightFileBytes } = this.#options.checkpoint;
     const ready = this.#loop.hear('ready', helloDeadlineMs + weightFileBytes / loadBytesPerMs, 'while loading');
-    const ringEndpoints = this.#hellos.map((hello) => hello.ringEndpoint);
+    const ringEndpoints = [...this.ringEndpoints];
     const [answers] = await Promise.all([
       ready,
       this.#loop.tell((rank) =>
@@ -293,8 +296,4 @@ export class Cluster implements AsyncDisposable {
   #ask(request: Parameters<ControlLoop['ask']>[0], payload?: Float32Array): Promise<RankReply[]> {
     return this.#loop.ask(request, requestDeadlineMs, payload);
   }
-}
-
-function asError(reason: unknown): Error {
-  return reason instanceof Error ? reason : new Error(String(reason));
 }

@@ -22,10 +22,7 @@ export type FlagsOf<Built> = Built extends Argv<infer Flags> ? ArgumentsCamelCas
 
 /** Model, ranks and everything that decides how they compute. */
 export function clusterFlags<T>(program: Argv<T>) {
-  return clusterFlagsWithoutWindow(program).option('window', {
-    type: 'number',
-    describe: `last tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 0)`,
-  });
+  return clusterFlagsWithoutWindow(program).option('window', tplaWindowFlag);
 }
 
 /** For commands where --window is the piece of text that they run. */
@@ -78,13 +75,17 @@ export function computeFlags<T>(program: Argv<T>) {
       choices: reparameterizationNames,
       describe: 'rotation of the latent before it is cut (default: weighted)',
     })
+    .option('corrections', {
+      type: 'string',
+      describe: 'folder of `tpla rotate`: scheme tpla with its closed-form corrections (default: none)',
+    })
     .option('prefill', {
       choices: prefillNames,
       describe: 'exact: the prompt is read with whole latents; sliced: with the arithmetic of decode (default: exact)',
     })
     .option('sinks', {
       type: 'number',
-      describe: `first tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 0)`,
+      describe: `first tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 4 where the latent is cut)`,
     })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
     .option('device', { type: 'string', describe: "device name of the backend for all ranks (default: the backend's)" })
@@ -158,10 +159,16 @@ export const decodeFromFlag = {
   defaultDescription: 'all are prefilled',
 };
 
-/** The window of scheme tpla, of commands where --window is a piece of text; what --window is elsewhere. */
+/** The window of scheme tpla. */
+export const tplaWindowFlag = {
+  type: 'number',
+  describe: `last tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 64 where the latent is cut)`,
+} as const;
+
+/** The same of commands where --window is a piece of text; what --window is elsewhere. */
 export const recentWindowFlag = {
   type: 'number',
-  describe: `last tokens that scheme tpla scores with whole latents, --window of other commands, 0 to ${maxExactTokens} (default: 0)`,
+  describe: `last tokens that scheme tpla scores with whole latents, --window of other commands, 0 to ${maxExactTokens} (default: 64 where the latent is cut)`,
 } as const;
 
 /** Of the commands that measure for a long time. */

@@ -18,6 +18,7 @@ import { addFetchCommand } from './commands/fetch.ts';
 import { addInspectCommand } from './commands/inspect.ts';
 import { addKeysCommand } from './commands/keys.ts';
 import { addPlanCommand } from './commands/plan.ts';
+import { addRotateCommand } from './commands/rotate.ts';
 import { addRunCommand } from './commands/run.ts';
 import { addServeCommand } from './commands/serve.ts';
 import { addWorkerCommand } from './commands/worker.ts';
@@ -37,10 +38,14 @@ const commands = [
   addDoctorCommand,
   addFaultsCommand,
   addConvertCommand,
+  addRotateCommand,
 ];
 
 /** Of InvariantError, and of any error that is none of ours. */
 const bugExitCode = 70;
+
+/** Flags that may be given several times, and what is no flag. */
+const listFlags: ReadonlySet<string> = new Set(['_', 'stop', 'without']);
 
 process.exitCode = await main(hideBin(process.argv), processContext());
 
@@ -86,9 +91,6 @@ function explain(error: unknown, context: CommandContext): number {
   context.log(`tpla: this is a bug: ${error instanceof Error ? error.stack : String(error)}`);
   return bugExitCode;
 }
-
-/** Flags that may be given several times, and what is no flag. */
-const listFlags: ReadonlySet<string> = new Set(['_', 'stop', 'without']);
 
 /** A flag with one value that was given several times: which of them is meant cannot be known. */
 function refuseRepeats(flags: Readonly<Record<string, unknown>>): void {

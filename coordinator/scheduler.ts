@@ -9,7 +9,7 @@
  * (measured with q4_1). With f32 weights ggml sums a matrix product of one column in another order than of several,
  * which moves logits by some 4e-6: only an exact tie can choose another token.
  */
-import { invariant } from '../config/errors.ts';
+import { asError, invariant } from '../config/errors.ts';
 import type { StepResult } from './ask-ranks.ts';
 import type { Cluster } from './cluster.ts';
 import { requireRoom, type Generation, type GenerationEvent } from './generation.ts';
@@ -230,8 +230,4 @@ export class Scheduler implements AsyncDisposable {
   #sequences(): Sequence[] {
     return this.#running.filter((sequence) => sequence !== undefined);
   }
-}
-
-function asError(reason: unknown): Error {
-  return reason instanceof Error ? reason : new Error(String(reason));
 }

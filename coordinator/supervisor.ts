@@ -6,7 +6,7 @@
  * Read next: cluster.ts (one run of the ranks), scheduler.ts (who asks for recovery).
  */
 import { setTimeout as after } from 'node:timers/promises';
-import { ConfigError } from '../config/errors.ts';
+import { asError, ConfigError } from '../config/errors.ts';
 import type { Step } from '../collective/messages.ts';
 import type { StepResult } from './ask-ranks.ts';
 import { Cluster, type ClusterOptions } from './cluster.ts';
@@ -248,8 +248,4 @@ export class Supervisor implements AsyncDisposable {
     if (this.events.length > keptEvents) this.events.shift();
     this.#onEvent?.(event);
   }
-}
-
-function asError(reason: unknown): Error {
-  return reason instanceof Error ? reason : new Error(String(reason));
 }

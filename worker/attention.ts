@@ -135,7 +135,8 @@ export function attendMla(
     const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: config.scoreSoftcap }); // [heads, length, latentColumns]
     return tokensFirst(ops, ops.matmul(projection.valueUp, o)); // [length, heads * v]
   });
-  return biased(ops, outputOfHeads(ops, projection, joined(ops, parts)), weights.outputBias);
+  const delta = biased(ops, outputOfHeads(ops, projection, joined(ops, parts)), weights.outputBias);
+  return inputs.staging === undefined ? biased(ops, delta, weights.decodeBias) : delta;
 }
 
 /**
@@ -159,13 +160,13 @@ export function writeLatent(
 }
 
 /** The whole latent, normed where the model norms it, and the rotated shared key. [tokens, r], [tokens, p] */
-function latentOfTokens(
+export function latentOfTokens(
   ops: Ops,
   model: ModelConfig,
   config: MlaConfig,
   weights: MlaWeights,
   h: Tensor,
-  inputs: AttentionInputs,
+  inputs: Pick<AttentionInputs, 'positions'>,
 ): { latent: Tensor; ropeKey: Tensor } {
   const tokens = dim(h, 0);
   const joint = biased(ops, ops.matmul(weights.latentDown, h), weights.latentDownBias); // [tokens, r + p]
@@ -189,8 +190,31 @@ export function queryOfTokens(
   projection: MlaProjection,
   ropeColumns: Range,
   h: Tensor,
-  inputs: AttentionInputs,
+  inputs: Pick<AttentionInputs, 'positions'>,
 ): Tensor {
+  const { nope, rope } = queryParts(ops, model, config, weights, projection, ropeColumns, h, inputs);
+  return nope === undefined || projection.keyUp === undefined ? rope : absorbed(ops, projection.keyUp, nope, rope);
+}
+
+/**
+ * @param keyUp W_UK transposed [heads, columns, n]  @param nope [heads, tokens, n]  @param rope [tokens, heads, ropeColumns]
+ * @returns [tokens, heads, columns + ropeColumns]
+ */
+export function absorbed(ops: Ops, keyUp: Tensor, nope: Tensor, rope: Tensor): Tensor {
+  return ops.concat([ops.contiguous(ops.permute(ops.matmul(keyUp, nope), [1, 0, 2])), rope], 2);
+}
+
+/** Queries before W_UK is absorbed: nope [heads, tokens, n], rotated [tokens, heads, ropeColumns]. */
+export function queryParts(
+  ops: Ops,
+  model: ModelConfig,
+  config: MlaConfig,
+  weights: MlaWeights,
+  projection: MlaProjection,
+  ropeColumns: Range,
+  h: Tensor,
+  inputs: Pick<AttentionInputs, 'positions'>,
+): { nope: Tensor | undefined; rope: Tensor } {
   const tokens = dim(h, 0);
   const heads = projection.heads.end - projection.heads.start;
   const headDim = config.nopeDim + config.ropeDim;
@@ -208,10 +232,9 @@ export function queryOfTokens(
   const rope = ops.contiguous(ops.slice(q, 2, config.nopeDim, config.ropeDim));
   const whole = rotated(ops, model, weights.frequencies, rope, config.ropeDim, inputs); // [tokens, heads, p]
   const qRope = columns(ops, whole, ropeColumns);
-  if (projection.keyUp === undefined) return qRope;
-  const qNope = ops.contiguous(ops.permute(ops.slice(q, 2, 0, config.nopeDim), [1, 0, 2])); // [heads, tokens, n]
-  const absorbed = ops.contiguous(ops.permute(ops.matmul(projection.keyUp, qNope), [1, 0, 2])); // [tokens, heads, latentColumns]
-  return ops.concat([absorbed, qRope], 2);
+  if (config.nopeDim === 0) return { nope: undefined, rope: qRope };
+  const nope = ops.contiguous(ops.permute(ops.slice(q, 2, 0, config.nopeDim), [1, 0, 2])); // [heads, tokens, n]
+  return { nope, rope: qRope };
 }
 
 /** W_O over all parts of the heads. @param x [tokens, heads * v]  @returns partial [tokens, hidden] */
@@ -261,7 +284,7 @@ function rotated(
   frequencies: Tensor,
   x: Tensor,
   headDim: number,
-  inputs: AttentionInputs,
+  inputs: Pick<AttentionInputs, 'positions'>,
 ): Tensor {
   const tokens = dim(x, 0);
   const heads = x.shape.length === 3 ? dim(x, 1) : dim(x, 1) / headDim;

@@ -7,7 +7,7 @@
 import { hostname } from 'node:os';
 import { ConfigError, PeerError, messageOf } from '../config/errors.ts';
 import { packageVersion } from '../config/version.ts';
-import { protocolVersion, type Failed, type FromRank } from '../collective/messages.ts';
+import { protocolVersion, type Failed, type FromRank, type ToRank } from '../collective/messages.ts';
 import { Curve } from '../collective/curve.ts';
 import { removeRunFolder, ringEndpointBeside } from '../collective/endpoint.ts';
 import { bindRing, type RingBinding } from '../collective/zeromq-group.ts';
@@ -56,7 +56,7 @@ interface Position {
 async function serve(control: ControlClient, ring: RingBinding, settings: Settings, position: Position): Promise<void> {
   await control.send(await greetingOf(settings, ring));
   // Who offers itself waits as long as the coordinator waits for others; the coordinator's end ends that.
-  const { message: setup } = await control.receive(settings.isOffer ? undefined : setupTimeoutMs);
+  const setup = await firstOrder(control, settings.isOffer ? undefined : setupTimeoutMs);
   if (setup.kind === 'stop') return;
   if (setup.kind === 'refused')
     throw new ConfigError(`refused by the coordinator at ${settings.connect}: ${setup.reason}`);
@@ -72,6 +72,14 @@ async function serve(control: ControlClient, ring: RingBinding, settings: Settin
     position.epoch = service.epoch;
     position.request = service.failedRequest;
     throw error;
+  }
+}
+
+/** Probes come whenever some other connection has ended; they need no answer. */
+async function firstOrder(control: ControlClient, timeoutMs: number | undefined): Promise<ToRank> {
+  for (;;) {
+    const { message } = await control.receive(timeoutMs);
+    if (message.kind !== 'probe') return message;
   }
 }
 

@@ -7,7 +7,9 @@ import { invariant } from '../config/errors.ts';
 import type { MlaConfig, ModelConfig } from '../config/model-config.ts';
 import { size, times, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint, LayerRole } from '../model/checkpoint.ts';
+import type { LayerFit } from '../model/tpla/decode-fit.ts';
 import type { Tensor } from './kernels/kernels.ts';
+import { corrected } from './schemes/corrected-projection.ts';
 import { columnsOf, type WeightUploader } from './weight-uploader.ts';
 
 export interface MlaWeights {
@@ -29,6 +31,8 @@ export interface MlaWeights {
   /** The same object as `decode` when the cache holds the whole latent; undefined: this rank has no heads in prefill. */
   readonly prefill: MlaProjection | undefined;
   readonly outputBias: Tensor | undefined; // [hidden], rank 0 only
+  /** Added in decode beside outputBias, rank 0 only: the constant part of a fit. [hidden] */
+  readonly decodeBias: Tensor | undefined;
   readonly frequencies: Tensor; // [p / 2]
 }
 
@@ -49,9 +53,23 @@ export interface MlaProjection {
    */
   readonly keyUp: Tensor | undefined;
   readonly valueUp: Tensor; // W_UV: [heads, v, latentColumns]
+  /** Corrections of scores beside exactly scored tokens; absent where there are none of either. */
+  readonly old: OldTokens | undefined;
 }
 
-/** @param rotation U [r, r], rows = new basis vectors; undefined: the latent as it stands */
+/** How scheme tpla with corrections scores the tokens that it does not score exactly; model/tpla/decode-fit.ts. */
+export interface OldTokens {
+  readonly keyUp: Tensor; // [heads, latentShard, n]
+  /** The linear part of what is added to all scores of a query. [heads, 1, n] */
+  readonly slope: Tensor;
+  /** The constant part. [heads] */
+  readonly offset: Tensor;
+}
+
+/**
+ * @param rotation U [r, r], rows = new basis vectors; undefined: the latent as it stands
+ * @param fit corrections of cut attention, of the rotated latent; undefined: none
+ */
 export async function loadMla(
   checkpoint: Checkpoint,
   plan: ShardPlan,
@@ -60,6 +78,7 @@ export async function loadMla(
   layer: number,
   frequencies: Tensor,
   rotation: Float32Array | undefined,
+  fit: LayerFit | undefined,
 ): Promise<MlaWeights> {
   const config = checkpoint.config.attention;
   invariant(config.kind === 'mla', 'loadMla called for a model without a latent');
@@ -76,7 +95,8 @@ export async function loadMla(
     loadProjection(checkpoint.config, uploader, layer, rank.heads.start, parts, wanted, rotation);
   const { sinks, window } = plan.exactTokens;
   const shard = { keys: sinks + window > 0 ? whole : rank.latent, values: rank.latent };
-  const decode = await project({ heads: rank.heads, outputHeads: merged, latent: shard });
+  const plain = await project({ heads: rank.heads, outputHeads: merged, latent: shard });
+  const decode = fit === undefined ? plain : corrected(plain, checkpoint.config, plan, rank, uploader, layer, fit);
   return {
     kind: 'mla',
     queryDown:
@@ -103,6 +123,7 @@ export async function loadMla(
               latent: { keys: whole, values: whole },
             }),
     outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
+    decodeBias: fit !== undefined && rank.rank === 0 ? uploader.values(fit.bias) : undefined,
     frequencies,
   };
 }
@@ -217,6 +238,7 @@ async function loadProjection(
     output: await parts.output(outputHeads),
     keyUp: nopeDim === 0 ? undefined : uploader.floatTensor(keyUp, [count, keyWidth, nopeDim], type),
     valueUp: uploader.floatTensor(valueUp, [count, valueDim, width], type),
+    old: undefined,
   };
 }
 

@@ -2,12 +2,13 @@
  * One rank from setup to stop: loads its slice, joins the group, answers requests one after another. Knows nothing of
  * text, sampling or users. Read next: forward.ts.
  */
-import { ConfigError, invariant } from '../config/errors.ts';
+import { ConfigError, InvariantError, invariant } from '../config/errors.ts';
 import type { RankPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
 import type { CalibrationRequest, RankRequest, Ready, Reply, Setup, Step } from '../collective/messages.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { openModelPath } from '../model/dummy.ts';
+import { readFit, type LayerFit } from '../model/tpla/decode-fit.ts';
 import { loadRotations } from '../model/tpla/rotation.ts';
 import { checkCollective } from './collective-check.ts';
 import { checkCompute } from './compute-check.ts';
@@ -17,6 +18,7 @@ import { Forward } from './forward.ts';
 import { LatentCache } from './latent-cache.ts';
 import { MomentAccumulator } from './moments.ts';
 import type { RankParts } from './rank-parts.ts';
+import { FitSession } from './schemes/fit-session.ts';
 import { WeightUploader } from './weight-uploader.ts';
 import { loadWeights } from './weights.ts';
 
@@ -30,6 +32,7 @@ export class RankWorker implements AsyncDisposable {
   private readonly group: ProcessGroup;
   private readonly forward: Forward;
   private calibration: CalibrationSession | undefined;
+  private fit: FitSession | undefined;
 
   private constructor(
     setup: Setup,
@@ -63,7 +66,8 @@ export class RankWorker implements AsyncDisposable {
     const uploader = new WeightUploader(checkpoint, kernels, options.weights, quantize);
     const rank = rankPlanOf(setup);
     const rotations = await loadRotations(setup.modelPath, model, options.reparameterization);
-    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader);
+    const fits = await fitsOf(setup, checkpoint);
+    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, fits);
     const cache = new LatentCache(kernels, model, plan, rank, {
       type: options.cacheType,
       contextTokens: options.contextTokens,
@@ -146,6 +150,7 @@ export class RankWorker implements AsyncDisposable {
     request: CalibrationRequest,
     given: Float32Array | undefined,
   ): Promise<Float32Array | undefined> {
+    if (this.checkpoint.config.attention.kind === 'mla') return await this.fitDecode(request);
     if (request.action === 'begin') {
       invariant(this.calibration === undefined, 'a calibration was begun twice');
       const { rank, worldSize } = this.setup;
@@ -181,7 +186,31 @@ export class RankWorker implements AsyncDisposable {
     }
   }
 
+  /** Of a model that has a latent, a calibration fits the corrections of cut attention. */
+  private async fitDecode(request: CalibrationRequest): Promise<Float32Array | undefined> {
+    switch (request.action) {
+      case 'begin':
+        invariant(this.fit === undefined, 'a fit was begun twice');
+        this.fit = await FitSession.begin(this.checkpoint, this.backend, this.setup, this.group, request.windows);
+        return undefined;
+      case 'statistics':
+        invariant(this.fit !== undefined, 'a fit was not begun');
+        return await this.fit.statistics(request.layer);
+      case 'end':
+        this.fit?.[Symbol.dispose]();
+        this.fit = undefined;
+        return undefined;
+      case 'sizes':
+      case 'original':
+      case 'attend':
+      case 'values':
+      case 'advance':
+        throw new InvariantError(`calibration ${request.action} of a model that has a latent already`);
+    }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
+    this.fit?.[Symbol.dispose]();
     this.calibration?.[Symbol.dispose]();
     this.forward[Symbol.dispose]();
     this.forward.moments?.[Symbol.dispose]();
@@ -194,6 +223,23 @@ function rankPlanOf(setup: Setup): RankPlan {
   const plan = setup.plan.ranks[setup.rank];
   invariant(plan !== undefined, `the plan has ${setup.plan.ranks.length} ranks, this is rank ${setup.rank}`);
   return plan;
+}
+
+/** Corrections of cut attention, where the setup names a folder of them. */
+async function fitsOf({ plan, options }: Setup, checkpoint: Checkpoint): Promise<LayerFit[] | undefined> {
+  const { config: model, identity } = checkpoint;
+  if (options.corrections === '' || model.attention.kind !== 'mla') return undefined;
+  const { nopeDim, valueDim, latentDim } = model.attention;
+  const { latentGroups, exactTokens } = plan;
+  const { numHeads, hiddenDim, numLayers } = model;
+  return await readFit({
+    folder: options.corrections,
+    modelIdentity: identity,
+    reparameterization: options.reparameterization,
+    exactTokens,
+    shape: { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim },
+    numLayers,
+  });
 }
 
 /** What would otherwise read or write another sequence's rows. */

@@ -6,6 +6,7 @@
 import type { GqaConfig } from '../config/model-config.ts';
 import { size, times, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
+import type { LayerFit } from '../model/tpla/decode-fit.ts';
 import { loadFeedForward, type LayerFeedForward } from './feed-forward.ts';
 import type { Tensor } from './kernels/kernels.ts';
 import { loadMla, type MlaWeights } from './mla-weights.ts';
@@ -54,6 +55,7 @@ export async function loadWeights(
   rank: RankPlan,
   rotations: readonly (Float32Array | undefined)[], // per layer: [r, r] or none
   uploader: WeightUploader,
+  fits: readonly LayerFit[] | undefined, // corrections of cut attention, per layer
 ): Promise<RankWeights> {
   const model = checkpoint.config;
   const embedding = await uploader.table('embedding', rank.vocab);
@@ -83,7 +85,7 @@ export async function loadWeights(
 
   async function loadAttention(layer: number, table: Tensor): Promise<GqaWeights | MlaWeights> {
     if (model.attention.kind === 'mla')
-      return await loadMla(checkpoint, plan, rank, uploader, layer, table, rotations[layer]);
+      return await loadMla(checkpoint, plan, rank, uploader, layer, table, rotations[layer], fits?.[layer]);
     return await loadGqa(model.attention, model.numHeads, rank, uploader, layer, table);
   }
 }

@@ -22,13 +22,14 @@ import {
   type Skipped,
 } from '../bench/report.ts';
 import type { CommandContext } from '../command-context.ts';
-import { computeFlags, jsonFlag, number, optionalNumber, type FlagsOf } from '../flags.ts';
+import { computeFlags, jsonFlag, number, optionalNumber, tplaWindowFlag, type FlagsOf } from '../flags.ts';
 import { describeMachine } from '../machine.ts';
 import { startProgress, type Progress } from '../progress.ts';
 import { openModel, startCluster, type OpenModel } from '../session.ts';
 
 const benchFlags = <T>(command: Argv<T>) =>
   jsonFlag(computeFlags(command))
+    .option('window', tplaWindowFlag)
     .option('ranks', { type: 'string', default: '1,2', describe: `numbers of ranks, 1 to ${maxWorldSize}, by commas` })
     .option('scheme', {
       type: 'string',

@@ -13,6 +13,7 @@ import type { CommandContext } from '../command-context.ts';
 import { windowLogits, type WindowRequest } from '../engine.ts';
 import { divergenceOf, summarise, type DivergenceSummary } from '../eval/divergence.ts';
 import { ResumableWork } from '../eval/resumable.ts';
+import { schemeSettings } from '../eval/settings.ts';
 import { requireDecoded, textWindowFlags, windowsOf } from '../eval/text-windows.ts';
 import { resolveModel } from '../fetch.ts';
 import { clusterFlagsWithoutWindow, decodeFromFlag, jsonFlag, number, outFlag, type FlagsOf } from '../flags.ts';
@@ -64,18 +65,14 @@ async function evalKl(flags: KlFlags, context: CommandContext): Promise<void> {
   requireComparable(model, exact);
   requireRoomFor(flags.window, model);
   const windows = windowsOf((await openText(model.checkpoint.path)).encode(source), flags);
-  const { plan, options } = layOut(model.checkpoint, model.config);
+  const scheme = schemeSettings(model.checkpoint, layOut(model.checkpoint, model.config));
   const settings = {
     command: 'kl',
-    models: [model.checkpoint.identity, exact.checkpoint.identity],
+    reference: exact.checkpoint.path,
     text: flags.text,
     windows: [flags.window, flags.skipWindows, windows.length],
     decodeFrom: flags.decodeFrom ?? null,
-    scheme: plan.scheme,
-    ranks: plan.worldSize,
-    latentGroups: plan.latentGroups,
-    exactTokens: plan.exactTokens,
-    options,
+    ...scheme,
   };
   const work = await ResumableWork.open(flags.out, settings, context.log);
   await using tested = await startCluster(model, context);
@@ -97,13 +94,8 @@ async function evalKl(flags: KlFlags, context: CommandContext): Promise<void> {
     windows: results.length,
     firstPosition,
     curve: curveOf(results, flags.bucket, firstPosition),
-    scheme: plan.scheme,
     referenceScheme: reference.plan.scheme,
-    ranks: plan.worldSize,
-    latentGroups: plan.latentGroups,
-    exactTokens: plan.exactTokens,
-    weights: options.weights,
-    cacheType: options.cacheType,
+    ...scheme,
   };
   await work.finish(report);
   context.write(flags.json ? `${JSON.stringify(report)}\n` : `${tableOf(report)}\n`);

@@ -4,14 +4,16 @@
  * the last whole window are left out. Computes in float32 unless told otherwise: it measures the model, not the storage.
  */
 import type { Argv } from 'yargs';
+import { z } from 'zod';
 import { ConfigError } from '../../config/errors.ts';
 import { layOut } from '../cluster-layout.ts';
 import type { Cluster } from '../cluster.ts';
 import type { CommandContext } from '../command-context.ts';
-import { score, type WindowRequest } from '../engine.ts';
+import { score } from '../engine.ts';
+import { ResumableWork } from '../eval/resumable.ts';
+import { schemeSettings } from '../eval/settings.ts';
 import { requireDecoded, textWindowFlags, windowsOf } from '../eval/text-windows.ts';
-import { clusterFlagsWithoutWindow, decodeFromFlag, jsonFlag, type FlagsOf } from '../flags.ts';
-import { startProgress } from '../progress.ts';
+import { clusterFlagsWithoutWindow, decodeFromFlag, jsonFlag, number, outFlag, type FlagsOf } from '../flags.ts';
 import { openModel, startCluster } from '../session.ts';
 import { openText, readGivenText } from '../text.ts';
 
@@ -23,6 +25,8 @@ const pplFlags = <T>(command: Argv<T>) =>
       describe: "each: every window gets the model's start token before its tokens; its first token stays unscored",
     })
     .option('decode-from', decodeFromFlag)
+    .option('bucket', number('bucket', 1, 1_048_576, true, 128, 'positions of each point of the curve in the report'))
+    .option('out', outFlag)
     .epilogue(
       'Here --weights and --cache-type default to f32: exact arithmetic. With --weights keep a quantised model is measured as it is served, 8-bit activations included.',
     );
@@ -60,20 +64,33 @@ async function evalPpl(flags: PplFlags, context: CommandContext): Promise<void> 
   const text = await openText(model.checkpoint.path);
   const windows = windowsOf(text.encode(source), flags);
   const prefix = flags.bos === 'each' ? [text.requireBos()] : [];
+  const layout = layOut(model.checkpoint, model.config);
+  const { text: file, window, bos, skipWindows, decodeFrom, bucket } = flags;
+  const settings = { command: 'ppl', file, window, bos, skipWindows, windows: windows.length, decodeFrom, bucket };
+  const scheme = schemeSettings(model.checkpoint, layout);
+  const work = await ResumableWork.open(flags.out, { ...settings, ...scheme }, context.log);
   await using cluster = await startCluster(model, context);
-  const result = await scoreWindows(cluster, windows, prefix, flags.decodeFrom);
+  const results = await work.run({
+    label: 'scoring',
+    unit: 'windows',
+    items: windows,
+    schema: z.array(bucketSchema),
+    work: (ids) => scoreWindow(cluster, [...prefix, ...ids], prefix.length + 1 + (decodeFrom ?? 0), flags),
+  });
+  const tokens = sumOf(results.flat(), ({ count }) => count);
+  const nllPerWindow = results.map((buckets) => sumOf(buckets, ({ nll }) => nll));
+  const nll = sumOf(results.flat(), (each) => each.nll) / tokens;
   const report = {
-    ppl: Math.exp(result.nllSum / result.tokens),
-    nll: result.nllSum / result.tokens,
-    tokens: result.tokens,
+    ppl: Math.exp(nll),
+    nll,
+    tokens,
     windows: windows.length,
     protocol: protocolOf(flags),
-    nllPerWindow: result.nllPerWindow,
-    scheme: cluster.plan.scheme,
-    ranks: cluster.plan.worldSize,
-    weights: cluster.options.weights,
-    cacheType: cluster.options.cacheType,
+    nllPerWindow,
+    curve: curveOf(results),
+    ...scheme,
   };
+  await work.finish(report);
   if (flags.json) context.write(`${JSON.stringify(report)}\n`);
   else
     context.write(
@@ -87,33 +104,37 @@ function protocolOf({ window, bos, skipWindows, decodeFrom }: PplFlags): string 
   return `non-overlapping windows of ${window} tokens${skipped}, first token unscored, bos ${bos}${decoded}`;
 }
 
-interface WindowScores {
-  readonly nllSum: number;
-  readonly tokens: number;
-  readonly nllPerWindow: readonly number[];
+/** Consecutive positions of a window: the first of them, and the sum of their negative log-likelihoods. */
+const bucketSchema = z.strictObject({ from: z.number(), count: z.number(), nll: z.number() });
+type Bucket = z.infer<typeof bucketSchema>;
+
+/**
+ * The first token of the text stays unscored also when a start token could predict it.
+ * @param ids start token, if any, and text  @param firstScored row of `ids`
+ */
+async function scoreWindow(
+  cluster: Cluster,
+  ids: readonly number[],
+  firstScored: number,
+  { decodeFrom, bucket }: PplFlags,
+): Promise<Bucket[]> {
+  const nll = await score(cluster, { ids, decodeFrom: decodeFrom === undefined ? ids.length : firstScored - 1 });
+  const buckets: Bucket[] = [];
+  for (let from = firstScored; from < ids.length; from += bucket) {
+    const own = nll.subarray(from, from + bucket);
+    buckets.push({ from, count: own.length, nll: own.reduce((sum, value) => sum + value, 0) });
+  }
+  return buckets;
 }
 
-async function scoreWindows(
-  cluster: Cluster,
-  windows: readonly number[][],
-  prefix: readonly number[],
-  decodeFrom: number | undefined,
-): Promise<WindowScores> {
-  const nllPerWindow: number[] = [];
-  let tokens = 0;
-  using progress = startProgress('scoring', windows.length, { name: 'windows', size: 1 });
-  for (const window of windows) {
-    const ids = [...prefix, ...window];
-    const request: WindowRequest = {
-      ids,
-      decodeFrom: decodeFrom === undefined ? ids.length : prefix.length + decodeFrom,
-    };
-    const nll = await score(cluster, request);
-    // The first token of the text stays unscored also when a start token could predict it.
-    const firstScored = prefix.length + 1 + (decodeFrom ?? 0);
-    nllPerWindow.push(nll.subarray(firstScored).reduce((sum, value) => sum + value, 0));
-    tokens += ids.length - firstScored;
-    progress.update(nllPerWindow.length);
-  }
-  return { nllSum: nllPerWindow.reduce((sum, value) => sum + value, 0), tokens, nllPerWindow };
+/** Perplexity of the same positions of all windows. */
+function curveOf(results: readonly (readonly Bucket[])[]): { from: number; ppl: number }[] {
+  return (results[0] ?? []).map(({ from }, i) => {
+    const own = results.flatMap((buckets) => buckets.slice(i, i + 1));
+    return { from, ppl: Math.exp(sumOf(own, ({ nll }) => nll) / sumOf(own, ({ count }) => count)) };
+  });
+}
+
+function sumOf(buckets: readonly Bucket[], value: (bucket: Bucket) => number): number {
+  return buckets.reduce((sum, bucket) => sum + value(bucket), 0);
 }

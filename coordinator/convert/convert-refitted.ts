@@ -12,7 +12,6 @@ import {
   splitFields,
   fieldsLength,
   valueEquationFields,
-  valueMapFields,
 } from '../../collective/refit-maps.ts';
 import { splitStatistics } from '../../collective/statistics.ts';
 import { type MlaMaps, splitBias } from '../../model/transmla/attention-maps.ts';
@@ -69,57 +68,53 @@ interface ConvertedLayer {
   readonly loss: LayerLoss;
 }
 
+/** What does not decide the next message is computed while the ranks work on the last one. */
 async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer: number): Promise<ConvertedLayer> {
   const { source, cluster, options } = job;
   const { ropeDim, latentDim } = settings;
   const { rope, hiddenDim } = source.config;
+  const { dtype } = options;
   const layout = headLayout(source.config);
   const shape: RefitShape = { hiddenDim, ...layout, ...settings };
   const { calibration } = cluster;
   const maps = await readGqaMaps(source, layer);
   const output = await readOutputMap(source, layer);
   const statistics = await statisticsOf(job, layer);
-  const passing = calibration.original();
-  // Reported by the await below, or not wanted any more after an error of ours.
-  passing.catch(() => undefined);
+  const passing = inBackground(calibration.original());
   const plan = planRecipe(output, statistics, layout, ropeDim, options.without, options.sizes.portable);
   const oneShot = applyRecipe(maps, output, statistics, layout, rope, plan, latentDim);
+  await passing;
+
+  const attending = inBackground(calibration.attend(layerMaps(oneShot.maps, shape, dtype)));
   const fullRank = 2 * layout.numKvHeads * layout.headDim - ropeDim;
   const whole = fullRank > latentDim ? applyRecipe(maps, output, statistics, layout, rope, plan, fullRank) : undefined;
   const rotation = recipeRotation(statistics, plan, latentDim);
-  await passing;
+  const valueSums = splitFields(await attending, valueEquationFields(shape));
 
-  const rounded = (map: Dense): Float32Array => roundFloats(map.data, options.dtype, `layer ${layer}`);
-  const valueFields = splitFields(
-    await calibration.attend(layerMaps(oneShot.maps, shape, options.dtype)),
-    valueEquationFields(shape),
-  );
   const merged = layout.numKvHeads * layout.headDim;
   const [keyUp, valueUp] = splitUp(oneShot.maps, shape);
-  const values = refitValues(valueFields, valueUp, rowsOf(statistics.mean, merged, 2 * merged), layout);
-  const valueMaps = new Float32Array(fieldsLength(valueMapFields(shape)));
-  valueMaps.set(rounded(values.valueUp));
-  const outputFields = splitFields(await calibration.values(valueMaps), outputEquationFields(shape));
-  const refitted = refitOutput(outputFields, output, values.bias);
-  const { weight, bias } = splitBias(refitted);
-  const outputMaps = new Float32Array(fieldsLength(outputMapFields(shape)));
-  const outputPlaces = splitFields(outputMaps, outputMapFields(shape));
-  outputPlaces.output.set(rounded(weight));
-  outputPlaces.outputBias.set(bias ?? []);
-  await calibration.advance(outputMaps);
-
-  const refittedMaps = { ...oneShot.maps, latentUp: joinUp(keyUp, values.valueUp, shape) };
-  return {
-    final: { maps: refittedMaps, output: refitted },
-    rotation,
-    withoutRank: whole,
-    loss: {
-      ...recipeLosses(plan, latentDim),
-      headsMissed: values.missedBefore,
-      headsMissedRefitted: values.missedAfter,
-      outputMissed: missedOutput(outputFields, outputFields.originals, output, refitted),
-    },
+  const values = refitValues(valueSums, valueUp, rowsOf(statistics.mean, merged, 2 * merged), layout);
+  const outputSums = splitFields(
+    await calibration.values(roundFloats(values.valueUp.data, dtype, `layer ${layer}, W_UV`)),
+    outputEquationFields(shape),
+  );
+  const refitted = refitOutput(outputSums, output, values.bias);
+  const advancing = inBackground(calibration.advance(outputMaps(refitted, shape, dtype)));
+  const loss = {
+    ...recipeLosses(plan, latentDim),
+    headsMissed: values.missedBefore,
+    headsMissedRefitted: values.missedAfter,
+    outputMissed: missedOutput(outputSums, outputSums.originals, output, refitted),
   };
+  const refittedMaps = { ...oneShot.maps, latentUp: joinUp(keyUp, values.valueUp, shape) };
+  await advancing;
+  return { final: { maps: refittedMaps, output: refitted }, rotation, withoutRank: whole, loss };
+}
+
+/** A failure is reported by the await that follows, or not wanted any more after an error of ours. */
+function inBackground<Result>(work: Promise<Result>): Promise<Result> {
+  work.catch(() => undefined);
+  return work;
 }
 
 async function statisticsOf({ source, cluster, options }: ConversionJob, layer: number): Promise<KeyValueStatistics> {
@@ -140,6 +135,16 @@ function layerMaps(maps: MlaMaps, shape: RefitShape, dtype: FloatType): Float32A
   places.latentDownBias.set(down.bias ?? []);
   places.keyUp.set(roundFloats(splitUp(maps, shape)[0].data, dtype, 'latentUp'));
   places.frequencies.set(maps.frequencies);
+  return payload;
+}
+
+function outputMaps(output: Dense, shape: RefitShape, dtype: FloatType): Float32Array {
+  const fields = outputMapFields(shape);
+  const payload = new Float32Array(fieldsLength(fields));
+  const places = splitFields(payload, fields);
+  const { weight, bias } = splitBias(output);
+  places.output.set(roundFloats(weight.data, dtype, 'output'));
+  places.outputBias.set(bias ?? []);
   return payload;
 }
 

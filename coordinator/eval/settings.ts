@@ -3,14 +3,16 @@ import type { Checkpoint } from '../../model/checkpoint.ts';
 import type { Layout } from '../cluster-layout.ts';
 
 export function schemeSettings(checkpoint: Checkpoint, { plan, options }: Layout) {
-  const { backend, weights, cacheType, contextTokens, reparameterization, prefill } = options;
+  const { backend, weights, cacheType, contextTokens, reparameterization, corrections, prefill } = options;
   return {
-    model: checkpoint.identity,
+    model: checkpoint.path,
+    modelIdentity: checkpoint.identity,
     scheme: plan.scheme,
     ranks: plan.worldSize,
     latentGroups: plan.latentGroups,
     exactTokens: plan.exactTokens,
     reparameterization,
+    corrections,
     prefill,
     backend,
     weights,

@@ -172,17 +172,15 @@ test('killed while it converts, it leaves nothing that looks whole, and the next
     expect(readFileSync(join(out, file)).equals(readFileSync(join(first, file))), file).toBe(true);
 });
 
-test('the recipe gives the same bytes on 1, 2 and 3 ranks, and each step can be left out', async () => {
-  const flags = ['--rope-dim', '8', '--kv-rank', '20', '--seed', '5', '--calibration-tokens', '512'];
-  const converted = await Promise.all(
-    ['1', '2', '3'].map((ranks) => convert(`ranks${ranks}`, ...flags, '--ranks', ranks)),
-  );
-  const [first, ...others] = converted.map(({ out }) => readFileSync(join(out, 'model.safetensors')));
-  for (const other of others) expect(other.equals(first!)).toBe(true);
-  const without = await convert('oneshot', ...flags, '--without', 'refit', 'phase', '--explain');
+test('the recipe gives the same bytes on 1 and 2 ranks, and steps can be left out', { timeout: 120_000 }, async () => {
+  const flags = ['--rope-dim', '8', '--kv-rank', '20', '--seed', '5', '--calibration-tokens', '1024'];
+  const [one, two] = await Promise.all([convert('rank1', ...flags), convert('rank2', ...flags, '--ranks', '2')]);
+  const weights = ({ out }: { out: string }) => readFileSync(join(out, 'model.safetensors'));
+  expect(weights(one).equals(weights(two))).toBe(true);
+  const without = await convert('oneshot', ...flags, '--without', 'refit', '--without', 'phase', '--explain');
   expect(without.report).toMatchObject({ without: ['refit', 'phase'] });
-  expect(readFileSync(join(without.out, 'model.safetensors')).equals(first!)).toBe(false);
-  expect(converted[0]!.report.afterRankPpl).toBeLessThan(without.report.afterRankPpl);
+  expect(weights(without).equals(weights(one))).toBe(false);
+  expect(one.report.afterRankPpl).toBeLessThan(without.report.afterRankPpl);
 });
 
 test('an occupied folder, a converted source and wrong flags are refused', async () => {

@@ -36,6 +36,7 @@ export const exactOptions: WorkerOptions = {
   slots: 2,
   maxStepTokens: 512,
   reparameterization: 'weighted',
+  corrections: '',
   prefill: 'exact',
   timeoutMs: 20_000,
 };

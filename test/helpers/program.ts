@@ -24,11 +24,18 @@ export interface Running {
   readonly printed: (text: string) => Promise<void>;
 }
 
+export interface StartOptions {
+  readonly input?: Uint8Array;
+  readonly env?: Record<string, string>;
+  /** Network namespace to run in. */
+  readonly netns?: string;
+}
+
 /** A temporary folder that is TMPDIR and the cache of the programs started in it. */
 export class Sandbox implements Disposable {
   readonly folder = mkdtempSync(join(tmpdir(), 'tpla-test-'));
 
-  start(args: readonly string[], options: { input?: Uint8Array; env?: Record<string, string> } = {}): Running {
+  start(args: readonly string[], options: StartOptions = {}): Running {
     const env = {
       ...process.env,
       TPLA_MODEL: '',
@@ -36,7 +43,9 @@ export class Sandbox implements Disposable {
       TPLA_CACHE: join(this.folder, 'cache'),
       ...options.env,
     };
-    const child = spawn(process.execPath, [program, ...args], { env, stdio: 'pipe' });
+    const inHost = options.netns === undefined ? [] : ['ip', 'netns', 'exec', options.netns];
+    const [command = '', ...rest] = [...inHost, process.execPath, program, ...args];
+    const child = spawn(command, rest, { env, stdio: 'pipe' });
     child.stdin.end(options.input ?? new Uint8Array());
     let stdout = '';
     let stderr = '';

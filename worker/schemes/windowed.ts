@@ -7,11 +7,12 @@ import { invariant } from '../../config/errors.ts';
 import type { MlaConfig, ModelConfig } from '../../config/model-config.ts';
 import { size } from '../../config/shard-plan.ts';
 import {
+  absorbed,
   biased,
   dim,
   joined,
   outputOfHeads,
-  queryOfTokens,
+  queryParts,
   tokensFirst,
   writeLatent,
   type AttentionInputs,
@@ -19,7 +20,7 @@ import {
 } from '../attention.ts';
 import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
-import type { MlaWeights } from '../mla-weights.ts';
+import type { MlaWeights, OldTokens } from '../mla-weights.ts';
 import { rowsOf } from './mla-layer.ts';
 
 /** @param h [tokens, hidden] normed  @returns partial delta [tokens, hidden] */
@@ -41,20 +42,33 @@ export function attendWindowed(
   const whole = ops.concat([latent, ropeKey], 1); // [tokens, r + p]
   const width = dim(whole, 1);
   const wholeRope = { start: 0, end: config.ropeDim };
-  const query = queryOfTokens(ops, model, config, weights, weights.decode, wholeRope, h, inputs); // [tokens, heads, r + p], or [.., p]
+  const { decode } = weights;
+  const { nope, rope } = queryParts(ops, model, config, weights, decode, wholeRope, h, inputs);
+  const withKeys = (keyUp: Tensor | undefined): Tensor =>
+    nope === undefined || keyUp === undefined ? rope : absorbed(ops, keyUp, nope, rope);
+  const query = withKeys(decode.keyUp); // [tokens, heads, r + p], or [.., p]
+  const oldQuery = decode.old === undefined ? undefined : withKeys(decode.old.keyUp); // [tokens, heads, latentShard + p]
   const parts = inputs.segments.map((segment, i) => {
     const exactly = recent.segments[i];
     invariant(exactly !== undefined, `segment ${i} of ${recent.segments.length}`);
-    const q = ops.contiguous(ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]));
+    const ofSegment = (all: Tensor): Tensor =>
+      ops.contiguous(ops.permute(ops.slice(all, 0, segment.offset, segment.length), [1, 0, 2]));
+    const q = ofSegment(query);
     const own = ops.reshape(ops.slice(whole, 0, segment.offset, segment.length), [1, segment.length, width]);
     const exact = attendExactly(ops, config, weights, q, recent.rows, exactly, own);
-    const rest = attendShard(ops, config, weights, q, rowsOf(ops, cache.rows, segment), segment.mask);
+    const local = oldQuery === undefined ? columnsOfShard(ops, config, weights, q) : ofSegment(oldQuery);
+    const uncorrected = attendShard(ops, config, weights, local, rowsOf(ops, cache.rows, segment), segment.mask);
+    const rest =
+      decode.old === undefined || nope === undefined
+        ? uncorrected
+        : moved(ops, config, decode.old, ops.slice(nope, 1, segment.offset, segment.length), uncorrected);
     const o = merged(ops, exact, rest, exactly.even);
     return tokensFirst(ops, ops.matmul(weights.decode.valueUp, o)); // [length, heads * v]
   });
   // After the reads above: these rows may hold tokens that the first of this chunk still see.
   ops.scatterRows(recent.rows, whole, recent.indices);
-  return biased(ops, outputOfHeads(ops, weights.decode, joined(ops, parts)), weights.outputBias);
+  const delta = biased(ops, outputOfHeads(ops, weights.decode, joined(ops, parts)), weights.outputBias);
+  return biased(ops, delta, weights.decodeBias);
 }
 
 /** @param q [heads, length, r + p]  @param rows [.., r + p]  @param own [1, length, r + p] */
@@ -76,24 +90,34 @@ function attendExactly(
   return ops.attendPartial(q, keys, values, segment.mask, options);
 }
 
-/** @param q [heads, length, r + p]  @param rows [1, cacheRows, latentShard + p] */
+/** The part of whole queries that a shard can be scored with. @param q [heads, length, r + p]  @returns [heads, length, latentShard + p] */
+function columnsOfShard(ops: Ops, { latentDim, ropeDim }: MlaConfig, { latentShard }: MlaWeights, q: Tensor): Tensor {
+  if (dim(q, 2) === ropeDim) return q;
+  return ops.concat([ops.slice(q, 2, latentShard.start, size(latentShard)), ops.slice(q, 2, latentDim, ropeDim)], 2);
+}
+
+/** @param local [heads, length, latentShard + p]  @param rows [1, cacheRows, latentShard + p] */
 function attendShard(
   ops: Ops,
   config: MlaConfig,
   { latentShard }: MlaWeights,
-  q: Tensor,
+  local: Tensor,
   rows: Tensor,
   mask: Tensor,
 ): PartialAttention {
-  const { latentDim, ropeDim } = config;
-  const local =
-    dim(q, 2) === ropeDim
-      ? q
-      : ops.concat([ops.slice(q, 2, latentShard.start, size(latentShard)), ops.slice(q, 2, latentDim, ropeDim)], 2);
   const keys = ops.slice(rows, 2, dim(rows, 2) - dim(local, 2), dim(local, 2));
   const values = ops.slice(rows, 2, 0, size(latentShard));
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   return ops.attendPartial(local, keys, values, mask, options);
+}
+
+/** Adds to all scores of a query what the missing columns give on average. @param nope [heads, length, n], a view */
+function moved(ops: Ops, config: MlaConfig, old: OldTokens, nope: Tensor, part: PartialAttention): PartialAttention {
+  const [heads, length] = [dim(part.logSumExp, 0), dim(part.logSumExp, 1)];
+  const linear = ops.scale(ops.matmul(old.slope, ops.contiguous(nope)), config.scoreScale); // [heads, length, 1]
+  const byToken = ops.contiguous(ops.permute(ops.reshape(linear, [heads, length]), [1, 0]));
+  const offset = ops.contiguous(ops.permute(ops.add(byToken, old.offset), [1, 0])); // [heads, length]
+  return { out: part.out, logSumExp: ops.add(part.logSumExp, offset) };
 }
 
 /**

@@ -39,9 +39,8 @@ describe('what is accepted', () => {
         scheme: 'auto',
         latentGroups: 0,
         reparameterization: 'weighted',
+        corrections: '',
         prefill: 'exact',
-        window: 0,
-        sinks: 0,
       },
       cache: { type: 'f16', contextTokens: 0, slots: 0 },
       compute: { backend: 'ggml', threads: 1, weights: 'keep', expertSharding: 'columns', maxStepTokens: 256 },
@@ -62,10 +61,13 @@ describe('what is accepted', () => {
     expect(config.ranks).toEqual([{ host: 'local', model: '', program: 'tpla', device: '', share: 0.5 }]);
   });
 
-  test.each(['two-ranks', 'latent-groups', 'uneven-ranks'])('the example %s.yaml', async (name) => {
-    const file = new URL(`../../../config/examples/${name}.yaml`, import.meta.url).pathname;
-    expect((await loadClusterConfig({ file, flags: {} })).ranks.length).toBeGreaterThan(1);
-  });
+  test.each(['two-ranks', 'latent-groups', 'uneven-ranks', 'joined-ranks', 'ssh-ranks', 'launched-ranks'])(
+    'the example %s.yaml',
+    async (name) => {
+      const file = new URL(`../../../config/examples/${name}.yaml`, import.meta.url).pathname;
+      expect((await loadClusterConfig({ file, flags: {} })).ranks.length).toBeGreaterThan(1);
+    },
+  );
 
   test('a model path is relative to the file, unless a flag gives it', async () => {
     const text = 'model: ./m\nranks: [{}]\n';

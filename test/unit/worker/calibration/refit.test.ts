@@ -99,3 +99,42 @@ it.each([
     refit.advance(outputMaps);
   }
 });
+
+it('sums have the same bits whether one rank has all windows or three divide them', async () => {
+  await using checkpoint = await openCheckpoint(join(goldenFolder, 'tiny', 'llama-odd-heads'));
+  const { config } = checkpoint;
+  const backend = await openBackend({ backend: 'ggml', device: '', threads: 1 });
+  const next = random(7);
+  const windows = Array.from({ length: 7 }, () =>
+    Array.from({ length: 11 }, () => Math.floor((next() + 0.5) * config.vocabSize)),
+  );
+  const layout = headLayout(config);
+  const shape = { ...layout, hiddenDim: config.hiddenDim, ropeDim: 4, latentDim: 9 };
+  const seeded = (length: number, seed: number): Float32Array =>
+    Float32Array.from({ length }, (_, i) => 0.1 * Math.sin(seed + i * 1.7));
+  const sumsOf = async (worldSize: number): Promise<Float64Array[]> => {
+    const found: Float32Array[][] = [];
+    for (let rank = 0; rank < worldSize; rank++) {
+      const part = { windows, worldSize, rank, refits: true };
+      using session = await CalibrationSession.begin(checkpoint, backend, part);
+      const payloads: Float32Array[] = [];
+      session.refit!.begin(4, 9);
+      for (let layer = 0; layer < 2; layer++) {
+        payloads.push(await session.statistics(layer));
+        session.refit!.original();
+        payloads.push(session.refit!.attend(seeded(fieldsLength(layerMapFields(shape)), layer)));
+        payloads.push(session.refit!.values(seeded(fieldsLength(valueMapFields(shape)), layer + 5)));
+        session.refit!.advance(seeded(fieldsLength(outputMapFields(shape)), layer + 9));
+      }
+      found.push(payloads);
+    }
+    return found[0]!.map((_, i) =>
+      joinSegments(
+        found.map((payloads) => payloads[i]!),
+        7,
+      ),
+    );
+  };
+  const one = await sumsOf(1);
+  for (const worldSize of [2, 3]) expect(await sumsOf(worldSize)).toEqual(one);
+});

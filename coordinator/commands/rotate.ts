@@ -1,0 +1,127 @@
+/**
+ * `tpla rotate MODEL --out DIR`: fits what scheme tpla can be corrected by, for one number of latent groups and of exact
+ * tokens, on a calibration text. The model itself stays as it is; runs name the folder with --corrections.
+ * Read next: worker/schemes/fit-session.ts, model/tpla/decode-fit.ts.
+ */
+import { createHash } from 'node:crypto';
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Argv } from 'yargs';
+import { backendNames, maxExactTokens, reparameterizationNames, transportNames } from '../../config/cluster.ts';
+import { ConfigError } from '../../config/errors.ts';
+import { maxWorldSize } from '../../config/shard-plan.ts';
+import { fitFileName, splitFit, writeFit, type FitShape, type LayerFit } from '../../model/tpla/decode-fit.ts';
+import type { CommandContext } from '../command-context.ts';
+import { windowsOfText } from '../convert/calibration-text.ts';
+import { jsonFlag, number, type FlagsOf } from '../flags.ts';
+import { startProgress } from '../progress.ts';
+import { openModel, startCluster } from '../session.ts';
+import { openText, readGivenText } from '../text.ts';
+
+/** Tokens of a calibration window. */
+const windowTokens = 512;
+
+const rotateFlags = <T>(command: Argv<T>) =>
+  jsonFlag(command)
+    .positional('model', {
+      type: 'string',
+      demandOption: true,
+      describe: 'MLA model, native or converted: Hugging Face folder or GGUF file',
+    })
+    .option('out', {
+      type: 'string',
+      demandOption: true,
+      describe: 'folder for the corrections; may be that of the model',
+    })
+    .option('latent-groups', number('latent-groups', 2, maxWorldSize, true, 2, 'latent shards to correct for'))
+    .option('window', number('window', 0, maxExactTokens, true, 64, 'last tokens that will be scored exactly'))
+    .option('sinks', number('sinks', 0, maxExactTokens, true, 4, 'first tokens that will be scored exactly'))
+    .option('reparam', {
+      choices: reparameterizationNames,
+      default: 'weighted' as const,
+      describe: 'rotation of the latent before it is cut',
+    })
+    .option('calibration', {
+      type: 'string',
+      demandOption: true,
+      describe: 'UTF-8 text to fit on, ideally like the later use',
+    })
+    .option('calibration-tokens', number('calibration-tokens', 64, 10_000_000, true, 8192, 'tokens to fit on'))
+    .option('ranks', { type: 'number', describe: 'worker processes, a multiple of --latent-groups (default: those)' })
+    .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
+    .option('transport', { choices: transportNames, describe: 'what carries the sums between ranks (default: auto)' })
+    .option('threads', { type: 'number', describe: 'threads of each rank, 1 to 256 (default: 1)' });
+
+type RotateFlags = FlagsOf<ReturnType<typeof rotateFlags>>;
+
+export function addRotateCommand(program: Argv, context: CommandContext): Argv {
+  return program.command(
+    'rotate <model>',
+    'fit the corrections of scheme tpla for an MLA model, without training',
+    (command) => rotateFlags(command),
+    (flags) => rotate(flags, context),
+  );
+}
+
+async function rotate(flags: RotateFlags, context: CommandContext): Promise<void> {
+  const source = await readGivenText(flags.calibration, '--calibration');
+  const length = Math.min(windowTokens, flags.calibrationTokens);
+  await using model = await openModel(
+    {
+      ...flags,
+      scheme: 'tpla',
+      ranks: flags.ranks ?? flags.latentGroups,
+      weights: 'f32',
+      cacheType: 'f32',
+      // The cache of the cluster is not used: windows are taken through the layers one after another.
+      context: 16,
+    },
+    context,
+  );
+  const { checkpoint } = model;
+  const { attention, numHeads, hiddenDim, numLayers } = checkpoint.config;
+  if (attention.kind !== 'mla')
+    throw new ConfigError(
+      `${flags.model}: has a key-value cache per head and no latent; convert it first (tpla convert)`,
+    );
+  const ids = (await openText(checkpoint.path)).encode(source);
+  const counts = { length, calibration: Math.floor(flags.calibrationTokens / length), heldOut: 0 };
+  const { windows } = windowsOfText(ids, counts, flags.calibration);
+  const { nopeDim, valueDim, latentDim } = attention;
+  const { latentGroups } = flags;
+  const shape: FitShape = { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim };
+  await mkdir(flags.out, { recursive: true });
+  const started = performance.now();
+  await using cluster = await startCluster(model, context);
+  await cluster.calibration.begin(windows, false);
+  const layers: LayerFit[] = [];
+  {
+    using progress = startProgress('fit', numLayers, { name: 'layers', size: 1 });
+    for (let layer = 0; layer < numLayers; layer++) {
+      layers.push(splitFit(Float32Array.from(await cluster.calibration.statistics(layer)), shape));
+      progress.update(layer + 1);
+    }
+  }
+  const path = join(flags.out, fitFileName(latentGroups, flags));
+  const calibrationHash = createHash('sha256').update(Int32Array.from(windows.flat())).digest('hex');
+  const origin = {
+    modelIdentity: checkpoint.identity,
+    latentGroups,
+    window: flags.window,
+    sinks: flags.sinks,
+    reparameterization: flags.reparam,
+    calibrationHash,
+  };
+  await writeFit(path, origin, shape, layers);
+  const report = {
+    out: path,
+    ...origin,
+    tokens: windows.length * length,
+    seconds: (performance.now() - started) / 1000,
+  };
+  context.write(
+    flags.json
+      ? `${JSON.stringify(report)}\n`
+      : `${path}: ${numLayers} layers fitted on ${report.tokens} tokens in ${report.seconds.toFixed(0)} s; use it with --corrections ${flags.out} --latent-groups ${latentGroups} --window ${flags.window} --sinks ${flags.sinks}\n`,
+  );
+}

@@ -1,0 +1,109 @@
+/**
+ * Two machines, as far as one can make them: network namespaces joined by a cable, the coordinator in one, a rank in the
+ * other. Skipped where this user may not make namespaces (`ip netns` asks for root) or there is no `ip`.
+ */
+import { spawnSync } from 'node:child_process';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { writeKeys } from '../../collective/curve.ts';
+import { goldenFolder } from '../helpers/golden.ts';
+import { Sandbox } from '../helpers/program.ts';
+
+const model = join(goldenFolder, 'stories260K');
+const id = process.pid;
+const [here, there] = [`tpla-a-${id}`, `tpla-b-${id}`];
+const [hereAddress, thereAddress] = ['198.51.100.1', '198.51.100.2'];
+
+function ip(...args: string[]): boolean {
+  return spawnSync('ip', args).status === 0;
+}
+
+/** Both namespaces and the cable between them; false: not allowed here. */
+function makeHosts(): boolean {
+  const link = [`va${id}`, `vb${id}`] as const;
+  return (
+    ip('netns', 'add', here) &&
+    ip('netns', 'add', there) &&
+    ip('link', 'add', link[0], 'netns', here, 'type', 'veth', 'peer', 'name', link[1], 'netns', there) &&
+    ip('-n', here, 'address', 'add', `${hereAddress}/24`, 'dev', link[0]) &&
+    ip('-n', there, 'address', 'add', `${thereAddress}/24`, 'dev', link[1]) &&
+    ip('-n', here, 'link', 'set', link[0], 'up') &&
+    ip('-n', there, 'link', 'set', link[1], 'up') &&
+    ip('-n', here, 'link', 'set', 'lo', 'up')
+  );
+}
+
+function removeHosts(): void {
+  for (const name of [here, there]) ip('netns', 'delete', name);
+}
+
+const isAllowed = process.platform === 'linux' && makeHosts();
+removeHosts();
+
+let sandbox: Sandbox;
+beforeEach(() => {
+  sandbox = new Sandbox();
+  mkdirSync(join(sandbox.folder, 'cache'));
+  makeHosts();
+});
+afterEach(() => {
+  removeHosts();
+  expect(sandbox.leftovers()).toEqual([]);
+  sandbox[Symbol.dispose]();
+});
+
+/** The body of a request made in the coordinator's namespace. */
+function request(path: string, body?: object): Record<string, unknown> {
+  const script = `const [url, body] = process.argv.slice(1);
+    const options = body ? { method: 'POST', body, headers: { 'content-type': 'application/json' } } : {};
+    console.log(await (await fetch(url, options)).text())`;
+  const url = `http://127.0.0.1:8080${path}`;
+  const args = ['netns', 'exec', here, process.execPath, '--input-type=module', '-e', script, url];
+  const { stdout, stderr } = spawnSync('ip', body === undefined ? args : [...args, JSON.stringify(body)], {
+    encoding: 'utf8',
+  });
+  if (stdout === '') throw new Error(stderr);
+  return JSON.parse(stdout) as Record<string, unknown>;
+}
+
+test.skipIf(!isAllowed)(
+  'a rank on another host gives the tokens of a local run, and does so again after it was killed',
+  async () => {
+    const keys = join(sandbox.folder, 'cache', 'keys');
+    await writeKeys(keys);
+    const bind = `tcp://${hereAddress}:7070`;
+    const file = join(sandbox.folder, 'cache', 'cluster.json');
+    const cluster = { model, ranks: [{ host: 'local' }, { host: 'join' }], coordinator: { bind } };
+    writeFileSync(file, JSON.stringify(cluster));
+    const worker = sandbox.start(['worker', '--join', bind, '--model', model, '--keys', keys], { netns: there });
+    const serve = sandbox.start(['serve', file, '--json'], { netns: here });
+    try {
+      await serve.printed('"ready":true');
+      const asked = { prompt: 'Once upon a time', max_tokens: 12, temperature: 0 };
+      const textOf = (): unknown => (request('/v1/completions', asked)['choices'] as { text: string }[])[0]?.text;
+      const local = await sandbox.run([
+        'run',
+        '--model',
+        model,
+        '--ranks',
+        '2',
+        '--max-tokens',
+        '12',
+        '--json',
+        asked.prompt,
+      ]);
+      const { text } = JSON.parse(local.stdout) as { text: string };
+      expect(textOf()).toBe(text);
+      const ranksOf = (): { pid: number; restarts: number; state: string }[] => request('/health')['ranks'] as never;
+      process.kill(ranksOf()[1]!.pid, 'SIGKILL');
+      await expect.poll(() => ranksOf()[1], { timeout: 20_000 }).toMatchObject({ restarts: 1, state: 'ok' });
+      expect(textOf()).toBe(text);
+    } finally {
+      for (const { child } of [serve, worker]) child.kill('SIGTERM');
+      expect((await serve.finished).code).toBe(0);
+      expect((await worker.finished).code).toBe(0);
+    }
+  },
+  60_000,
+);

@@ -1,0 +1,171 @@
+/**
+ * The formulas of a fit as programs: attention of one layer over one window written out, exact and cut, with its
+ * probabilities. Read next: fit-programs.ts, which fills the inputs and reads the outputs.
+ */
+import { invariant } from '../../config/errors.ts';
+import { size, type ExactTokens, type Range } from '../../config/shard-plan.ts';
+import type { MlaConfig, ModelConfig } from '../../config/model-config.ts';
+import { absorbed, biased, latentOfTokens, outputOfHeads, queryParts, tokensFirst } from '../attention.ts';
+import type { Ops, Tensor } from '../kernels/kernels.ts';
+import { normed } from '../layer.ts';
+import type { MlaWeights } from '../mla-weights.ts';
+
+export interface FitSizes {
+  /** T: tokens of a window. */
+  readonly tokens: number;
+  /** The first of them, which run exactly. */
+  readonly prompt: number;
+  readonly exactTokens: ExactTokens;
+  /** Latent columns of every group. */
+  readonly groups: readonly Range[];
+  readonly config: MlaConfig;
+  readonly numHeads: number;
+}
+
+/** Allocated once for a layer. */
+export interface FitTensors {
+  readonly x: Tensor; // [T, hidden]
+  readonly positions: Tensor; // [T] i32
+  readonly causal: Tensor; // [T, T]: 0 or -Infinity
+  readonly exactly: Tensor; // [T, T]: 1 where the pair is scored exactly
+  readonly shard: Tensor; // [T, T]: 1 where it is not
+  readonly old: Tensor; // [T, T]: 1 where it is not and the other token is visible
+  readonly ones: Tensor; // [1, 1, T]
+  readonly keys: Tensor; // [heads, r, n]
+  readonly slopes: readonly Tensor[]; // of each group [heads, 1, n]
+  readonly offsets: readonly Tensor[]; // of each group [heads, T, 1]
+  readonly left: Tensor; // [heads, r, 2 T]
+  readonly right: Tensor; // [heads, r, 2 T]
+  readonly rows: Tensor; // [heads, r + 1 + v, T]: features and targets
+  readonly mixed: Tensor; // [heads, T, r]
+  readonly values: Tensor; // [heads, v, r]
+  readonly headOutputs: Tensor; // [heads, T, v]
+}
+
+export class FitFormulas {
+  private readonly model: ModelConfig;
+  private readonly sizes: FitSizes;
+  private readonly norm: Tensor; // [hidden]
+  private readonly mla: MlaWeights;
+  private readonly tensors: FitTensors;
+
+  constructor(model: ModelConfig, sizes: FitSizes, norm: Tensor, mla: MlaWeights, tensors: FitTensors) {
+    this.model = model;
+    this.sizes = sizes;
+    this.norm = norm;
+    this.mla = mla;
+    this.tensors = tensors;
+  }
+
+  /** Of the latents within each query. [heads, r, r] */
+  covariance(ops: Ops): readonly Tensor[] {
+    return [ops.matmul(this.tensors.right, this.tensors.left)];
+  }
+
+  /** [heads, r + 1 + v, r + 1] */
+  gram(ops: Ops): readonly Tensor[] {
+    const { rows } = this.tensors;
+    return [ops.matmul(ops.contiguous(ops.slice(rows, 1, 0, this.sizes.config.latentDim + 1)), rows)];
+  }
+
+  private inputs(ops: Ops): { latent: Tensor; ropeKey: Tensor; nope: Tensor; rope: Tensor } {
+    const { model } = this;
+    const { config } = this.sizes;
+    const h = normed(ops, this.tensors.x, this.norm, model.normEps);
+    const positions = { positions: this.tensors.positions };
+    const { latent, ropeKey } = latentOfTokens(ops, model, config, this.mla, h, positions);
+    const wholeRope = { start: 0, end: config.ropeDim };
+    const { nope, rope } = queryParts(ops, model, config, this.mla, this.mla.decode, wholeRope, h, positions);
+    invariant(nope !== undefined, 'a fit of keys without a nope part');
+    return { latent: ops.contiguous(latent), ropeKey, nope, rope };
+  }
+
+  exactAttention(ops: Ops): { latent: Tensor; probabilities: Tensor; heads: Tensor } {
+    const { latent, ropeKey, nope, rope } = this.inputs(ops);
+    const scores = this.exactScores(ops, latent, ropeKey, nope, rope);
+    const probabilities = ops.softmax(scores, this.tensors.causal, this.sizes.config.scoreScale);
+    const mixed = ops.matmul(columnsFirst(ops, latent), probabilities); // [heads, T, r]
+    return { latent, probabilities, heads: ops.matmul(this.mla.decode.valueUp, mixed) };
+  }
+
+  /** [heads, T queries, T keys], not scaled */
+  private exactScores(ops: Ops, latent: Tensor, ropeKey: Tensor, nope: Tensor, rope: Tensor): Tensor {
+    invariant(this.mla.decode.keyUp !== undefined, 'a fit of keys without a nope part');
+    const query = headsFirst(ops, absorbed(ops, this.mla.decode.keyUp, nope, rope));
+    return ops.matmul(batch(ops, ops.concat([latent, ropeKey], 1)), query);
+  }
+
+  /** latent [T, r]; mixed over old tokens [heads, T, r]; their mass [heads, T, 1]; what a token receives as an old one [heads, T, 1] */
+  moments(ops: Ops): readonly Tensor[] {
+    const { latent, probabilities } = this.exactAttention(ops);
+    const old = ops.multiply(probabilities, this.tensors.old);
+    return [
+      latent,
+      ops.matmul(columnsFirst(ops, latent), old),
+      ops.matmul(this.tensors.ones, old),
+      ops.matmul(this.tensors.ones, ops.contiguous(ops.permute(old, [0, 2, 1]))),
+    ];
+  }
+
+  /** mixtures [heads, T, r]; mass of old tokens, exact and in each group [heads, T, 1] */
+  mixtures(ops: Ops): readonly Tensor[] {
+    const { groups, config, numHeads: H, tokens: T } = this.sizes;
+    const { latent, ropeKey, nope, rope } = this.inputs(ops);
+    const exact = this.exactScores(ops, latent, ropeKey, nope, rope);
+    const kept = ops.multiply(exact, this.tensors.exactly);
+    const oldMass = (p: Tensor): Tensor => ops.matmul(this.tensors.ones, ops.multiply(p, this.tensors.old));
+    const parts = groups.map((own, group) => {
+      const keyUp = ops.contiguous(ops.slice(this.tensors.keys, 1, own.start, size(own)));
+      const columns = ops.contiguous(ops.slice(latent, 1, own.start, size(own))); // [T, columns]
+      const local = headsFirst(ops, absorbed(ops, keyUp, nope, rope)); // [heads, T, columns + p]
+      const offset = ops.add(ops.matmul(at(this.tensors.slopes, group), nope), at(this.tensors.offsets, group)); // [heads, T, 1]
+      const query = ops.concat([local, ops.reshape(offset, [H, T, 1])], 2);
+      const constant = ops.reshape(this.tensors.ones, [T, 1]);
+      const keys = batch(ops, ops.concat([columns, ropeKey, constant], 1));
+      const scores = ops.add(kept, ops.multiply(ops.matmul(keys, query), this.tensors.shard));
+      const p = ops.softmax(scores, this.tensors.causal, config.scoreScale);
+      return { mixed: ops.matmul(columnsFirst(ops, columns), p), mass: oldMass(p) };
+    });
+    const exactMass = oldMass(ops.softmax(exact, this.tensors.causal, config.scoreScale));
+    return [
+      ops.concat(
+        parts.map(({ mixed }) => mixed),
+        2,
+      ),
+      exactMass,
+      ...parts.map(({ mass }) => mass),
+    ];
+  }
+
+  /** Deltas [T, hidden] of headOutputs; of mixed by the refitted W_UV; of mixed by W_UV. */
+  heads(ops: Ops): readonly Tensor[] {
+    const delta = (heads: Tensor): Tensor =>
+      biased(ops, outputOfHeads(ops, this.mla.decode, tokensFirst(ops, heads)), this.mla.outputBias);
+    return [
+      delta(this.tensors.headOutputs),
+      delta(ops.matmul(this.tensors.values, this.tensors.mixed)),
+      delta(ops.matmul(this.mla.decode.valueUp, this.tensors.mixed)),
+    ];
+  }
+}
+
+/** [T, columns] -> [1, columns, T] */
+function columnsFirst(ops: Ops, x: Tensor): Tensor {
+  return batch(ops, ops.contiguous(ops.permute(x, [1, 0])));
+}
+
+/** [T, heads, columns] -> [heads, T, columns] */
+function headsFirst(ops: Ops, x: Tensor): Tensor {
+  return ops.contiguous(ops.permute(x, [1, 0, 2]));
+}
+
+/** [a, b] -> [1, a, b] */
+function batch(ops: Ops, x: Tensor): Tensor {
+  return ops.reshape(x, [1, ...x.shape]);
+}
+
+export function at(tensors: readonly Tensor[], index: number): Tensor {
+  const tensor = tensors[index];
+  invariant(tensor !== undefined, `tensor ${index} of ${tensors.length}`);
+  return tensor;
+}

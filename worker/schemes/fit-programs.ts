@@ -1,0 +1,288 @@
+/**
+ * What a fit computes of one layer over one window at once: fills the inputs of the formulas, runs them, reads what they
+ * give. Scores take heads * T * T numbers of memory, a few times. Read next: fit-formulas.ts, fit-session.ts (the order).
+ */
+import { invariant } from '../../config/errors.ts';
+import type { Kernels, Ops, ProgramSet, Tensor } from '../kernels/kernels.ts';
+import { feedForwardDelta } from '../layer.ts';
+import type { MlaWeights } from '../mla-weights.ts';
+import { bytesOf, type RankParts } from '../rank-parts.ts';
+import type { LayerWeights } from '../weights.ts';
+import { FitFormulas, at, type FitSizes, type FitTensors } from './fit-formulas.ts';
+import type { LayerMatrices } from './fit-solve.ts';
+
+const programOrder = ['exactHeads', 'moments', 'covariance', 'mixtures', 'gram', 'heads', 'feedForward'] as const;
+type ProgramName = (typeof programOrder)[number];
+
+export class FitPrograms implements Disposable {
+  private readonly parts: RankParts;
+  private readonly sizes: FitSizes;
+  private readonly kernels: Kernels;
+  private readonly layer: LayerWeights;
+  private readonly mla: MlaWeights;
+  private readonly tensors: Tensor[] = [];
+  private readonly inputs: FitTensors;
+  private readonly set: ProgramSet;
+  private bias: Float32Array = new Float32Array(0); // [hidden]
+
+  constructor(parts: RankParts, sizes: FitSizes, layer: number) {
+    this.parts = parts;
+    this.sizes = sizes;
+    this.kernels = parts.kernels;
+    const weights = parts.weights.layers[layer];
+    invariant(weights?.attention?.kind === 'mla', `layer ${layer} has no latent attention`);
+    this.layer = weights;
+    this.mla = weights.attention;
+    const { tokens: T, numHeads: H, config, groups } = sizes;
+    const { latentDim: r, nopeDim: n, valueDim: v } = config;
+    const allocate = (...shape: number[]): Tensor => this.allocate(shape);
+    const positions = this.kernels.allocate('i32', [T]);
+    this.tensors.push(positions);
+    this.inputs = {
+      x: allocate(T, parts.model.hiddenDim),
+      positions,
+      causal: allocate(T, T),
+      exactly: allocate(T, T),
+      shard: allocate(T, T),
+      old: allocate(T, T),
+      ones: allocate(1, 1, T),
+      keys: allocate(H, r, n),
+      slopes: groups.map(() => allocate(H, 1, n)),
+      offsets: groups.map(() => allocate(H, T, 1)),
+      left: allocate(H, r, 2 * T),
+      right: allocate(H, r, 2 * T),
+      rows: allocate(H, r + 1 + v, T),
+      mixed: allocate(H, T, r),
+      values: allocate(H, v, r),
+      headOutputs: allocate(H, T, v),
+    };
+    const formulas = new FitFormulas(parts.model, sizes, weights.attentionNorm, this.mla, this.inputs);
+    this.uploadMasks();
+    const builders: Record<ProgramName, (ops: Ops) => readonly Tensor[]> = {
+      exactHeads: (ops) => [formulas.exactAttention(ops).heads],
+      moments: (ops) => formulas.moments(ops),
+      covariance: (ops) => formulas.covariance(ops),
+      mixtures: (ops) => formulas.mixtures(ops),
+      gram: (ops) => formulas.gram(ops),
+      heads: (ops) => formulas.heads(ops),
+      feedForward: (ops) => {
+        const delta = feedForwardDelta(ops, parts.model, this.layer, this.inputs.x);
+        return delta === undefined ? [] : [delta];
+      },
+    };
+    this.set = this.kernels.compile(programOrder.map((name) => builders[name]));
+  }
+
+  matrices(): LayerMatrices {
+    const { numHeads: H, config } = this.sizes;
+    const keyUp = new Float32Array(H * config.latentDim * config.nopeDim);
+    const valueUp = new Float32Array(H * config.valueDim * config.latentDim);
+    invariant(this.mla.decode.keyUp !== undefined, 'a fit of keys without a nope part');
+    this.kernels.download(this.mla.decode.keyUp, keyUp);
+    this.kernels.download(this.mla.decode.valueUp, valueUp);
+    return { keyUp, valueUp };
+  }
+
+  /** @param keys [heads, r, n]  @param offsets [groups, heads, n + 1] */
+  useKeys(keys: Float32Array, offsets: Float32Array): void {
+    const { numHeads: H, tokens: T, config, groups } = this.sizes;
+    const n = config.nopeDim;
+    this.upload(this.inputs.keys, keys);
+    groups.forEach((_, group) => {
+      const slope = new Float32Array(H * n);
+      const constant = new Float32Array(H * T);
+      for (let h = 0; h < H; h++) {
+        const from = (group * H + h) * (n + 1);
+        slope.set(offsets.subarray(from, from + n), h * n);
+        // The softmax multiplies by the scale; the constant is what is added behind that.
+        constant.fill((offsets[from + n] ?? 0) / config.scoreScale, h * T, (h + 1) * T);
+      }
+      this.upload(at(this.inputs.slopes, group), slope);
+      this.upload(at(this.inputs.offsets, group), constant);
+    });
+  }
+
+  /** @param values [heads, v, r]  @param headBias [heads, v] */
+  useValues(values: Float32Array, headBias: Float32Array): void {
+    this.upload(this.inputs.values, values);
+    this.bias = this.outputOf(headBias);
+  }
+
+  /** Outputs of all heads, whatever the phase. @param x [T, hidden]  @returns [heads, T, v] */
+  exactHeads(x: Float32Array): Float32Array {
+    this.upload(this.inputs.x, x);
+    const { numHeads, tokens, config } = this.sizes;
+    const [heads] = this.run('exactHeads', [numHeads * tokens * config.valueDim]);
+    return heads ?? new Float32Array(0);
+  }
+
+  /** Covariance of latents within each query, and their sums, under attention to old tokens. */
+  exactMoments(x: Float32Array): { covariance: Float32Array; means: Float32Array } {
+    const { numHeads: H, tokens: T, config } = this.sizes;
+    const r = config.latentDim;
+    this.upload(this.inputs.x, x);
+    const [latent, mixed, mass, received] = this.run('moments', [T * r, H * T * r, H * T, H * T]);
+    invariant(latent !== undefined && mixed !== undefined, 'the moments program has four outputs');
+    const left = new Float32Array(H * r * 2 * T); // [received * c | -mixed / mass]
+    const right = new Float32Array(H * r * 2 * T); // [c | mixed]
+    const means = new Float32Array(H * (r + 1));
+    for (let h = 0; h < H; h++)
+      for (let t = 0; t < T; t++) {
+        const weight = received?.[h * T + t] ?? 0;
+        const total = mass?.[h * T + t] ?? 0;
+        const back = total > 1e-12 ? -1 / total : 0;
+        means[h * (r + 1) + r] = (means[h * (r + 1) + r] ?? 0) + weight;
+        for (let i = 0; i < r; i++) {
+          const c = latent[t * r + i] ?? 0;
+          const u = mixed[(h * T + t) * r + i] ?? 0;
+          const to = (h * r + i) * 2 * T + t;
+          left[to] = weight * c;
+          right[to] = c;
+          left[to + T] = back * u;
+          right[to + T] = u;
+          means[h * (r + 1) + i] = (means[h * (r + 1) + i] ?? 0) + weight * c;
+        }
+      }
+    this.upload(this.inputs.left, left);
+    this.upload(this.inputs.right, right);
+    const [covariance] = this.run('covariance', [H * r * r]);
+    return { covariance: covariance ?? new Float32Array(0), means };
+  }
+
+  /** What cut attention mixes, all groups side by side; of the prompt, exactly. @returns [heads, T, r] */
+  mixtures(x: Float32Array): Float32Array {
+    const { numHeads: H, tokens: T, config } = this.sizes;
+    this.upload(this.inputs.x, x);
+    const [mixed] = this.run('mixtures', [H * T * config.latentDim]);
+    return mixed ?? new Float32Array(0);
+  }
+
+  /**
+   * How much less the old tokens of a query weigh in each group's attention than in exact attention, as a difference of
+   * log odds, weighted by p (1 - p), p: their exact probability. @param sums [groups, heads, 2]: weights, weighted; updated
+   */
+  addLogRatios(x: Float32Array, sums: Float32Array): void {
+    const { numHeads: H, tokens: T, prompt, config, groups } = this.sizes;
+    this.upload(this.inputs.x, x);
+    const lengths = [H * T * config.latentDim, H * T, ...groups.map(() => H * T)];
+    const [, exact, ...shares] = this.run('mixtures', lengths);
+    shares.forEach((share, group) => {
+      for (let h = 0; h < H; h++)
+        for (let t = prompt; t < T; t++) {
+          const p = exact?.[h * T + t] ?? 0;
+          const q = share[h * T + t] ?? 0;
+          if (p < 1e-4 || q < 1e-6 || p > 1 - 1e-4 || q > 1 - 1e-6) continue;
+          const weight = p * (1 - p);
+          const place = 2 * (group * H + h);
+          sums[place] = (sums[place] ?? 0) + weight;
+          sums[place + 1] = (sums[place + 1] ?? 0) + weight * (Math.log(p / (1 - p)) - Math.log(q / (1 - q)));
+        }
+    });
+  }
+
+  /** Features [mixed, 1] and targets times features, behind the prompt. @returns [heads, r + 1 + v, r + 1] */
+  gramOf(mixed: Float32Array, target: Float32Array): Float32Array {
+    const { numHeads: H, tokens: T, prompt, config } = this.sizes;
+    const { latentDim: r, valueDim: v } = config;
+    const width = r + 1 + v;
+    const rows = new Float32Array(H * width * T);
+    for (let h = 0; h < H; h++)
+      for (let t = prompt; t < T; t++) {
+        const to = h * width * T + t;
+        for (let i = 0; i < r; i++) rows[to + i * T] = mixed[(h * T + t) * r + i] ?? 0;
+        rows[to + r * T] = 1;
+        for (let i = 0; i < v; i++) rows[to + (r + 1 + i) * T] = target[(h * T + t) * v + i] ?? 0;
+      }
+    this.upload(this.inputs.rows, rows);
+    const [gram] = this.run('gram', [H * width * (r + 1)]);
+    return gram ?? new Float32Array(0);
+  }
+
+  /** W_O times one output of all heads. @param heads [heads, v]  @returns [hidden] */
+  outputOf(heads: Float32Array): Float32Array {
+    const { numHeads: H, tokens: T, config } = this.sizes;
+    const v = config.valueDim;
+    const all = new Float32Array(H * T * v);
+    for (let h = 0; h < H; h++) all.set(heads.subarray(h * v, (h + 1) * v), h * T * v);
+    const zero = this.deltaOfHeads(new Float32Array(H * T * v));
+    const hidden = this.parts.model.hiddenDim;
+    return this.deltaOfHeads(all)
+      .subarray(0, hidden)
+      .map((value, i) => value - (zero[i] ?? 0));
+  }
+
+  /** @param heads [heads, T, v]  @returns [T, hidden] */
+  deltaOfHeads(heads: Float32Array): Float32Array {
+    this.upload(this.inputs.headOutputs, heads);
+    const [delta] = this.run('heads', [this.sizes.tokens * this.parts.model.hiddenDim]);
+    return delta ?? new Float32Array(0);
+  }
+
+  /** Corrected behind the prompt, exact in it. @param mixed [heads, T, r]  @returns [T, hidden] */
+  deltaOfMixtures(mixed: Float32Array): Float32Array {
+    const { tokens: T, prompt } = this.sizes;
+    const hidden = this.parts.model.hiddenDim;
+    this.upload(this.inputs.mixed, mixed);
+    const [, cut, whole] = this.run('heads', [T * hidden, T * hidden, T * hidden]);
+    invariant(cut !== undefined && whole !== undefined, 'the heads program has three outputs');
+    for (let t = prompt; t < T; t++)
+      for (let i = 0; i < hidden; i++) cut[t * hidden + i] = (cut[t * hidden + i] ?? 0) + (this.bias[i] ?? 0);
+    cut.set(whole.subarray(0, prompt * hidden));
+    return cut;
+  }
+
+  /** @param x [T, hidden]  @returns [T, hidden] */
+  feedForward(x: Float32Array): Float32Array {
+    this.upload(this.inputs.x, x);
+    return this.run('feedForward', [x.length])[0] ?? new Float32Array(x.length);
+  }
+
+  private uploadMasks(): void {
+    const { tokens: T, prompt, exactTokens } = this.sizes;
+    const [causal, exactly, shard, old] = Array.from({ length: 4 }, () => new Float32Array(T * T));
+    invariant(
+      causal !== undefined && exactly !== undefined && shard !== undefined && old !== undefined,
+      'four masks were made',
+    );
+    for (let t = 0; t < T; t++)
+      for (let other = 0; other < T; other++) {
+        const isExact = t < prompt || other < exactTokens.sinks || other > t - exactTokens.window;
+        causal[t * T + other] = other <= t ? 0 : -Infinity;
+        exactly[t * T + other] = isExact ? 1 : 0;
+        shard[t * T + other] = isExact ? 0 : 1;
+        old[t * T + other] = other <= t && !isExact ? 1 : 0;
+      }
+    this.upload(this.inputs.causal, causal);
+    this.upload(this.inputs.exactly, exactly);
+    this.upload(this.inputs.shard, shard);
+    this.upload(this.inputs.old, old);
+    this.upload(this.inputs.ones, new Float32Array(T).fill(1));
+    this.kernels.upload(this.inputs.positions, bytesOf(Int32Array.from({ length: T }, (_, t) => t)));
+  }
+
+  private run(name: ProgramName, lengths: readonly number[]): Float32Array[] {
+    const index = programOrder.indexOf(name);
+    this.set.run(index);
+    return lengths.map((length, i) => {
+      const output = this.set.outputs[index]?.[i];
+      const values = new Float32Array(length);
+      if (output !== undefined) this.kernels.download(output, values);
+      return values;
+    });
+  }
+
+  private allocate(shape: readonly number[]): Tensor {
+    const tensor = this.kernels.allocate('f32', shape);
+    this.tensors.push(tensor);
+    return tensor;
+  }
+
+  private upload(tensor: Tensor, values: Float32Array): void {
+    this.kernels.upload(tensor, bytesOf(values));
+  }
+
+  [Symbol.dispose](): void {
+    this.set[Symbol.dispose]();
+    this.kernels.release(this.tensors);
+  }
+}

@@ -1,0 +1,136 @@
+/**
+ * The equations of a layer's fit: sums over windows and ranks in float32, solved in float64. Read next: fit-session.ts.
+ *
+ * Keys. A shard I sees the columns c_I of a latent, not the others c_J. Given c_I, the best guess of c_J is
+ * m_J + M (c_I - m_I), M = C_JI C_II^-1, with C the covariance of latents under a head's attention to old tokens, within
+ * each query. So W_UK,I becomes W_UK,I + M^T W_UK,J, and Q_J (m_J - M m_I) is added to all scores of the query.
+ * Values. The mixtures of all groups and a constant against the output of exact attention, ridge towards W_UV.
+ */
+import { invariant } from '../../config/errors.ts';
+import type { Range } from '../../config/shard-plan.ts';
+import { type Dense, denseFrom, zeros } from '../../model/transmla/dense.ts';
+import { ridge } from '../../model/tpla/ridge.ts';
+import type { FitSizes } from './fit-formulas.ts';
+
+/** Strength of the pull towards no correction, relative to the mean square of a feature. */
+const keyRidge = 0.01;
+const valueRidge = 0.01;
+
+/** Of a layer, uncut. */
+export interface LayerMatrices {
+  readonly keyUp: Float32Array; // [heads, r, n]
+  readonly valueUp: Float32Array; // [heads, v, r]
+}
+
+export class KeyMoments {
+  /** [heads, r, r]: covariance within queries, then [heads, r + 1]: sum, and weight. */
+  readonly sums: Float32Array;
+  private readonly sizes: FitSizes;
+
+  constructor(sizes: FitSizes) {
+    this.sizes = sizes;
+    const { latentDim } = sizes.config;
+    this.sums = new Float32Array(sizes.numHeads * (latentDim * latentDim + latentDim + 1));
+  }
+
+  add({ covariance, means }: { covariance: Float32Array; means: Float32Array }): void {
+    addTo(this.sums, covariance, 0);
+    addTo(this.sums, means, covariance.length);
+  }
+
+  /** @param keys [heads, r, n], offsets [groups, heads, n + 1]; overwritten */
+  solve({ keyUp }: LayerMatrices, keys: Float32Array, offsets: Float32Array): void {
+    const { numHeads, groups, config } = this.sizes;
+    const { latentDim: r, nopeDim: n } = config;
+    keys.set(keyUp);
+    offsets.fill(0);
+    for (let head = 0; head < numHeads; head++) {
+      const covariance = denseFrom(r, r, this.sums.subarray(head * r * r, (head + 1) * r * r));
+      const first = numHeads * r * r + head * (r + 1);
+      const means = this.sums.subarray(first, first + r + 1);
+      const weight = means[r] ?? 0;
+      // A head that never looks at old tokens has nothing to correct.
+      if (weight <= 1e-6) continue;
+      const up = keyUp.subarray(head * r * n, (head + 1) * r * n); // [r, n]
+      groups.forEach((own, group) => {
+        const guess = guessOf(covariance, own); // [r - own, own]
+        const others = othersOf(r, own);
+        const place = (group * numHeads + head) * (n + 1);
+        others.forEach((column, row) => {
+          let shift = (means[column] ?? 0) / weight;
+          for (let i = own.start; i < own.end; i++) {
+            const factor = guess.data[row * guess.cols + i - own.start] ?? 0;
+            shift -= (factor * (means[i] ?? 0)) / weight;
+            for (let j = 0; j < n; j++) {
+              const to = (head * r + i) * n + j;
+              keys[to] = (keys[to] ?? 0) + factor * (up[column * n + j] ?? 0);
+            }
+          }
+          for (let j = 0; j < n; j++)
+            offsets[place + j] = (offsets[place + j] ?? 0) + shift * (up[column * n + j] ?? 0);
+        });
+      });
+    }
+  }
+}
+
+/** M = C_JI C_II^-1, J: all columns but `own`. */
+function guessOf(covariance: Dense, own: Range): Dense {
+  const width = own.end - own.start;
+  const r = covariance.rows;
+  const others = othersOf(r, own);
+  const part = (rows: readonly number[]): Dense => {
+    const out = zeros(rows.length, width);
+    rows.forEach((row, i) => out.data.set(covariance.data.subarray(row * r + own.start, row * r + own.end), i * width));
+    return out;
+  };
+  const inside = Array.from({ length: width }, (_, i) => own.start + i);
+  return ridge(part(inside), part(others), zeros(others.length, width), keyRidge);
+}
+
+function othersOf(r: number, own: Range): number[] {
+  return Array.from({ length: r }, (_, i) => i).filter((i) => i < own.start || i >= own.end);
+}
+
+export class ValueMoments {
+  /** [heads, r + 1 + v, r + 1]: features and targets times features. */
+  readonly sums: Float32Array;
+  private readonly sizes: FitSizes;
+
+  constructor(sizes: FitSizes) {
+    this.sizes = sizes;
+    const { latentDim, valueDim } = sizes.config;
+    this.sums = new Float32Array(sizes.numHeads * (latentDim + 1 + valueDim) * (latentDim + 1));
+  }
+
+  add(products: Float32Array): void {
+    addTo(this.sums, products, 0);
+  }
+
+  /** @param values [heads, v, r], overwritten  @returns the constant of every head's output [heads, v] */
+  solve({ valueUp }: LayerMatrices, values: Float32Array): Float32Array {
+    const { numHeads, config } = this.sizes;
+    const { latentDim: r, valueDim: v } = config;
+    const width = r + 1;
+    const bias = new Float32Array(numHeads * v);
+    for (let head = 0; head < numHeads; head++) {
+      const own = this.sums.subarray(head * (width + v) * width, (head + 1) * (width + v) * width);
+      const gram = denseFrom(width, width, own.subarray(0, width * width));
+      const cross = denseFrom(v, width, own.subarray(width * width));
+      const prior = zeros(v, width);
+      for (let i = 0; i < v; i++)
+        prior.data.set(valueUp.subarray((head * v + i) * r, (head * v + i + 1) * r), i * width);
+      const solved = ridge(gram, cross, prior, valueRidge);
+      for (let i = 0; i < v; i++) {
+        values.set(solved.data.subarray(i * width, i * width + r), (head * v + i) * r);
+        bias[head * v + i] = solved.data[i * width + r] ?? 0;
+      }
+    }
+    return bias;
+  }
+}
+
+function addTo(sums: Float32Array, values: Float32Array, from: number): void {
+  invariant(from + values.length <= sums.length, `fit: ${values.length} numbers at ${from} of ${sums.length}`);
+  for (let i = 0; i < values.length; i++) sums[from + i] = (sums[from + i] ?? 0) + (values[i] ?? 0);
+}
