@@ -268,7 +268,7 @@ describe('strangers', () => {
     const child = spawn(process.execPath, [script, '--connect', endpoint, '--rank', '1', '--token', 'no'], {
       stdio: 'ignore',
     });
-    await expect.poll(() => supervisor.cluster.refused, { timeout: 20_000 }).toBe(1);
+    await expect.poll(() => supervisor.cluster.refused.messages, { timeout: 20_000 }).toBe(1);
     expect((await step(supervisor, [1])).logits).toHaveLength(supervisor.vocabSize);
     const ended = once(child, 'exit');
     child.kill('SIGKILL');
