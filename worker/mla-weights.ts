@@ -231,7 +231,9 @@ async function loadProjection(
         keyUp[(h * keyWidth + column) * nopeDim + n] = up[(first + n) * latentDim + latent.keys.start + column] ?? 0;
     valueUp.set(values.subarray((first + nopeDim) * width, (first + nopeDim + valueDim) * width), h * valueDim * width);
   }
-  const type = uploader.floatTypeFor('latentUp', layer);
+  // A norm's gain may take the product beyond half precision.
+  const fitsHalf = [keyUp, valueUp].every((values) => values.every((value) => Math.abs(value) < largestHalf));
+  const type = fitsHalf ? uploader.floatTypeFor('latentUp', layer) : 'f32';
   return {
     heads: { start: heads.start - firstLocal, end: heads.end - firstLocal },
     query: await parts.query(heads),
@@ -266,6 +268,8 @@ async function loadLatentDown(
   bias.set(times2d(rotation, bias, latentDim, latentDim, 1));
   return { latentDown, latentDownBias: uploader.values(bias) };
 }
+
+const largestHalf = 65504;
 
 /** values[row, column] *= factors[column], in place */
 function scaleColumns(values: Float32Array, factors: Float32Array): void {

@@ -2,7 +2,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { openCheckpoint } from '../../model/open.ts';
-import { identity } from '../../model/transmla/dense.ts';
+import { identity, rowsOf, scaled, stackRows } from '../../model/transmla/dense.ts';
 import { portableMaps } from '../../model/transmla/portable.ts';
 import { convertPublished } from '../../model/transmla/published.ts';
 import { convertibleAttention, headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
@@ -29,9 +29,10 @@ export async function convertTinyExactly(name: string, folder: string): Promise<
 /**
  * One slot of each frequency keeps RoPE, the others lose it, nothing else is dropped: in the form of this program and in
  * that of stock DeepSeek-V3 code, which must compute the same.
+ * @param spread factor from the latent to what reads it: changes numbers, not results
  * @param folder to be made, with the forms as `own` and `portable`
  */
-export async function convertTinyBothWays(name: string, folder: string): Promise<void> {
+export async function convertTinyBothWays(name: string, folder: string, spread = 1): Promise<void> {
   await using source = await openCheckpoint(tinyModel(name));
   const { config } = source;
   const layout = headLayout(config);
@@ -42,7 +43,13 @@ export async function convertTinyBothWays(name: string, folder: string): Promise
   for (const portable of [false, true]) {
     const layers: EncodedLayer[] = [];
     for (let layer = 0; layer < config.numLayers; layer++) {
-      const maps = convertPublished(await readGqaMaps(source, layer), moment, layout, config.rope, settings);
+      const made = convertPublished(await readGqaMaps(source, layer), moment, layout, config.rope, settings);
+      const [latent, rope] = [
+        rowsOf(made.latentDown, 0, made.latentDim),
+        rowsOf(made.latentDown, made.latentDim, made.latentDown.rows),
+      ];
+      const latentDown = stackRows([scaled(latent, 1 / spread), rope]);
+      const maps = { ...made, latentDown, latentUp: scaled(made.latentUp, spread) };
       const output = await readOutputMap(source, layer);
       const written = portable ? portableMaps(maps, layout, scoreScale) : maps;
       layers.push(encodeLayer(layer, written, undefined, 'f32', output));

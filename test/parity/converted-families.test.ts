@@ -115,6 +115,18 @@ test('the portable form computes the same, as a native DeepSeek-V3 checkpoint', 
   expect(checkpoint.config).toMatchObject({ architecture: 'deepseek_v3', experts: null, rope: { interleaved: true } });
 });
 
+test('a gain that takes W_UK and W_UV beyond half precision is computed in float32', async () => {
+  const folder = join(root, 'spread');
+  await convertTinyBothWays('llama-gqa', folder, 4000);
+  const prompt: Parameters<LocalRanks['logits']>[0] = {
+    phase: 'prefill',
+    sequences: [{ slot: 0, start: 0, tokens: readGolden('llama-gqa').inputIds }],
+    want: { kind: 'all' },
+  };
+  await using ranks = await startLocalRanks(join(folder, 'portable'), 1, { backend: 'ggml', weights: 'f16' });
+  expect((await ranks.logits(prompt)).every(Number.isFinite)).toBe(true);
+});
+
 test.each([
   ['gemma2', 'caps attention scores; it caps logits; it has sliding windows; it has norms behind its sublayers'],
   ['mixtral', 'routes to experts'],
