@@ -17,6 +17,7 @@ import { CalibrationSession } from './calibration/calibration-session.ts';
 import { Forward } from './forward.ts';
 import { LatentCache } from './latent-cache.ts';
 import { MomentAccumulator } from './moments.ts';
+import { peakRssBytes } from './peak-memory.ts';
 import type { RankParts } from './rank-parts.ts';
 import { FitSession } from './schemes/fit-session.ts';
 import { WeightUploader } from './weight-uploader.ts';
@@ -26,6 +27,8 @@ export class RankWorker implements AsyncDisposable {
   /** What this rank holds. */
   readonly ready: Omit<Ready, 'transport' | 'epoch'>;
   private readonly setup: Setup;
+  /** Asked for once, after loading, and kept up: asking costs as much as a small product. */
+  private peakRssBytes = peakRssBytes();
   private readonly backend: Backend;
   private readonly checkpoint: Checkpoint;
   private readonly parts: RankParts;
@@ -94,6 +97,8 @@ export class RankWorker implements AsyncDisposable {
     const { payload, latenciesUs } = await this.handle(request, given);
     const { waitMs, bytesSent, bytesReceived } = this.group.stats;
     const wait = waitMs - before.waitMs;
+    const rssBytes = process.memoryUsage.rss();
+    this.peakRssBytes = Math.max(this.peakRssBytes, rssBytes);
     return {
       reply: {
         kind: 'reply',
@@ -103,8 +108,8 @@ export class RankWorker implements AsyncDisposable {
         waitMs: wait,
         bytesSent: bytesSent - before.bytesSent,
         bytesReceived: bytesReceived - before.bytesReceived,
-        rssBytes: process.memoryUsage.rss(),
-        peakRssBytes: process.resourceUsage().maxRSS * 1024,
+        rssBytes,
+        peakRssBytes: this.peakRssBytes,
         latenciesUs: latenciesUs ?? [],
       },
       payload,

@@ -13,8 +13,10 @@ import { run } from './run.ts';
 
 const demoPrompt = 'What is the capital of France?';
 const demoRanks = 2;
-/** Enough for the statistics of a small model; more would lose less but keep a first user waiting. */
+/** Enough for the statistics of a small model; more, and the refit, would lose less but keep a first user waiting. */
 const calibrationTokens = 2048;
+/** Half the cache of the default model, in the split that loses least: what the search would take a while to find. */
+const defaultSizes = { ropeDim: 48, kvRank: 144 };
 
 const demoFlags = <T>(command: Argv<T>) =>
   jsonFlag(command)
@@ -37,7 +39,11 @@ export function addDemoCommand(program: Argv, context: CommandContext): Argv {
 async function demo(flags: FlagsOf<ReturnType<typeof demoFlags>>, context: CommandContext): Promise<void> {
   const source = await resolveModel(flags.model, context);
   const { compute, collective, ranks } = clusterSchema.parse({ model: source, ranks: new Array(demoRanks).fill({}) });
-  const settings = conversionSettings({ calibrationTokens });
+  const settings = conversionSettings({
+    calibrationTokens,
+    without: ['refit'],
+    ...(flags.model === 'default' ? defaultSizes : {}),
+  });
   const model = await cachedConversion(source, settings, { compute, collective, ranks }, context);
   if (!flags.json) context.log(`> ${flags.prompt}`);
   await run(
