@@ -1,12 +1,15 @@
 /** Cluster files: defaults, flags over the file, and every mistake at once with file, line and key. */
+import { readdirSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { ClusterConfig } from '../../../config/cluster.ts';
 import { loadClusterConfig, type ClusterFlags } from '../../../config/load.ts';
 import { ConfigError } from '../../../config/errors.ts';
 
+const examples = fileURLToPath(new URL('../../../config/examples', import.meta.url));
 let folder: string;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'tpla-load-test-'));
@@ -61,13 +64,9 @@ describe('what is accepted', () => {
     expect(config.ranks).toEqual([{ host: 'local', model: '', program: 'tpla', device: '', share: 0.5 }]);
   });
 
-  test.each(['two-ranks', 'latent-groups', 'uneven-ranks', 'joined-ranks', 'ssh-ranks', 'launched-ranks'])(
-    'the example %s.yaml',
-    async (name) => {
-      const file = new URL(`../../../config/examples/${name}.yaml`, import.meta.url).pathname;
-      expect((await loadClusterConfig({ file, flags: {} })).ranks.length).toBeGreaterThan(1);
-    },
-  );
+  test.each(readdirSync(examples))('the example %s', async (name) => {
+    expect((await loadClusterConfig({ file: join(examples, name), flags: {} })).ranks.length).toBeGreaterThan(1);
+  });
 
   test('a model path is relative to the file, unless a flag gives it', async () => {
     const text = 'model: ./m\nranks: [{}]\n';
