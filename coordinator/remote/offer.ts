@@ -9,7 +9,7 @@ import { once } from 'node:events';
 import { setTimeout as after } from 'node:timers/promises';
 import { z } from 'zod';
 import { ConfigError, PeerError } from '../../config/errors.ts';
-import { endsWithin, rankExecArgv, rankProgram } from '../rank-processes.ts';
+import { endsWithin, rankEnv, rankExecArgv, rankProgram } from '../rank-processes.ts';
 
 export interface OfferOptions {
   /** Control endpoint of the coordinator. */
@@ -108,7 +108,7 @@ function startOffer(options: OfferOptions): ChildProcess {
   return fork(rankProgram(), args, {
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
     execArgv: [...rankExecArgv],
-    env: keyText === undefined ? env : { ...env, TPLA_KEYS: keyText },
+    env: { ...rankEnv, ...env, ...(keyText === undefined ? {} : { TPLA_KEYS: keyText }) },
     // Ctrl-C in a terminal reaches the command alone, which then stops the rank.
     detached: process.platform !== 'win32',
   });
