@@ -5,7 +5,8 @@
  * Read next: attention.ts.
  */
 import type { ModelConfig } from '../config/model-config.ts';
-import { attendGqa, attendMla, type AttentionInputs } from './attention.ts';
+import { attendGqa } from './attention-gqa.ts';
+import { attendMla, type AttentionInputs } from './attention.ts';
 import { denseDelta } from './feed-forward.ts';
 import type { Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
