@@ -86,6 +86,18 @@ export class GgufCursor {
     );
   }
 
+  /** Passes over bytes without reading them. */
+  skip(length: number, what: string): void {
+    if (length > this.remaining) throw this.#endsInside(what, length);
+    if (this.#offset + length <= this.#chunk.byteLength) {
+      this.#offset += length;
+      return;
+    }
+    this.#chunkStart = this.position + length;
+    this.#offset = 0;
+    this.#chunk = new DataView(new ArrayBuffer(0));
+  }
+
   async #read<T>(length: number, what: string, get: (chunk: DataView, at: number) => T): Promise<T> {
     if (this.#offset + length > this.#chunk.byteLength) await this.#refill(length, what);
     const at = this.#offset;
@@ -95,16 +107,19 @@ export class GgufCursor {
 
   async #refill(length: number, what: string): Promise<void> {
     const start = this.position;
-    if (length > this.remaining)
-      throw this.error(
-        `file ends inside ${what}: ${length} bytes needed, ${this.remaining} left; is the download complete?`,
-      );
+    if (length > this.remaining) throw this.#endsInside(what, length);
     if (start + length > maxHeaderBytes)
       throw this.error(`the header is longer than ${maxHeaderBytes} bytes (at ${what}); the file is damaged`);
     const bytes = await this.#file.read(start, Math.min(Math.max(length, chunkBytes), this.remaining), what);
     this.#chunk = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     this.#chunkStart = start;
     this.#offset = 0;
+  }
+
+  #endsInside(what: string, length: number): ConfigError {
+    return this.error(
+      `file ends inside ${what}: ${length} bytes needed, ${this.remaining} left; is the download complete?`,
+    );
   }
 }
 

@@ -32,15 +32,19 @@ const maxArrayLength = 1 << 24;
 
 /** Least bytes of a value of each metadata type: what a count is checked against. */
 const minValueBytes = [1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8] as const;
+const typeString = 8;
 const typeArray = 9;
 
-/** @throws ConfigError naming the file and what is wrong with it. */
-export async function openGguf(path: string): Promise<GgufFile> {
+/**
+ * @param isWanted keys whose values are kept; others are checked and passed over. A vocabulary takes 30 MB as strings
+ * @throws ConfigError naming the file and what is wrong with it
+ */
+export async function openGguf(path: string, isWanted: (key: string) => boolean = () => true): Promise<GgufFile> {
   const file = await RangedFile.open(path);
   try {
     const cursor = new GgufCursor(file);
     const { version, numTensors, numValues } = await readPreamble(cursor);
-    const metadata = await readMetadata(cursor, numValues);
+    const metadata = await readMetadata(cursor, numValues, isWanted);
     const alignment = alignmentOf(metadata, file.name);
     const entries = await readTensorTable(cursor, numTensors);
     const dataStart = Math.ceil(cursor.position / alignment) * alignment;
@@ -74,12 +78,20 @@ async function readPreamble(cursor: GgufCursor): Promise<{ version: number; numT
   return { version, numTensors, numValues };
 }
 
-async function readMetadata(cursor: GgufCursor, count: number): Promise<GgufMetadata> {
+async function readMetadata(
+  cursor: GgufCursor,
+  count: number,
+  isWanted: (key: string) => boolean,
+): Promise<GgufMetadata> {
   const metadata = new Map<string, GgufValue>();
+  const keys = new Set<string>();
   for (let i = 0; i < count; i++) {
     const key = await cursor.string(`metadata key ${i}`, maxKeyBytes);
-    if (metadata.has(key)) throw cursor.error(`metadata key '${key}' occurs twice`);
-    metadata.set(key, await readValue(cursor, await cursor.u32(`the type of '${key}'`), key, 0));
+    if (keys.has(key)) throw cursor.error(`metadata key '${key}' occurs twice`);
+    keys.add(key);
+    const type = await cursor.u32(`the type of '${key}'`);
+    if (isWanted(key)) metadata.set(key, await readValue(cursor, type, key, 0));
+    else await skipValue(cursor, type, key, 0);
   }
   return metadata;
 }
@@ -102,7 +114,7 @@ async function readValue(cursor: GgufCursor, type: number, key: string, depth: n
       return cursor.f32(key);
     case 7:
       return (await cursor.u8(key)) !== 0;
-    case 8:
+    case typeString:
       return cursor.string(key, cursor.remaining);
     case typeArray:
       return readArray(cursor, key, depth);
@@ -118,6 +130,31 @@ async function readValue(cursor: GgufCursor, type: number, key: string, depth: n
 }
 
 async function readArray(cursor: GgufCursor, key: string, depth: number): Promise<GgufValue[]> {
+  const { type, length } = await readArrayHeader(cursor, key, depth);
+  const values: GgufValue[] = [];
+  for (let i = 0; i < length; i++) values.push(await readValue(cursor, type, key, depth + 1));
+  return values;
+}
+
+/** The same checks as in reading it. */
+async function skipValue(cursor: GgufCursor, type: number, key: string, depth: number): Promise<void> {
+  if (type === typeString) return cursor.skip(await cursor.count(`the length of ${key}`), key);
+  if (type !== typeArray) {
+    const bytes = minValueBytes[type];
+    if (bytes === undefined) throw cursor.error(`metadata '${key}' has type ${type}; types 0 to 12 are known`);
+    return cursor.skip(bytes, key);
+  }
+  const header = await readArrayHeader(cursor, key, depth);
+  if (header.type === typeString || header.type === typeArray)
+    for (let i = 0; i < header.length; i++) await skipValue(cursor, header.type, key, depth + 1);
+  else cursor.skip(header.length * (minValueBytes[header.type] ?? 0), key);
+}
+
+async function readArrayHeader(
+  cursor: GgufCursor,
+  key: string,
+  depth: number,
+): Promise<{ readonly type: number; readonly length: number }> {
   if (depth >= maxNesting) throw cursor.error(`metadata '${key}' nests arrays deeper than ${maxNesting}`);
   const type = await cursor.u32(key);
   const length = await cursor.count(`the length of '${key}'`);
@@ -127,9 +164,7 @@ async function readArray(cursor: GgufCursor, key: string, depth: number): Promis
   if (length > maxArrayLength)
     throw cursor.error(`metadata '${key}' has ${length} elements, at most ${maxArrayLength} are read`);
   cursor.requireRemaining(length, leastBytes, `elements of '${key}'`);
-  const values: GgufValue[] = [];
-  for (let i = 0; i < length; i++) values.push(await readValue(cursor, type, key, depth + 1));
-  return values;
+  return { type, length };
 }
 
 function alignmentOf(metadata: GgufMetadata, fileName: string): number {

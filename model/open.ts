@@ -112,7 +112,8 @@ async function openHub(path: string, configPath: string): Promise<Checkpoint> {
 }
 
 async function openGgufCheckpoint(path: string): Promise<Checkpoint> {
-  const store = await openGguf(path);
+  // The vocabulary is the tokenizer's, which only the coordinator has.
+  const store = await openGguf(path, (key) => !key.startsWith('tokenizer.'));
   try {
     const architecture = store.metadata.get('general.architecture');
     if (typeof architecture !== 'string')
