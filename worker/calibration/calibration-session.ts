@@ -74,7 +74,7 @@ export class CalibrationSession implements Disposable {
     const { streams, first, segments } = this.own;
     if (streams.length > 0) await this.layer.load(layer);
     const length = statisticsLength(this.shape());
-    return sumSegments(segments, length, (window) => this.statisticsOf(window, streams[window - first]));
+    return sumSegments(segments, length, (window) => this.statisticsOf(streams[window - first]));
   }
 
   [Symbol.dispose](): void {
@@ -84,18 +84,15 @@ export class CalibrationSession implements Disposable {
   }
 
   /** @param stream [T, D] */
-  private statisticsOf(window: number, stream: Float32Array | undefined): Float64Array {
+  private statisticsOf(stream: Float32Array | undefined): Float64Array {
     invariant(stream !== undefined, "a window that is another rank's");
     const shape = this.shape();
     const sums = new Float64Array(statisticsLength(shape));
     const fields = splitStatistics(sums, shape);
     const headsPerKvHead = shape.numHeads / this.attention.numKvHeads;
     this.programs.begin();
-    this.programs.run(
-      stream,
-      { advances: this.refit === undefined, offset: window },
-      ({ kvHead, queries }, turned, squares) =>
-        this.pairs.addTo(fields, kvHead * headsPerKvHead, queries, turned, squares),
+    this.programs.run(stream, this.refit === undefined, ({ kvHead, queries }, turned, squares) =>
+      this.pairs.addTo(fields, kvHead * headsPerKvHead, queries, turned, squares),
     );
     for (const field of ['keyMoment', 'valueMoment', 'plainMoment', 'queryMoments'] as const) {
       const values = new Float32Array(fields[field].length);

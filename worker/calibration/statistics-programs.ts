@@ -126,12 +126,12 @@ export class StatisticsPrograms implements Disposable {
 
   /**
    * Adds one window's sums.
-   * @param x [T, D]; replaced by the stream behind the layer when `advances`; else only some queries are looked at
+   * @param x [T, D]; replaced by the stream behind the layer when `advances`
    * @param takePairs per block: sums over t of w times `angles` [H / G, m, d + 1], sums over t of p^2 [H / G, m]
    */
   run(
     x: Float32Array,
-    { advances, offset }: { readonly advances: boolean; readonly offset: number },
+    advances: boolean,
     takePairs: (block: PairBlock, turned: Float32Array, squares: Float32Array) => void,
   ): void {
     this.kernels.upload(this.x, bytesOf(x));
@@ -139,8 +139,6 @@ export class StatisticsPrograms implements Disposable {
     this.clear(this.nu);
     this.set.run(0);
     this.blocks.forEach((block, i) => {
-      // The heads of all queries are needed where the stream goes on; for the sums every second block of queries does.
-      if (!advances && (i + offset) % 2 !== 0) return;
       const rows = this.headsPerKvHead * size(block.queries);
       const turned = new Float32Array(rows * (this.attention.headDim + 1));
       const squares = new Float32Array(rows);
