@@ -89,7 +89,11 @@ export function computeFlags<T>(program: Argv<T>) {
     })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
     .option('device', { type: 'string', describe: "device name of the backend for all ranks (default: the backend's)" })
-    .option('transport', { choices: transportNames, describe: 'what carries the sums between ranks (default: auto)' })
+    .option('transport', {
+      choices: transportNames,
+      describe:
+        'what carries the sums between ranks; mpi: only with a cluster file whose ranks mpirun starts (default: auto)',
+    })
     .option('threads', { type: 'number', describe: 'threads of each rank, 1 to 256 (default: 1)' })
     .option('cache-type', { choices: cacheTypeNames, describe: 'storage of the KV cache (default: f16)' })
     .option('weights', {
@@ -176,6 +180,18 @@ export const outFlag = {
   type: 'string',
   describe: 'file for the report as JSON; an interrupted run goes on where it was when the command is repeated',
 } as const;
+
+/** Of commands that start ranks for their own work: on this machine, without a cluster file. @param ranks what they do */
+export function ownRanksFlags<T>(command: Argv<T>, ranks: string) {
+  return command
+    .option('ranks', { type: 'number', describe: ranks })
+    .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
+    .option('transport', {
+      choices: transportNames.filter((name) => name !== 'mpi'),
+      describe: 'what carries the sums between ranks (default: auto)',
+    })
+    .option('threads', { type: 'number', describe: 'threads of each rank, 1 to 256 (default: 1)' });
+}
 
 /** A number flag with its range in the help and in the refusal. */
 export function number(name: string, min: number, max: number, whole: boolean, value: number, meaning: string) {

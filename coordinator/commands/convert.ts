@@ -1,6 +1,5 @@
 /** `tpla convert SRC --out DIR`: a GQA checkpoint becomes an MLA one without training, with a report of what it cost. */
 import type { Argv } from 'yargs';
-import { backendNames, transportNames } from '../../config/cluster.ts';
 import { loadClusterConfig } from '../../config/load.ts';
 import type { CommandContext } from '../command-context.ts';
 import { textForConversion } from '../convert/cached-conversion.ts';
@@ -10,11 +9,11 @@ import { convertCheckpoint, dryRun } from '../convert/convert-checkpoint.ts';
 import { explain } from '../convert/explain.ts';
 import type { ConversionPrediction } from '../convert/predict.ts';
 import { resolveModel } from '../fetch.ts';
-import { jsonFlag, number, type FlagsOf } from '../flags.ts';
+import { jsonFlag, number, ownRanksFlags, type FlagsOf } from '../flags.ts';
 import { formatBytes, formatTable } from '../table.ts';
 
 const convertFlags = <T>(command: Argv<T>) =>
-  conversionFlags(jsonFlag(command))
+  ownRanksFlags(conversionFlags(jsonFlag(command)), 'worker processes that calibrate and measure (default: 2)')
     .positional('source', {
       type: 'string',
       demandOption: true,
@@ -28,11 +27,7 @@ const convertFlags = <T>(command: Argv<T>) =>
       describe: 'check everything, predict sizes, memory and disk, and change nothing',
     })
     .option('explain', { type: 'boolean', default: false, describe: 'recipe: print where each layer loses' })
-    .option('seed', number('seed', 0, 0xffffffff, true, 0, 'of the text that the model writes; same seed, same bytes'))
-    .option('ranks', { type: 'number', describe: 'worker processes that calibrate and measure (default: 2)' })
-    .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
-    .option('transport', { choices: transportNames, describe: 'what carries the sums between ranks (default: auto)' })
-    .option('threads', { type: 'number', describe: 'threads of each rank, 1 to 256 (default: 1)' });
+    .option('seed', number('seed', 0, 0xffffffff, true, 0, 'of the text that the model writes; same seed, same bytes'));
 
 type ConvertFlags = FlagsOf<ReturnType<typeof convertFlags>>;
 

@@ -7,13 +7,13 @@ import { createHash } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Argv } from 'yargs';
-import { backendNames, maxExactTokens, reparameterizationNames, transportNames } from '../../config/cluster.ts';
+import { maxExactTokens, reparameterizationNames } from '../../config/cluster.ts';
 import { ConfigError } from '../../config/errors.ts';
 import { maxWorldSize } from '../../config/shard-plan.ts';
 import { fitFileName, splitFit, writeFit, type FitShape, type LayerFit } from '../../model/tpla/decode-fit.ts';
 import type { CommandContext } from '../command-context.ts';
 import { windowsOfText } from '../convert/calibration-text.ts';
-import { jsonFlag, number, type FlagsOf } from '../flags.ts';
+import { jsonFlag, number, ownRanksFlags, type FlagsOf } from '../flags.ts';
 import { startProgress } from '../progress.ts';
 import { openModel, startCluster } from '../session.ts';
 import { openText, readGivenText } from '../text.ts';
@@ -22,7 +22,7 @@ import { openText, readGivenText } from '../text.ts';
 const windowTokens = 512;
 
 const rotateFlags = <T>(command: Argv<T>) =>
-  jsonFlag(command)
+  ownRanksFlags(jsonFlag(command), 'worker processes, a multiple of --latent-groups (default: as many)')
     .positional('model', {
       type: 'string',
       demandOption: true,
@@ -46,11 +46,7 @@ const rotateFlags = <T>(command: Argv<T>) =>
       demandOption: true,
       describe: 'UTF-8 text to fit on, ideally like the later use',
     })
-    .option('calibration-tokens', number('calibration-tokens', 64, 10_000_000, true, 8192, 'tokens to fit on'))
-    .option('ranks', { type: 'number', describe: 'worker processes, a multiple of --latent-groups (default: those)' })
-    .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
-    .option('transport', { choices: transportNames, describe: 'what carries the sums between ranks (default: auto)' })
-    .option('threads', { type: 'number', describe: 'threads of each rank, 1 to 256 (default: 1)' });
+    .option('calibration-tokens', number('calibration-tokens', 64, 10_000_000, true, 8192, 'tokens to fit on'));
 
 type RotateFlags = FlagsOf<ReturnType<typeof rotateFlags>>;
 

@@ -53,20 +53,3 @@ export function argmax(values: Float32Array): number {
   for (let i = 1; i < values.length; i++) if (values[i]! > values[best]!) best = i;
   return best;
 }
-
-/** Kullback-Leibler divergence of softmax(q) from softmax(p), in nats. */
-export function klDivergence(p: Float32Array, q: Float32Array): number {
-  const logP = logSoftmax(p);
-  const logQ = logSoftmax(q);
-  return logP.reduce((sum, lp, i) => sum + Math.exp(lp) * (lp - logQ[i]!), 0);
-}
-
-export function logSumExp(values: Float32Array): number {
-  const max = values[argmax(values)]!;
-  return max + Math.log(values.reduce((sum, value) => sum + Math.exp(value - max), 0));
-}
-
-function logSoftmax(values: Float32Array): Float64Array {
-  const total = logSumExp(values);
-  return Float64Array.from(values, (value) => value - total);
-}

@@ -6,7 +6,8 @@ import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { z } from 'zod';
-import { greedy, klDivergence, startCluster } from '../helpers/cluster.ts';
+import { greedy, startCluster } from '../helpers/cluster.ts';
+import { klDivergence } from '../helpers/divergence.ts';
 import { Sandbox } from '../helpers/program.ts';
 import { realModelPath } from '../helpers/real-model.ts';
 
