@@ -4,7 +4,8 @@
  */
 import { invariant } from '../config/errors.ts';
 import type { GqaConfig, ModelConfig } from '../config/model-config.ts';
-import { biased, dim, joined, rotated, tokensFirst, type AttentionInputs } from './attention.ts';
+import type { AttentionInputs } from './attention-inputs.ts';
+import { biased, dim, joined, rotated, tokensFirst } from './attention.ts';
 import type { Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
 import { headsOfRows, headsOfValues, writeValues } from './value-cache.ts';

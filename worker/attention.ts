@@ -1,56 +1,16 @@
 /**
  * Latent attention of one layer over this rank's shard, in absorbed form: either exact (heads sharded, whole latent) or
  * TPLA (latent sharded; TPLA, arXiv 2508.15881, section 4). New tokens are written to the cache first and read back with
- * the rest, so prefill, blocks and single tokens take the same path. Read next: attention-gqa.ts, schemes/.
+ * the rest, so prefill, blocks and single tokens take the same path. Read next: expanded-heads.ts, schemes/.
  */
 import { invariant } from '../config/errors.ts';
 import { size, type Range } from '../config/shard-plan.ts';
 import type { MlaConfig, ModelConfig } from '../config/model-config.ts';
+import { expandHeads } from './expanded-heads.ts';
+import type { AttentionInputs } from './attention-inputs.ts';
 import type { Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
 import type { MlaProjection, MlaWeights } from './mla-weights.ts';
-
-/** Consecutive tokens of one sequence inside a chunk. */
-export interface Segment {
-  /** First row of the chunk. */
-  readonly offset: number;
-  readonly length: number;
-  /** First cache row of the sequence's slot. */
-  readonly cacheStart: number;
-  /** Rows read from there: the sequence's length after this chunk, padded. */
-  readonly cacheRows: number;
-  /** [length, cacheRows]: 0 where visible, -Infinity elsewhere */
-  readonly mask: Tensor;
-}
-
-export interface AttentionInputs {
-  readonly positions: Tensor; // [tokens] i32
-  /** Cache row that each token is written to. */
-  readonly cacheRows: Tensor; // [tokens] i32
-  /** The same for each number of values that are cached by column; undefined where none are. */
-  readonly valueCells: Tensor | undefined; // [tokens * localKvHeads * headDim] i32
-  readonly rowsPerSlot: number;
-  readonly segments: readonly Segment[];
-  /** Set when prefill is exact although the cache is a shard: whole latents of the sequence. */
-  readonly staging: { readonly rows: Tensor; readonly indices: Tensor } | undefined; // [rowsPerSlot, r + p], [tokens] i32
-  /** Set when whole latents of the first and last tokens are kept beside a shard of all. */
-  readonly recent: RecentInputs | undefined;
-}
-
-export interface RecentInputs {
-  readonly rows: Tensor; // [slots * (sinks + window) + 1, r + p]
-  /** Row that each token is written to. */
-  readonly indices: Tensor; // [tokens] i32
-  readonly segments: readonly RecentSegment[];
-}
-
-export interface RecentSegment {
-  /** First row of the sequence's slot, and how many it has. */
-  readonly start: number;
-  readonly rows: number;
-  readonly mask: Tensor; // [length, rows + length]: 0 where visible, -Infinity elsewhere
-  readonly even: Tensor; // [length, 2] zeros
-}
 
 /**
  * MLA, absorbed: Q_h = qN_h W_UK_h, score = (Q_h . c + qR_h . kR) * s, o_h = softmax(score_h) c, delta = sum_h o_h W_UV_h W_O_h
@@ -76,22 +36,66 @@ export function attendMla(
 
   const projection = inputs.staging === undefined ? weights.decode : weights.prefill;
   if (projection === undefined) return undefined;
+  const source = inputs.staging?.rows ?? cache.rows; // [rows, latentColumns + p]
   const wholeRope = { start: 0, end: config.ropeDim };
-  const query = queryOfTokens(ops, model, config, weights, projection, wholeRope, h, inputs); // [tokens, heads, latentColumns + p], or [.., p] when n = 0
-  const source = inputs.staging?.rows ?? cache.rows;
+  const query = queryParts(ops, model, config, weights, projection, wholeRope, h, inputs);
+  const parts =
+    inputs.expanded === undefined
+      ? attendAbsorbed(ops, config, projection, query, source, inputs)
+      : attendExpanded(ops, config, projection, query, source, inputs, inputs.expanded);
+  const delta = biased(ops, outputOfHeads(ops, projection, joined(ops, parts)), weights.outputBias);
+  return inputs.staging === undefined ? biased(ops, delta, weights.decodeBias) : delta;
+}
+
+/** @param source [rows, latentColumns + p]  @returns for each segment [length, heads * v] */
+function attendAbsorbed(
+  ops: Ops,
+  config: MlaConfig,
+  projection: MlaProjection,
+  { nope, rope }: Query,
+  source: Tensor,
+  inputs: AttentionInputs,
+): Tensor[] {
+  const { keyUp, valueUp } = projection;
+  // [tokens, heads, latentColumns + p], or [.., p] when n = 0
+  const query = nope === undefined || keyUp === undefined ? rope : absorbed(ops, keyUp, nope, rope);
   const width = dim(source, 1);
   const queryWidth = dim(query, 2);
-  const parts = inputs.segments.map((segment) => {
+  return inputs.segments.map((segment) => {
     const start = inputs.staging === undefined ? segment.cacheStart : 0;
     const rows = ops.slice(ops.reshape(source, [1, dim(source, 0), width]), 1, start, segment.cacheRows);
     const keys = ops.slice(rows, 2, width - queryWidth, queryWidth); // [1, cacheRows, queryWidth]
     const values = ops.slice(rows, 2, 0, width - config.ropeDim); // [1, cacheRows, latentColumns]
     const q = ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]);
     const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: config.scoreSoftcap }); // [heads, length, latentColumns]
-    return tokensFirst(ops, ops.matmul(projection.valueUp, o)); // [length, heads * v]
+    return tokensFirst(ops, ops.matmul(valueUp, o));
   });
-  const delta = biased(ops, outputOfHeads(ops, projection, joined(ops, parts)), weights.outputBias);
-  return inputs.staging === undefined ? biased(ops, delta, weights.decodeBias) : delta;
+}
+
+/**
+ * The same over keys and values of each head, expanded from the latents that the chunk reads.
+ * @param source whole latents and rotary keys, [rows, r + p]  @param rowsOfSegment which of them each segment reads
+ */
+function attendExpanded(
+  ops: Ops,
+  config: MlaConfig,
+  projection: MlaProjection,
+  { nope, rope }: Query,
+  source: Tensor,
+  inputs: AttentionInputs,
+  rowsOfSegment: readonly Tensor[],
+): Tensor[] {
+  const { keyUp, valueUp } = projection;
+  invariant(nope !== undefined && keyUp !== undefined, 'no keys to expand: the model has no nope part');
+  const query = ops.concat([nope, ops.contiguous(ops.permute(rope, [1, 0, 2]))], 2); // [heads, tokens, n + p]
+  return inputs.segments.map((segment, i) => {
+    const rows = rowsOfSegment[i];
+    invariant(rows !== undefined, `no rows for segment ${i} of ${inputs.segments.length}`);
+    const { keys, values } = expandHeads(ops, config, keyUp, valueUp, ops.gatherRows(source, rows));
+    const q = ops.contiguous(ops.slice(query, 1, segment.offset, segment.length));
+    const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
+    return tokensFirst(ops, ops.attend(q, keys, values, segment.mask, options));
+  });
 }
 
 /**
@@ -159,7 +163,13 @@ export function absorbed(ops: Ops, keyUp: Tensor, nope: Tensor, rope: Tensor): T
   return ops.concat([ops.contiguous(ops.permute(ops.matmul(keyUp, nope), [1, 0, 2])), rope], 2);
 }
 
-/** Queries before W_UK is absorbed: nope [heads, tokens, n], rotated [tokens, heads, ropeColumns]. */
+/** Queries before W_UK is absorbed; nope is absent when n = 0. */
+export interface Query {
+  readonly nope: Tensor | undefined; // [heads, tokens, n]
+  readonly rope: Tensor; // rotated, [tokens, heads, ropeColumns]
+}
+
+/** The queries of the projection's heads, with these columns of the rotated part. */
 export function queryParts(
   ops: Ops,
   model: ModelConfig,
@@ -169,7 +179,7 @@ export function queryParts(
   ropeColumns: Range,
   h: Tensor,
   inputs: Pick<AttentionInputs, 'positions'>,
-): { nope: Tensor | undefined; rope: Tensor } {
+): Query {
   const tokens = dim(h, 0);
   const heads = projection.heads.end - projection.heads.start;
   const headDim = config.nopeDim + config.ropeDim;

@@ -11,7 +11,7 @@ import type { Step } from '../collective/messages.ts';
 import { chunksOf, type Chunk } from './chunks.ts';
 import type { MomentAccumulator } from './moments.ts';
 import { normRows } from './post-norm.ts';
-import { ChunkPrograms, EmbeddingProgram, HeadProgram, ProgramCache } from './programs.ts';
+import { ChunkPrograms, EmbeddingProgram, HeadProgram, ProgramCache, type ChunkForm } from './programs.ts';
 import type { RankParts } from './rank-parts.ts';
 import { RoutedExperts } from './routed-experts.ts';
 import { scoreRows } from './score.ts';
@@ -53,7 +53,8 @@ export class Forward implements Disposable {
 
   /** @returns the payload that `step.want` describes */
   async run(step: Step): Promise<Float32Array | undefined> {
-    const staged = this.exactPrefill && step.phase === 'prefill';
+    const prefill = step.phase === 'prefill';
+    const staged = this.exactPrefill && prefill;
     invariant(!staged || step.sequences.length === 1, `step ${step.id}: exact prefill takes one sequence at a time`);
     this.parts.cache.recent?.begin(step.sequences);
     const hidden = this.parts.model.hiddenDim;
@@ -64,7 +65,7 @@ export class Forward implements Disposable {
     for (const chunk of chunks) await this.embed(chunk, rowsOf(x, chunk, hidden));
     for (let layer = 0; layer < this.labels.length; layer++) {
       if (staged) await this.stageEarlier(step, layer);
-      for (const chunk of chunks) await this.layer(layer, chunk, staged, rowsOf(x, chunk, hidden), delta);
+      for (const chunk of chunks) await this.layer(layer, chunk, { staged, prefill }, rowsOf(x, chunk, hidden), delta);
     }
     return this.answer(step, x);
   }
@@ -73,7 +74,7 @@ export class Forward implements Disposable {
   private async layer(
     layer: number,
     chunk: Chunk,
-    staged: boolean,
+    form: ChunkForm,
     x: Float32Array,
     delta: Float32Array,
   ): Promise<void> {
@@ -81,8 +82,8 @@ export class Forward implements Disposable {
     invariant(labels !== undefined, `no layer ${layer}`);
     const part = delta.subarray(0, x.length);
     const programs = this.chunkPrograms.get(
-      `${chunk.signature}${staged ? ' staged' : ''}`,
-      () => new ChunkPrograms(this.parts, this.seat, chunk, staged),
+      `${chunk.signature}${form.staged ? ' staged' : ''}${form.prefill ? ' prefill' : ''}`,
+      () => new ChunkPrograms(this.parts, this.seat, chunk, form),
     );
     programs.load(chunk);
     this.moments?.add(layer, x);

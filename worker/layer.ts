@@ -6,7 +6,8 @@
  */
 import type { ModelConfig } from '../config/model-config.ts';
 import { attendGqa } from './attention-gqa.ts';
-import { attendMla, type AttentionInputs } from './attention.ts';
+import type { AttentionInputs } from './attention-inputs.ts';
+import { attendMla } from './attention.ts';
 import { denseDelta } from './feed-forward.ts';
 import type { Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';

@@ -4,9 +4,10 @@
  */
 import { invariant } from '../config/errors.ts';
 import type { Deal } from '../config/shard-plan.ts';
-import type { AttentionInputs } from './attention.ts';
+import type { AttentionInputs } from './attention-inputs.ts';
 import { causalMask, type Chunk, type ChunkSegment } from './chunks.ts';
 import { bytesOf, type RankParts } from './rank-parts.ts';
+import { expandingIsCheaper } from './expanded-heads.ts';
 import { createExchange } from './schemes/create-exchange.ts';
 import { cellsOfValues } from './value-cache.ts';
 import type { Exchange, RankSeat } from './schemes/exchange.ts';
@@ -14,6 +15,13 @@ import { RecentChunk } from './schemes/recent-chunk.ts';
 import { restMask, type RecentTokens } from './schemes/recent-tokens.ts';
 import type { Kernels, ProgramBuilder, ProgramSet, Tensor } from './kernels/kernels.ts';
 import { attentionDelta, feedForwardDelta, normed } from './layer.ts';
+
+/** What else than its signature decides which programs a chunk needs. */
+export interface ChunkForm {
+  /** Whole latents are read from the staging tensor, because the cache is a shard. */
+  readonly staged: boolean;
+  readonly prefill: boolean;
+}
 
 /** Programs of each layer over `x` and the chunk's inputs: attention, in two halves around an exchange or in one, and feed-forward. */
 export class ChunkPrograms implements Disposable {
@@ -30,11 +38,13 @@ export class ChunkPrograms implements Disposable {
   private readonly recent: RecentTokens | undefined;
   private readonly recentChunk: RecentChunk | undefined;
   private readonly staged: boolean;
+  /** For each segment the rows whose keys and values are expanded; undefined: absorbed. [paddedRows] i32 */
+  private readonly expanded: readonly Tensor[] | undefined;
   private readonly exchange: Exchange | undefined;
   private readonly set: ProgramSet;
   private loaded: Chunk | undefined;
 
-  constructor(parts: RankParts, seat: RankSeat, chunk: Chunk, staged: boolean) {
+  constructor(parts: RankParts, seat: RankSeat, chunk: Chunk, { staged, prefill }: ChunkForm) {
     const { kernels, model, weights, cache } = parts;
     this.kernels = kernels;
     this.deal = cache.layout.deal;
@@ -61,6 +71,11 @@ export class ChunkPrograms implements Disposable {
     const recentChunk =
       cache.recent === undefined ? undefined : new RecentChunk(kernels, cache.recent, chunk, this.masks.keys());
     this.recentChunk = recentChunk;
+    // Staged latents are whole: attention over them is exact without an exchange.
+    const exchange = staged ? undefined : createExchange(parts, seat, chunk);
+    this.exchange = exchange;
+    const whole = staged || (exchange === undefined && seat.plan.latentGroups === 1);
+    this.expanded = prefill && whole ? expandedRows(parts, chunk, staged) : undefined;
     const inputsOf = (layer: number): AttentionInputs => ({
       positions: this.positions,
       cacheRows: this.cacheRows,
@@ -73,12 +88,10 @@ export class ChunkPrograms implements Disposable {
         cacheRows: segment.paddedRows,
         mask: defined(this.masks.get(windowOf(layer))?.[i]),
       })),
+      expanded: this.expanded,
       staging: staged ? { rows: defined(cache.staging), indices: this.stagingRows } : undefined,
       recent: recentChunk?.inputsOf(layer, windowOf(layer)),
     });
-    // Staged latents are whole: attention over them is exact without an exchange.
-    const exchange = staged ? undefined : createExchange(parts, seat, chunk);
-    this.exchange = exchange;
     this.set = kernels.compile(
       weights.layers.flatMap((layer, i): ProgramBuilder[] => {
         const rows = defined(cache.layers[i]);
@@ -163,9 +176,24 @@ export class ChunkPrograms implements Disposable {
       this.cacheRows,
       this.stagingRows,
       ...(this.valueCells === undefined ? [] : [this.valueCells.tensor]),
+      ...(this.expanded ?? []),
       ...[...this.masks.values()].flat(),
     ]);
   }
+}
+
+/** Row numbers for each segment, where expanding keys and values is cheaper for all of them. */
+function expandedRows({ kernels, model, cache }: RankParts, chunk: Chunk, staged: boolean): Tensor[] | undefined {
+  const { attention } = model;
+  if (attention.kind === 'gqa') return undefined;
+  if (!chunk.segments.every(({ length, paddedRows }) => expandingIsCheaper(attention, length, paddedRows)))
+    return undefined;
+  return chunk.segments.map(({ slot, paddedRows }) => {
+    const first = staged ? 0 : slot * cache.rowsPerSlot;
+    const rows = kernels.allocate('i32', [paddedRows]);
+    kernels.upload(rows, bytesOf(Int32Array.from({ length: paddedRows }, (_, i) => first + i)));
+    return rows;
+  });
 }
 
 /** Logits of some rows over this rank's vocabulary. */

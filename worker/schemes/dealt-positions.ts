@@ -9,16 +9,8 @@
  */
 import { invariant } from '../../config/errors.ts';
 import { size, type Range } from '../../config/shard-plan.ts';
-import {
-  biased,
-  dim,
-  joined,
-  outputOfHeads,
-  queryOfTokens,
-  tokensFirst,
-  writeLatent,
-  type AttentionInputs,
-} from '../attention.ts';
+import type { AttentionInputs } from '../attention-inputs.ts';
+import { biased, dim, joined, outputOfHeads, queryOfTokens, tokensFirst, writeLatent } from '../attention.ts';
 import type { Chunk } from '../chunks.ts';
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';

@@ -5,7 +5,7 @@
  */
 import type { RankPlan, ShardPlan } from '../../config/shard-plan.ts';
 import type { ProcessGroup } from '../../collective/group.ts';
-import type { AttentionInputs } from '../attention.ts';
+import type { AttentionInputs } from '../attention-inputs.ts';
 import type { Chunk } from '../chunks.ts';
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';

@@ -1,7 +1,8 @@
 /** What schemes of latent caches read of a layer, narrowed once. */
 import { invariant } from '../../config/errors.ts';
 import type { MlaConfig, ModelConfig } from '../../config/model-config.ts';
-import { dim, type Segment } from '../attention.ts';
+import type { Segment } from '../attention-inputs.ts';
+import { dim } from '../attention.ts';
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
 import type { MlaWeights } from '../mla-weights.ts';

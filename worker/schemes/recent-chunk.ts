@@ -1,6 +1,6 @@
 /** The inputs that programs of one shape of chunk need to score first and last tokens exactly; see recent-tokens.ts. */
 import { invariant } from '../../config/errors.ts';
-import type { RecentInputs, RecentSegment } from '../attention.ts';
+import type { RecentInputs, RecentSegment } from '../attention-inputs.ts';
 import type { Chunk } from '../chunks.ts';
 import type { Kernels, Tensor } from '../kernels/kernels.ts';
 import { bytesOf } from '../rank-parts.ts';

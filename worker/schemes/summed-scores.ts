@@ -6,17 +6,8 @@
 import { invariant } from '../../config/errors.ts';
 import type { MlaConfig } from '../../config/model-config.ts';
 import { size } from '../../config/shard-plan.ts';
-import {
-  biased,
-  dim,
-  joined,
-  outputOfHeads,
-  queryOfTokens,
-  tokensFirst,
-  writeLatent,
-  type AttentionInputs,
-  type Segment,
-} from '../attention.ts';
+import type { AttentionInputs, Segment } from '../attention-inputs.ts';
+import { biased, dim, joined, outputOfHeads, queryOfTokens, tokensFirst, writeLatent } from '../attention.ts';
 import type { Chunk } from '../chunks.ts';
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';

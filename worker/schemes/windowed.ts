@@ -6,18 +6,8 @@
 import { invariant } from '../../config/errors.ts';
 import type { MlaConfig, ModelConfig } from '../../config/model-config.ts';
 import { size } from '../../config/shard-plan.ts';
-import {
-  absorbed,
-  biased,
-  dim,
-  joined,
-  outputOfHeads,
-  queryParts,
-  tokensFirst,
-  writeLatent,
-  type AttentionInputs,
-  type RecentSegment,
-} from '../attention.ts';
+import type { AttentionInputs, RecentSegment } from '../attention-inputs.ts';
+import { absorbed, biased, dim, joined, outputOfHeads, queryParts, tokensFirst, writeLatent } from '../attention.ts';
 import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
 import type { MlaWeights, OldTokens } from '../mla-weights.ts';

@@ -1,0 +1,46 @@
+/** What attention of one chunk reads beside weights and cache. Made by programs.ts, read by attention.ts and schemes/. */
+import type { Tensor } from './kernels/kernels.ts';
+
+/** Consecutive tokens of one sequence inside a chunk. */
+export interface Segment {
+  /** First row of the chunk. */
+  readonly offset: number;
+  readonly length: number;
+  /** First cache row of the sequence's slot. */
+  readonly cacheStart: number;
+  /** Rows read from there: the sequence's length after this chunk, padded. */
+  readonly cacheRows: number;
+  /** [length, cacheRows]: 0 where visible, -Infinity elsewhere */
+  readonly mask: Tensor;
+}
+
+export interface AttentionInputs {
+  readonly positions: Tensor; // [tokens] i32
+  /** Cache row that each token is written to. */
+  readonly cacheRows: Tensor; // [tokens] i32
+  /** The same for each number of values that are cached by column; undefined where none are. */
+  readonly valueCells: Tensor | undefined; // [tokens * localKvHeads * headDim] i32
+  readonly rowsPerSlot: number;
+  readonly segments: readonly Segment[];
+  /** Set where keys and values are expanded rather than W_UK and W_UV absorbed: for each segment the rows it reads. [cacheRows] i32 */
+  readonly expanded: readonly Tensor[] | undefined;
+  /** Set when prefill is exact although the cache is a shard: whole latents of the sequence. */
+  readonly staging: { readonly rows: Tensor; readonly indices: Tensor } | undefined; // [rowsPerSlot, r + p], [tokens] i32
+  /** Set when whole latents of the first and last tokens are kept beside a shard of all. */
+  readonly recent: RecentInputs | undefined;
+}
+
+export interface RecentInputs {
+  readonly rows: Tensor; // [slots * (sinks + window) + 1, r + p]
+  /** Row that each token is written to. */
+  readonly indices: Tensor; // [tokens] i32
+  readonly segments: readonly RecentSegment[];
+}
+
+export interface RecentSegment {
+  /** First row of the sequence's slot, and how many it has. */
+  readonly start: number;
+  readonly rows: number;
+  readonly mask: Tensor; // [length, rows + length]: 0 where visible, -Infinity elsewhere
+  readonly even: Tensor; // [length, 2] zeros
+}
