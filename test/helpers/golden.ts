@@ -1,12 +1,20 @@
 /** Reads the reference outputs beside the tiny checkpoints of test/golden/ (see its README). */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { join } from 'node:path';
 
 export const goldenFolder = fileURLToPath(new URL('../golden/', import.meta.url));
 
+/** TPLA_GOLDEN names another folder of checkpoints with reference outputs, more than the repository has room for. */
+const tinyFolder = process.env['TPLA_GOLDEN'] ?? join(goldenFolder, 'tiny');
+
 export function tinyModel(name: string): string {
-  return join(goldenFolder, 'tiny', name);
+  return join(tinyFolder, name);
+}
+
+/** Names of all tiny checkpoints that have reference outputs. */
+export function tinyCheckpoints(): string[] {
+  return readdirSync(tinyFolder).filter((name) => existsSync(join(tinyModel(name), 'expected.safetensors')));
 }
 
 export interface GoldenOutputs {

@@ -1,32 +1,17 @@
 /** The tiny checkpoints of every layout, on every backend and sharded, against the reference implementation's logits. */
 import { describe, expect, test } from 'vitest';
 import { expectClose } from '../helpers/expect-close.ts';
-import { readGolden, tinyModel } from '../helpers/golden.ts';
+import { readGolden, tinyCheckpoints, tinyModel } from '../helpers/golden.ts';
 import { startLocalRanks } from '../helpers/local-ranks.ts';
 import { GOLDEN_LOGITS } from '../helpers/tolerances.ts';
 
-const checkpoints = [
-  'llama-gqa',
-  'llama-odd-heads',
-  'llama3-rope-scaling',
-  'llama3-rope-parameters-v5',
-  'llama-yarn',
-  'llama-tied-embeddings',
-  'llama-bf16',
-  'llama-f16',
-  'llama-sharded',
-  'llama-attention-bias',
-  'gemma2',
-  'qwen3-moe',
-  'kimi-k2-like',
-];
 const backends = ['reference', 'ggml', 'gpujs'] as const;
 
 describe.each(backends)('%s', (backend) => {
-  describe.each(checkpoints)('%s', (name) => {
+  describe.each(tinyCheckpoints())('%s', (name) => {
     const golden = readGolden(name);
 
-    test.each([1, 2, 3])('prompt logits on %i ranks', async (worldSize) => {
+    test.each([1, 2, 3, 4])('prompt logits on %i ranks', async (worldSize) => {
       await using ranks = await startLocalRanks(tinyModel(name), worldSize, { backend });
       const logits = await ranks.logits({
         phase: 'prefill',
