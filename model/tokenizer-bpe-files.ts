@@ -9,7 +9,7 @@ import { z } from 'zod';
 import { ConfigError, messageOf } from '../config/errors.ts';
 import { byteCharacters, byteLevelTokenizer, type AddedToken } from './byte-level.ts';
 import { cutRuleOf, type CutRule } from './pre-tokenizers.ts';
-import type { JsonObject, TokenizerJson } from './tokenizer-json.ts';
+import { isVocab, type JsonObject, type TokenizerJson } from './tokenizer-json.ts';
 
 /** Cutting rules by tokenizer_class of tokenizer_config.json. */
 const ruleOfClass: ReadonlyMap<string, string> = new Map([
@@ -30,27 +30,15 @@ const addedSchema = z.record(
   z.string().regex(/^\d{1,8}$/),
   z.looseObject({ content: z.string(), special: z.boolean().default(false) }),
 );
-const vocabSchema = z.record(
-  z.string(),
-  z
-    .number()
-    .int()
-    .min(0)
-    .max(1 << 24),
-);
-
 /** @param config tokenizer_config.json, where there is one */
 export async function vocabAndMerges(folder: string, config: JsonObject | undefined): Promise<TokenizerJson> {
   const where = join(folder, 'vocab.json');
   const rule = ruleOf(config, undefined, where);
-  const vocab = vocabSchema.safeParse(parseJson(await readText(where), where));
-  if (!vocab.success) throw new ConfigError(`${where}: ${z.prettifyError(vocab.error)}`);
+  const vocab = parseJson(await readText(where), where);
+  if (!isVocab(vocab)) throw new ConfigError(`${where}: expected an object from tokens to ids`);
   const text = await readText(join(folder, 'merges.txt'));
   const merges = text.split(/\r?\n/).filter((line) => line !== '' && !line.startsWith('#version'));
-  return byteLevelTokenizer(
-    { vocab: vocab.data, merges, added: addedTokens(config, where), rule, bos: undefined },
-    where,
-  );
+  return byteLevelTokenizer({ vocab, merges, added: addedTokens(config, where), rule, bos: undefined }, where);
 }
 
 /** Whether a file looks like `base64 rank` lines: SentencePiece models share the name tokenizer.model. */
@@ -79,7 +67,9 @@ function parseRanks(text: string, path: string): Map<string, number> {
     const bytes = match?.[1] === undefined ? undefined : Buffer.from(match[1], 'base64');
     if (bytes === undefined || bytes.length === 0 || bytes.length > maxTokenBytes)
       throw new ConfigError(`${path}:${number + 1}: expected a token in base64 and its rank`);
-    ranks.set(Array.from(bytes, (byte) => byteCharacters[byte]).join(''), Number(match?.[2]));
+    let token = '';
+    for (const byte of bytes) token += byteCharacters[byte];
+    ranks.set(token, Number(match?.[2]));
   }
   if (ranks.size === 0) throw new ConfigError(`${path}: no tokens`);
   return ranks;
@@ -92,12 +82,14 @@ function mergesOf(ranks: ReadonlyMap<string, number>): [string, string][] {
   for (const [token] of byRank) {
     const splits: { pair: [string, string]; left: number; right: number }[] = [];
     for (let i = 1; i < token.length; i++) {
-      const [left, right] = [token.slice(0, i), token.slice(i)];
-      const [leftRank, rightRank] = [ranks.get(left), ranks.get(right)];
-      if (leftRank !== undefined && rightRank !== undefined)
-        splits.push({ pair: [left, right], left: leftRank, right: rightRank });
+      const left = token.slice(0, i);
+      const leftRank = ranks.get(left);
+      if (leftRank === undefined) continue;
+      const right = token.slice(i);
+      const rightRank = ranks.get(right);
+      if (rightRank !== undefined) splits.push({ pair: [left, right], left: leftRank, right: rightRank });
     }
-    splits.sort((a, b) => a.left - b.left || a.right - b.right);
+    if (splits.length > 1) splits.sort((a, b) => a.left - b.left || a.right - b.right);
     for (const { pair } of splits) merges.push(pair);
   }
   return merges;
