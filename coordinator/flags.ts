@@ -98,7 +98,7 @@ export function computeFlags<T>(program: Argv<T>) {
     .option('cache-type', { choices: cacheTypeNames, describe: 'storage of the KV cache (default: f16)' })
     .option('weights', {
       choices: weightNames,
-      describe: 'storage of matrices; keep: as in the file (default: keep)',
+      describe: 'storage of matrices; keep: as in the file, 8-bit floats as f16 (default: keep)',
     })
     .option('expert-sharding', {
       choices: expertShardings,

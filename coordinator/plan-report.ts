@@ -142,8 +142,9 @@ function matrixBytes(
   const shape = checkpoint.shapeOf(role, layer);
   if (shape === undefined) return 0;
   // Absorbed projections are recomputed while loading and stay floats.
-  const float = shape.type === 'f32' || weights === 'f32' ? 'f32' : 'f16';
-  const kept: WeightType = weights === 'keep' ? shape.type : weights;
+  const stored = shape.fp8 ? 'f16' : shape.type;
+  const float = stored === 'f32' || weights === 'f32' ? 'f32' : 'f16';
+  const kept: WeightType = weights === 'keep' ? stored : weights;
   const { blockBytes, blockSize } = weightLayout(role === 'latentUp' ? float : kept);
   return (shape.rows * shape.cols * blockBytes) / blockSize;
 }

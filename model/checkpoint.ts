@@ -24,10 +24,7 @@ export type WeightType =
   | 'iq4_nl';
 
 /** A matrix in its stored type, row-major: row i is `bytes[i * rowBytes ...]`. Vectors have one row. */
-export interface Weight {
-  readonly rows: number;
-  readonly cols: number;
-  readonly type: WeightType;
+export interface Weight extends WeightShape {
   readonly bytes: Uint8Array;
 }
 
@@ -82,6 +79,8 @@ export interface WeightShape {
   readonly rows: number;
   readonly cols: number;
   readonly type: WeightType;
+  /** 8-bit floats in the file, read as f32: half precision is enough to compute with them. */
+  readonly fp8?: true;
 }
 
 export interface Checkpoint extends AsyncDisposable {

@@ -51,7 +51,7 @@ class ConfigOnly implements Checkpoint {
     if (description.names[role] === undefined) return undefined;
     if (layer !== undefined && !layerHas(this.config, role, layer)) return undefined;
     const shape = expectedShapes(this.config)[role];
-    return shape && { rows: shape.rows, cols: shape.cols, type: this.#typeOf(role, storedType) };
+    return shape && { rows: shape.rows, cols: shape.cols, ...this.#typeOf(role, storedType) };
   }
 
   read(role: ModelRole | LayerRole): Promise<Weight> {
@@ -65,9 +65,9 @@ class ConfigOnly implements Checkpoint {
   }
 
   /** Matrices in 8-bit floats are widened when read, as StoredCheckpoint announces them. */
-  #typeOf(role: Role, storedType: WeightType): WeightType {
+  #typeOf(role: Role, storedType: WeightType): Pick<WeightShape, 'type' | 'fp8'> {
     const isWidened = this.#described.description.scaleBlock !== undefined && !keptRoles.has(role);
-    return isWidened ? 'f32' : storedType;
+    return isWidened ? { type: 'f32', fp8: true } : { type: storedType };
   }
 }
 

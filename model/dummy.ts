@@ -87,7 +87,7 @@ class DummyCheckpoint implements Checkpoint {
     }
     const bytes =
       shape.type === 'f32' ? new Uint8Array(values.buffer) : fromFloat32(values, shape.type === 'f16' ? 'f16' : 'bf16');
-    return Promise.resolve({ rows: size(rowRange), cols: width, type: shape.type, bytes });
+    return Promise.resolve({ ...shape, rows: size(rowRange), cols: width, bytes });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

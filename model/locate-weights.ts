@@ -114,7 +114,7 @@ function sourceOf(
   role: Role,
   tensors: readonly StoredTensor[],
   what: string,
-): Pick<LocatedWeight, 'type' | 'source'> {
+): Pick<LocatedWeight, 'type' | 'fp8' | 'source'> {
   const [first] = tensors;
   invariant(first !== undefined, `${what}: no tensors`);
   const other = tensors.find(({ type }) => type !== first.type);
@@ -126,6 +126,7 @@ function sourceOf(
     const block = description.scaleBlock ?? [1, 1];
     return {
       type: 'f32',
+      fp8: true,
       source: { kind: 'fp8', pairs: tensors.map((tensor) => fp8Matrix(store, tensor, block, what)) },
     };
   }

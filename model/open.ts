@@ -12,6 +12,7 @@ import { toFloat32 } from './dequantize.ts';
 import { describeConverted } from './families/converted.ts';
 import type { DescribeGguf, DescribeHub, ModelDescription } from './families/description.ts';
 import { describeHubDeepseek2, describeHubDeepseek3, describeHubKimi2 } from './families/deepseek.ts';
+import { hubKeysOfDeepseekNative, isDeepseekNative } from './families/deepseek-native.ts';
 import { describeHubGemma2 } from './families/gemma2.ts';
 import {
   describeGgufGemma2,
@@ -72,7 +73,8 @@ export async function openCheckpoint(path: string): Promise<Checkpoint> {
 export async function describeConfig(
   path: string,
 ): Promise<{ readonly description: ModelDescription; readonly storedType: WeightType }> {
-  const config = await readConfig(path);
+  const read = await readConfig(path);
+  const config = isDeepseekNative(read) ? hubKeysOfDeepseekNative(read, path) : read;
   const describe = familyOf(hubFamilies, modelTypeOf(config, path), `${path}: model_type`);
   return { description: describe(config, undefined), storedType: storedTypeOf(config) };
 }

@@ -39,7 +39,7 @@ export class StoredCheckpoint implements Checkpoint {
 
   shapeOf(role: ModelRole | LayerRole, layer?: number): WeightShape | undefined {
     const weight = this.#weights.get(keyOf(role, layer));
-    return weight && { rows: weight.rows, cols: weight.cols, type: weight.type };
+    return weight && shapeOf(weight);
   }
 
   async read(role: ModelRole | LayerRole, layer?: number, rows?: Range, cols?: Range): Promise<Weight> {
@@ -51,12 +51,16 @@ export class StoredCheckpoint implements Checkpoint {
     checkRange(rowRange, weight.rows, 1, `rows of ${label(role, layer)}`);
     checkRange(colRange, weight.cols, weightLayout(weight.type).blockSize, `columns of ${label(role, layer)}`);
     const bytes = await readWeight(weight, rowRange, colRange);
-    return { rows: size(rowRange), cols: size(colRange), type: weight.type, bytes };
+    return { ...shapeOf(weight), rows: size(rowRange), cols: size(colRange), bytes };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#store[Symbol.asyncDispose]();
   }
+}
+
+function shapeOf({ rows, cols, type, fp8 }: LocatedWeight): WeightShape {
+  return { rows, cols, type, ...(fp8 && { fp8 }) };
 }
 
 function checkRange(range: Range, length: number, block: number, what: string): void {

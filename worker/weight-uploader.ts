@@ -114,8 +114,8 @@ export class WeightUploader {
 
   /** The float type for a matrix that must be recomputed while loading: f32 where the user or the file asks for it. */
   floatTypeFor(role: LayerRole, layer: number): 'f32' | 'f16' {
-    const type = this.checkpoint.shapeOf(role, layer)?.type;
-    return this.storage === 'f32' || (this.storage === 'keep' && type === 'f32') || !this.kernels.supportsWeights('f16')
+    const shape = this.checkpoint.shapeOf(role, layer);
+    return this.storage === 'f32' || (this.storage === 'keep' && shape?.type === 'f32' && !shape.fp8) || !this.kernels.supportsWeights('f16')
       ? 'f32'
       : 'f16';
   }
@@ -148,6 +148,10 @@ export class WeightUploader {
     const target = this.targetType(weight);
     if (target === weight.type) return weight;
     const values = toFloat32(weight);
+    if (weight.fp8 && target === 'f16' && values.some((value) => Math.abs(value) > largestHalf))
+      throw new ConfigError(
+        `${this.checkpoint.path}: 8-bit floats times their scales exceed ${largestHalf}, the largest f16; use --weights f32`,
+      );
     if (target === 'f32' || target === 'f16' || target === 'bf16')
       return { ...weight, type: target, bytes: fromFloat32(values, target) };
     invariant(this.quantize !== undefined, `no quantiser for ${target}`);
@@ -156,8 +160,8 @@ export class WeightUploader {
 
   private targetType(weight: Weight): WeightType {
     if (this.storage === 'keep') {
-      if (this.kernels.supportsWeights(weight.type)) return weight.type;
-      return 'f32';
+      if (weight.fp8 && this.kernels.supportsWeights('f16')) return 'f16';
+      return this.kernels.supportsWeights(weight.type) ? weight.type : 'f32';
     }
     if (
       !this.kernels.supportsWeights(this.storage) ||
@@ -177,6 +181,8 @@ export class WeightUploader {
     return tensor;
   }
 }
+
+const largestHalf = 65504;
 
 /** @param values [rows, cols]  @returns [rows, size(range)] */
 export function columnsOf(values: Float32Array, rows: number, cols: number, range: Range): Float32Array {

@@ -2,8 +2,10 @@
 import type { Argv } from 'yargs';
 import { clusterSchema } from '../../config/cluster.ts';
 import type { ModelConfig } from '../../config/model-config.ts';
+import { openBareFile } from '../../model/bare-file.ts';
 import { layerRoles, modelRoles, type Checkpoint, type WeightShape } from '../../model/checkpoint.ts';
 import { openSizes } from '../../model/config-only.ts';
+import type { TensorStore } from '../../model/tensor-store.ts';
 import { rowBytes } from '../../model/tensor-types.ts';
 import type { CommandContext } from '../command-context.ts';
 import { resolveModel } from '../fetch.ts';
@@ -32,7 +34,13 @@ export function addInspectCommand(program: Argv, context: CommandContext): Argv 
 }
 
 async function inspect(flags: InspectFlags, context: CommandContext): Promise<void> {
-  await using checkpoint = await openSizes(await resolveModel(flags.source, context));
+  const source = await resolveModel(flags.source, context);
+  await using bare = await openBareFile(source);
+  if (bare !== undefined) {
+    context.write(flags.json ? `${JSON.stringify(documentOfTensors(source, bare))}\n` : textOfTensors(source, bare));
+    return;
+  }
+  await using checkpoint = await openSizes(source);
   const { path, format, config, weightFileBytes, identity } = checkpoint;
   const weights = weightRows(checkpoint);
   const cacheType = clusterSchema.shape.cache.parse({}).type;
@@ -73,6 +81,22 @@ async function inspect(flags: InspectFlags, context: CommandContext): Promise<vo
       '',
     ].join('\n'),
   );
+}
+
+/** A file of tensors without a model around them. */
+function documentOfTensors(path: string, { format, fileBytes, tensors }: TensorStore) {
+  const rows = [...tensors.values()].map(({ name, type, shape, bytes }) => ({ name, type, shape, bytes }));
+  return { path, format, weightFileBytes: fileBytes, config: null, tensors: rows };
+}
+
+function textOfTensors(path: string, store: TensorStore): string {
+  const { format, weightFileBytes, tensors } = documentOfTensors(path, store);
+  const rows = tensors.map(({ name, type, shape, bytes }) => [name, `[${shape.join(', ')}]`, type, formatBytes(bytes)]);
+  return [
+    `${path}: ${format}, ${formatBytes(weightFileBytes)}, ${rows.length} tensors; nothing says of which model`,
+    ...(rows.length === 0 ? [] : [formatTable(['tensor', 'shape', 'type', 'bytes'], rows)]),
+    '',
+  ].join('\n');
 }
 
 function feedForwardText({ feedForward, experts }: ModelConfig): string {

@@ -41,7 +41,7 @@ describe('8-bit floats with scales', () => {
   it('are each times the scale of their block, for any range', async () => {
     const { path, values } = await writeModel();
     await using checkpoint = await openCheckpoint(path);
-    expect(checkpoint.shapeOf('gate', 0)).toEqual({ rows: sizes.dim, cols: sizes.hidden, type: 'f32' });
+    expect(checkpoint.shapeOf('gate', 0)).toEqual({ rows: sizes.dim, cols: sizes.hidden, type: 'f32', fp8: true });
     for (const [rows, cols] of [
       [
         { start: 0, end: 14 },
