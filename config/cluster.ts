@@ -43,7 +43,7 @@ const attentionSchema = z.strictObject({
 });
 
 const cacheSchema = z.strictObject({
-  type: available(cacheTypeNames, ['f16', 'f32']).default('f16'),
+  type: z.enum(cacheTypeNames).default('f16'),
   /** Tokens that one sequence may hold; 0: as many as the model was made for, at most defaultContextCeiling. */
   contextTokens: wholeNumber.min(0).max(1_048_576).default(0),
   /** Sequences that may be in the cache at once. Absent it is 0: 4 in `tpla serve`, 1 in commands that run one sequence. */
@@ -148,13 +148,6 @@ export const clusterSchema = z
   });
 
 export type ClusterConfig = z.infer<typeof clusterSchema>;
-
-/** An enum of all names of the specification of which some are not available yet. */
-function available<const Name extends string>(names: readonly Name[], now: readonly Name[]) {
-  return z.enum(names).superRefine((value, context) => {
-    if (!now.includes(value)) context.addIssue(`${value} is not available yet; use ${now.join(', ')}`);
-  });
-}
 
 function checkHost(host: string, context: z.RefinementCtx<string>): void {
   if (host !== 'local' && host !== 'join' && parseSshHost(host) === null)

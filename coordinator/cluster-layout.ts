@@ -9,6 +9,7 @@ import {
   chooseScheme,
   defaultLatentGroups,
   planShards,
+  size,
   type ExactTokens,
   type Scheme,
   type ShardPlan,
@@ -39,6 +40,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
     shares: config.ranks.map((rank) => rank.share),
     exactTokens: exactTokensOf(config, scheme, latentGroups),
   });
+  checkCacheType(model, plan, config);
   const contextTokens = contextOf(model, config.cache.contextTokens);
   return {
     plan,
@@ -93,6 +95,29 @@ function columnBlock(checkpoint: Checkpoint, weights: ClusterConfig['compute']['
     }
   }
   return block;
+}
+
+/** Blocks of q8_0 must not reach over the parts of a row that attention reads apart. */
+function checkCacheType(model: ModelConfig, plan: ShardPlan, { cache, compute }: ClusterConfig): void {
+  if (cache.type !== 'q8_0') return;
+  if (compute.backend !== 'ggml')
+    throw new ConfigError(
+      `cache.type: q8_0 is computed by backend ggml only, not by ${compute.backend}; use f16 or f32`,
+    );
+  const { blockSize } = weightLayout('q8_0');
+  const { attention } = model;
+  for (const { rank, latent, ropeKey } of plan.ranks) {
+    const parts = attention.kind === 'gqa' ? [attention.headDim] : [size(latent), size(ropeKey)];
+    if (parts.every((part) => part % blockSize === 0)) continue;
+    const kept =
+      attention.kind === 'gqa'
+        ? `heads of ${parts[0]} numbers`
+        : `${parts[0]} latent columns and ${parts[1]} of the rotary key`;
+    throw new ConfigError(
+      `cache.type: q8_0 stores blocks of ${blockSize} numbers, but rank ${rank} keeps ${kept} of a token; use f16, ` +
+        `or a model and latent groups where each is a multiple of ${blockSize}`,
+    );
+  }
 }
 
 function contextOf(model: ModelConfig, asked: number): number {

@@ -108,7 +108,7 @@ export interface Ops {
   softcap(x: Tensor, softcap: number): Tensor;
   /**
    * softmax(cap(scale * q keys^T) + mask) values. Query head h reads batch floor(h * G / H) of keys and values.
-   * keys and values may be views (slices of cache rows) and of type f32 or f16. Few queries are fastest where values is a
+   * keys and values may be views (slices of cache rows) and of type f32, f16 or, where the backend has it, q8_0. Few queries are fastest where values is a
    * permuted view of [G, dv, S].
    * @param q [H, T, dk] f32  @param keys [G, S, dk]  @param values [G, S, dv]  @param mask [T, S] f32: 0 or -Infinity
    * @returns [H, T, dv]

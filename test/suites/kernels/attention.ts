@@ -6,7 +6,7 @@ import { EXACT } from '../../helpers/tolerances.ts';
 import type { Tensor } from '../../../worker/kernels/kernels.ts';
 import { expectedAttend, expectedPermute, expectedSlice } from './expected.ts';
 import type { Values } from './expected.ts';
-import { causalMask, evaluate, place, placeBits, randomValues } from './harness.ts';
+import { causalMask, evaluate, place, placeBits, placeIndices, randomValues } from './harness.ts';
 import type { KernelSuite } from './harness.ts';
 
 export function describeAttention({ test, tolerances }: KernelSuite): void {
@@ -94,6 +94,40 @@ export function describeAttention({ test, tolerances }: KernelSuite): void {
       const expected = expectedAttend(q, keys, expectedSlice(keys, 2, 0, 16), mask.data, 0.3, 0);
       expectClose(actual, expected, tolerances.attendF16);
     });
+
+    for (const { tokens, groups } of [
+      { tokens: 2, groups: 1 }, // a latent: values are the first columns of keys
+      { tokens: 2, groups: 2 }, // heads side by side in a row
+      { tokens: 70, groups: 2 },
+    ]) {
+      test(`attend over a q8_0 cache, ${tokens} tokens, ${groups} heads of keys`, (kernels) => {
+        if (!kernels.supportsWeights('q8_0')) return;
+        const [length, width] = [96, 64];
+        const cache = kernels.allocate('q8_0', [length, groups * width], 'rows');
+        const given = place(kernels, randomValues(69, [length, groups * width]));
+        const all = placeIndices(kernels, [...new Array<number>(length).keys()]);
+        using written = kernels.compile([(ops) => (ops.scatterRows(cache, given, all), [])]);
+        written.run(0);
+        const data = evaluate(kernels, (ops) => ops.gatherRows(cache, all), [length, groups * width]);
+        const q = randomValues(70, [6, tokens, width]);
+        const mask = { shape: [tokens, length], data: causalMask(tokens, length, length - tokens) };
+        const actual = evaluate(
+          kernels,
+          (ops) => {
+            const heads = ops.permute(ops.reshape(cache, [length, groups, width]), [1, 0, 2]); // [groups, length, width]
+            const options = { scale: 0.1, softcap: 0 };
+            return ops.attend(place(kernels, q), heads, ops.slice(heads, 2, 0, 32), place(kernels, mask), options);
+          },
+          [6, tokens, 32],
+        );
+        const keys = splitHeads({ shape: [length, groups * width], data }, groups);
+        expectClose(
+          actual,
+          expectedAttend(q, keys, expectedSlice(keys, 2, 0, 32), mask.data, 0.1, 0),
+          tolerances.attend,
+        );
+      });
+    }
 
     for (const tokens of [1, 3, 70]) {
       test(`attend over values by column, ${tokens} tokens`, (kernels) => {

@@ -40,8 +40,9 @@ export interface Attention {
 }
 
 /** @returns [H, T, dv] */
-export function attend(recorder: GraphRecorder, attention: Attention): GgmlTensor {
-  checkAttention(attention);
+export function attend(recorder: GraphRecorder, stored: Attention): GgmlTensor {
+  checkAttention(stored);
+  const attention = unpacked(recorder, stored);
   const { q, keys, values } = attention;
   const [H, T, dk] = sizes(q);
   const [G, , dv] = sizes(values);
@@ -55,6 +56,20 @@ export function attend(recorder: GraphRecorder, attention: Attention): GgmlTenso
   }
   const byRow = { ...attention, values: recorder.withContiguousRows(values) };
   return attendFused(recorder, byRow) ?? attendInSteps(recorder, byRow);
+}
+
+/**
+ * A q8_0 cache as f32. Products straight with it would round queries and shares to 8 bits, and unpacking a latent costs less
+ * than the products of many heads with it.
+ */
+function unpacked(recorder: GraphRecorder, attention: Attention): Attention {
+  const { keys, values, constants } = attention;
+  if (keys.type !== 'q8_0' && values.type !== 'q8_0') return attention;
+  const wideKeys = widen(recorder, constants, keys);
+  const wideValues = isPrefix(values, keys)
+    ? recorder.slice(wideKeys, 2, 0, sizes(values)[2])
+    : widen(recorder, constants, values);
+  return { ...attention, keys: wideKeys, values: wideValues };
 }
 
 /** Values [G, S, dv] that lie by column, as the [G, dv, S] that they are. */
@@ -84,8 +99,9 @@ function attendByColumn(recorder: GraphRecorder, attention: Attention, columns: 
  * sum needs two maxima and no pass of logarithms over all scores.
  * @returns [H, T, dv] and [H, T]
  */
-export function attendPartial(recorder: GraphRecorder, attention: Attention): PartialAttention {
-  checkAttention(attention);
+export function attendPartial(recorder: GraphRecorder, stored: Attention): PartialAttention {
+  checkAttention(stored);
+  const attention = unpacked(recorder, stored);
   const { mask, options, constants } = attention;
   const { scale, softcap } = options;
   const { scores: raw, wideValues } = scoresOf(recorder, attention);
@@ -148,7 +164,7 @@ function checkAttention({ q, keys, values, mask }: Attention): void {
     `${at}: strides`,
   );
   for (const { type } of [keys, values]) {
-    check(type === 'f32' || type === 'f16', `${at}: keys and values must be f32 or f16`);
+    check(isCacheType(type), `${at}: keys and values must be f32, f16 or q8_0`);
   }
 }
 
@@ -162,7 +178,11 @@ function checkScores(scores: GgmlTensor, values: GgmlTensor, mask: GgmlTensor): 
   );
   check(G > 0 && H % G === 0 && S > 0, `${at}: ${H} query heads are no multiple of ${G} heads of values`);
   check(isContiguous(scores) && isContiguous(mask) && hasContiguousRows(values), `${at}: strides`);
-  check(values.type === 'f32' || values.type === 'f16', `${at}: values must be f32 or f16`);
+  check(isCacheType(values.type), `${at}: values must be f32, f16 or q8_0`);
+}
+
+function isCacheType(type: string): boolean {
+  return type === 'f32' || type === 'f16' || type === 'q8_0';
 }
 
 function attendInSteps(recorder: GraphRecorder, attention: Attention): GgmlTensor {

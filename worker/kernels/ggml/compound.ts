@@ -94,7 +94,7 @@ export function widen(recorder: GraphRecorder, constants: Constants, x: GgmlTens
   }
   if (!isContiguous(x)) return recorder.emit('f32', x.shape, (c, f) => f.cast(c, x.pointer, STORAGE.f32.id));
   const size = elements(x.shape);
-  const rows = size % WIDEN_ROWS === 0 ? WIDEN_ROWS : 1;
+  const rows = size % (WIDEN_ROWS * STORAGE[x.type].block) === 0 ? WIDEN_ROWS : 1;
   const table = recorder.reshape(x, [rows, size / rows]);
   const indices = recorder.slice(recorder.own(constants.rowNumbers), 0, 0, rows);
   const wide = recorder.emit('f32', table.shape, (c, f) => f.getRows(c, table.pointer, indices.pointer));
