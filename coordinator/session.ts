@@ -11,6 +11,7 @@ import { cachedConversion } from './convert/cached-conversion.ts';
 import { type ConversionFlags, conversionSettings, refuseConversionFlags } from './convert/conversion-flags.ts';
 import type { CommandContext } from './command-context.ts';
 import { resolveModel } from './fetch.ts';
+import { LoadingProgress } from './progress.ts';
 
 /** What clusterFlags of flags.ts gives. */
 export interface SessionFlags extends ClusterFlags, ConversionFlags {
@@ -44,8 +45,10 @@ export async function openModel(
   return { config, checkpoint, [Symbol.asyncDispose]: () => checkpoint[Symbol.asyncDispose]() };
 }
 
-export function startCluster({ checkpoint, config }: OpenModel, context: CommandContext): Promise<Cluster> {
-  return Cluster.start({ checkpoint, config, log: context.log, signal: context.signal });
+export async function startCluster({ checkpoint, config }: OpenModel, context: CommandContext): Promise<Cluster> {
+  const { log, signal } = context;
+  using loading = new LoadingProgress();
+  return await Cluster.start({ checkpoint, config, log, signal, onLoading: loading.report });
 }
 
 /** Both at once, for commands that have nothing to check in between. */

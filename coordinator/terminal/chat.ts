@@ -10,6 +10,7 @@ import type { RunRequest } from '../commands/run.ts';
 import type { Generation, Usage } from '../generation.ts';
 import { rankTable, reportOf, sumUsage } from '../run-report.ts';
 import { startServing, type Serving } from '../serving.ts';
+import { LoadingProgress } from '../progress.ts';
 import { openModel } from '../session.ts';
 import { formatMs } from '../table.ts';
 import { chatHelp, describeSettings, parseChatCommand, type ChatCommand, type ChatSettings } from './chat-commands.ts';
@@ -25,14 +26,16 @@ const fence = '"""';
 export async function chat(flags: RunRequest, terminal: Terminal, context: CommandContext): Promise<void> {
   await using model = await openModel(flags, context);
   let say = context.log;
+  const loading = new LoadingProgress();
   await using serving = await startServing({
     config: { ...model.config, cache: { ...model.config.cache, slots: 1 } },
     checkpoint: model.checkpoint,
     chatTemplateFile: flags.chatTemplate,
     maxQueued: 0,
     log: (line) => say(line),
+    onLoading: loading.report,
     signal: context.signal,
-  });
+  }).finally(() => loading[Symbol.dispose]());
   const file = historyFile(context.env);
   const history = await readHistory(file);
   using editor = new LineEditor(terminal, history);
