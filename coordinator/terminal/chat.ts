@@ -31,7 +31,8 @@ export async function chat(flags: RunRequest, terminal: Terminal, context: Comma
     config: { ...model.config, cache: { ...model.config.cache, slots: 1 } },
     checkpoint: model.checkpoint,
     chatTemplateFile: flags.chatTemplate,
-    maxQueued: 0,
+    // An answer that was stopped holds the slot until the step in flight ends.
+    maxQueued: 1,
     log: (line) => say(line),
     onLoading: loading.report,
     signal: context.signal,
@@ -169,7 +170,7 @@ class ChatSession {
     } catch (error) {
       if (!controller.signal.aborted) this.#refuse(error);
     } finally {
-      this.#editor.onInterrupt = () => undefined;
+      this.#editor.onInterrupt = undefined;
     }
     if (controller.signal.aborted) {
       this.#context.write('\n');

@@ -11,8 +11,8 @@ import type { Terminal } from './terminal.ts';
 export type Typed = { readonly kind: 'line'; readonly text: string } | { readonly kind: 'interrupt' | 'end' };
 
 export class LineEditor implements Disposable {
-  /** Ctrl-C while no line is waited for. */
-  onInterrupt: () => void = () => undefined;
+  /** Ctrl-C while no line is waited for; undefined: it counts for the next line. */
+  onInterrupt: (() => void) | undefined;
   readonly #editor: Interface;
   readonly #echo: Echo;
   readonly #typed: Typed[] = [];
@@ -67,7 +67,7 @@ export class LineEditor implements Disposable {
   }
 
   #interrupted(): void {
-    if (this.#take === undefined) return this.onInterrupt();
+    if (this.#take === undefined && this.onInterrupt !== undefined) return this.onInterrupt();
     if (this.#editor.line === '') return this.#give({ kind: 'interrupt' });
     // To the line's end, then all of it away.
     this.#editor.write(null, { ctrl: true, name: 'e' });
