@@ -43,7 +43,8 @@ const serveFlags = <T>(command: Argv<T>) =>
     .option('drain-seconds', number('drain-seconds', 0, 86_400, false, 30, 'time for running requests when stopped'))
     .option('cors-origin', {
       type: 'string',
-      describe: 'web origin whose pages may call the API, `*` for any (default: only the own page)',
+      describe:
+        'web origin whose pages may call the API, `*` for any (default: that of the cluster file, else only the own page)',
     })
     .option('allow-no-api-key', {
       type: 'boolean',
@@ -87,7 +88,7 @@ async function serve(flags: ServeFlags, context: CommandContext): Promise<void> 
     modelNames: [flags.modelName ?? serving.modelName, ...(model.config.model === 'default' ? ['default'] : [])],
     created: Math.floor(Date.now() / 1000),
     apiKey,
-    corsOrigin: flags.corsOrigin,
+    corsOrigin: (flags.corsOrigin ?? api.corsOrigin) || undefined,
   });
   const url = await listen(server, address);
   announce(serving, url, flags.json, context);
