@@ -3,12 +3,13 @@
  * the work has taken longer than a second. Never writes to stdout, which belongs to the answer, and no control codes to a
  * file, a pipe or a terminal that can only print.
  */
-import { SingleBar } from 'cli-progress';
 import { canRedraw } from './terminal/terminal.ts';
 
 export interface Progress extends Disposable {
   /** @param done units of `total` finished so far */
   update(done: number): void;
+  /** A line for the user meanwhile: above the bar, not through it. */
+  log(line: string): void;
 }
 
 export interface Unit {
@@ -19,24 +20,42 @@ export interface Unit {
 
 /** Work that takes less is not worth a line. */
 const quietMs = 1000;
+const barWidth = 30;
+const redrawMs = 100;
 
 export function startProgress(label: string, total: number, unit: Unit): Progress {
   const { stderr, env } = process;
-  if (canRedraw(stderr, env)) return barProgress(label, total, unit);
+  if (canRedraw(stderr, env)) return barProgress(label, total, unit, stderr);
   return lineProgress({ label, total, unit, now: () => performance.now(), write: (line) => void stderr.write(line) });
 }
 
-function barProgress(label: string, total: number, unit: Unit): Progress {
-  const bar = new SingleBar({
-    format: `${label} [{bar}] {value}/{total} ${unit.name}, {eta_formatted} left`,
-    stream: process.stderr,
-    hideCursor: false,
-    clearOnComplete: false,
-  });
-  bar.start(Math.round(total / unit.size), 0);
+/** Redrawn on its own line, so that other lines may come between. */
+function barProgress(label: string, total: number, unit: Unit, output: NodeJS.WriteStream): Progress {
+  const startedAt = performance.now();
+  let done = 0;
+  let drawnAt = -Infinity;
+  const draw = (): void => {
+    drawnAt = performance.now();
+    const ms = drawnAt - startedAt;
+    const filled = Math.round((barWidth * Math.min(done, total)) / Math.max(1, total));
+    const bar = `[${'='.repeat(filled)}${' '.repeat(barWidth - filled)}]`;
+    const line = `${label} ${bar} ${amount(done, total, unit)}, ${time(done, total, ms)}`;
+    output.write(`\r\u001b[K${line.slice(0, output.columns - 1)}`);
+  };
+  draw();
   return {
-    update: (done) => bar.update(Math.round(done / unit.size)),
-    [Symbol.dispose]: () => bar.stop(),
+    update(now) {
+      done = now;
+      if (done >= total || performance.now() - drawnAt >= redrawMs) draw();
+    },
+    log(line) {
+      output.write(`\r\u001b[K${line}\n`);
+      draw();
+    },
+    [Symbol.dispose]() {
+      draw();
+      output.write('\n');
+    },
   };
 }
 
@@ -58,16 +77,24 @@ export function lineProgress({ label, total, unit, now, write }: LineProgressOpt
       nextQuarter = Math.floor((4 * done) / total) + 1;
       const ms = now() - startedAt;
       if (ms < quietMs) return;
-      const shown = `${label}: ${Math.round(done / unit.size)}/${Math.round(total / unit.size)} ${unit.name}`;
-      write(
-        done < total ? `${shown}, ${duration((ms * (total - done)) / done)} left\n` : `${shown} in ${duration(ms)}\n`,
-      );
+      write(`${label}: ${amount(done, total, unit)}, ${time(done, total, ms)}\n`);
     },
+    log: (line) => write(`${line}\n`),
     [Symbol.dispose]: () => undefined,
   };
 }
 
-/** 42s, 3m5s: as the bar writes it. */
+function amount(done: number, total: number, { name, size }: Unit): string {
+  return `${Math.round(done / size)}/${Math.round(total / size)} ${name}`;
+}
+
+/** What is left at the speed so far; when all is done, what it took. */
+function time(done: number, total: number, ms: number): string {
+  if (done >= total) return `in ${duration(ms)}`;
+  return done > 0 ? `${duration((ms * (total - done)) / done)} left` : 'time left unknown';
+}
+
+/** 42s, 3m5s */
 function duration(ms: number): string {
   const seconds = Math.round(ms / 1000);
   if (seconds < 60) return `${seconds}s`;

@@ -45,10 +45,15 @@ export async function openModel(
   return { config, checkpoint, [Symbol.asyncDispose]: () => checkpoint[Symbol.asyncDispose]() };
 }
 
-export async function startCluster({ checkpoint, config }: OpenModel, context: CommandContext): Promise<Cluster> {
-  const { log, signal } = context;
+/** @param options.showsLoading a bar while the ranks load; two bars at once would write over each other */
+export async function startCluster(
+  { checkpoint, config }: OpenModel,
+  { log, signal }: CommandContext,
+  { showsLoading } = { showsLoading: true },
+): Promise<Cluster> {
   using loading = new LoadingProgress();
-  return await Cluster.start({ checkpoint, config, log, signal, onLoading: loading.report });
+  const onLoading = showsLoading ? loading.report : (): void => undefined;
+  return await Cluster.start({ checkpoint, config, log, signal, onLoading });
 }
 
 /** Both at once, for commands that have nothing to check in between. */

@@ -24,7 +24,7 @@ test('where nothing can be redrawn: a line at each quarter, with the time left',
     'downloading: 2/8 MB, 5m0s left\n',
     'downloading: 4/8 MB, 3m20s left\n',
     'downloading: 6/8 MB, 1m40s left\n',
-    'downloading: 8/8 MB in 6m40s\n',
+    'downloading: 8/8 MB, in 6m40s\n',
   ]);
 });
 
