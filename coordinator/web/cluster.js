@@ -67,12 +67,12 @@ function draw(cluster) {
     'running / slots': `${scheduler.running} / ${scheduler.slots}`,
     waiting: String(scheduler.queued),
     'tokens so far': totals.generated_tokens.toLocaleString('en'),
-    'context, cache': `${cluster.context_tokens.toLocaleString('en')}, ${cluster.cache_type}`,
+    'context tokens': cluster.context_tokens.toLocaleString('en'),
   });
   drawHistory(rates.generated_tokens_per_second);
   drawShards(cluster);
-  const isApart = cluster.scheme_reason === 'as asked';
-  element('why').textContent = `Scheme ${cluster.scheme}${isApart ? '' : `: ${cluster.scheme_reason}`}.`;
+  const reason = cluster.scheme_reason === 'as asked' ? '' : ` (${cluster.scheme_reason})`;
+  element('why').textContent = `Scheme ${cluster.scheme}${reason}, cache in ${cluster.cache_type}.`;
   drawRanks(cluster.ranks);
   drawEvents(cluster.events);
 }

@@ -33,7 +33,8 @@ function bar(name, key, ranks) {
     list.append(item);
   }
   // Ranges that overlap are held more than once: all of a replicated latent, or a head that two ranks share.
-  const shared = held > total ? ', some on several ranks' : '';
+  const shared =
+    held === total ? '' : `, ${held === total * ranks.length ? 'all on every rank' : 'some on several ranks'}`;
   figure.append(make('p', '', `${name} (${total}${shared})`), list);
   return figure;
 }

@@ -1,7 +1,7 @@
 /**
  * The web page in a real Chromium: a message streams and is stopped, a killed rank is told and recovers, no console
- * error, no serious finding of axe-core. Skipped where there is no Chromium. With TPLA_SCREENSHOTS=1 the pictures of
- * docs/screenshots are made again.
+ * error, no serious finding of axe-core. Skipped where there is no Chromium. With TPLA_SCREENSHOTS=1 and
+ * TPLA_MODEL naming a converted model the pictures of docs/screenshots are made again.
  */
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -39,7 +39,8 @@ describe.skipIf(executable === undefined)('web page', () => {
 
   beforeAll(async () => {
     const model = takesScreenshots ? realModelPath() : undefined;
-    served = await serve(['--ranks', '2'], model === undefined ? {} : { model });
+    const scheme = takesScreenshots ? ['--scheme', 'tpla'] : [];
+    served = await serve(['--ranks', '2', ...scheme], model === undefined ? {} : { model });
     browser = await chromium.launch({ executablePath: executable!, args: flags });
   });
   afterAll(async () => {
@@ -140,37 +141,43 @@ describe.skipIf(executable === undefined)('web page', () => {
     ['dark', 1440, 900],
     ['light', 400, 800],
     ['dark', 400, 800],
-  ] as const)('%s at %i x %i: both views, nothing serious for axe', async (colorScheme, width, height) => {
-    const { page, errors } = await open({ colorScheme, viewport: { width, height } });
-    await page.locator('#settings summary').click();
-    expect(await seriousFindings(page)).toEqual([]);
-    await page.locator('#settings summary').click();
-    const shape = `${colorScheme}-${width > 1000 ? 'wide' : 'narrow'}`;
-    if (takesScreenshots) {
-      await page.locator('#message').fill('Why is the sky blue?');
-      await page.locator('#max-tokens').evaluate((field) => field.setAttribute('value', '60'));
-      await page.locator('#message').press('Enter');
-      await expect.poll(() => page.locator('#messages').getAttribute('aria-busy'), { timeout: 20_000 }).toBe('false');
-      await page.locator('#history polyline').waitFor({ state: 'attached' });
-      await page.screenshot({ path: `${screenshots}${shape}-chat.png` });
-    }
-    if (width < 1000) {
-      await page.locator('#tab-chat').press('ArrowRight');
-      expect(await page.locator('#cluster').isVisible()).toBe(true);
-      expect(await page.locator('#chat').isVisible()).toBe(false);
+  ] as const)(
+    '%s at %i x %i: both views, nothing serious for axe',
+    { timeout: 120_000 },
+    async (colorScheme, width, height) => {
+      const { page, errors } = await open({ colorScheme, viewport: { width, height } });
+      await page.locator('#settings summary').click();
       expect(await seriousFindings(page)).toEqual([]);
-      if (takesScreenshots) await page.screenshot({ path: `${screenshots}${shape}-cluster.png` });
-    }
-    expect(await page.locator('#ranks > li').count()).toBe(2);
-    expect(await page.locator('#shards').textContent()).toContain('rank 1 ');
-    expect(await page.locator('#ranks .load').nth(1).getAttribute('aria-label')).toMatch(/^Rank 1: computing \d+ %/);
-    const overflow = await page.evaluate<boolean>(
-      'document.documentElement.scrollWidth > document.documentElement.clientWidth',
-    );
-    expect(overflow).toBe(false);
-    expect(errors).toEqual([]);
-    await page.close();
-  });
+      await page.locator('#settings summary').click();
+      const shape = `${colorScheme}-${width > 1000 ? 'wide' : 'narrow'}`;
+      if (takesScreenshots) {
+        await page.locator('#message').fill('Why is the sky blue?');
+        await page.locator('#max-tokens').evaluate((field) => field.setAttribute('value', '60'));
+        await page.locator('#message').press('Enter');
+        await expect
+          .poll(() => page.locator('#messages').getAttribute('aria-busy'), { timeout: 100_000 })
+          .toBe('false');
+        await page.locator('#history polyline').waitFor({ state: 'attached' });
+        await page.screenshot({ path: `${screenshots}${shape}-chat.png` });
+      }
+      if (width < 1000) {
+        await page.locator('#tab-chat').press('ArrowRight');
+        expect(await page.locator('#cluster').isVisible()).toBe(true);
+        expect(await page.locator('#chat').isVisible()).toBe(false);
+        expect(await seriousFindings(page)).toEqual([]);
+        if (takesScreenshots) await page.screenshot({ path: `${screenshots}${shape}-cluster.png` });
+      }
+      expect(await page.locator('#ranks > li').count()).toBe(2);
+      expect(await page.locator('#shards').textContent()).toContain('rank 1 ');
+      expect(await page.locator('#ranks .load').nth(1).getAttribute('aria-label')).toMatch(/^Rank 1: computing \d+ %/);
+      const overflow = await page.evaluate<boolean>(
+        'document.documentElement.scrollWidth > document.documentElement.clientWidth',
+      );
+      expect(overflow).toBe(false);
+      expect(errors).toEqual([]);
+      await page.close();
+    },
+  );
 
   test('tells of a killed rank and of its recovery', async () => {
     const { page, errors } = await open();
