@@ -115,7 +115,7 @@ function bytes(count) {
     ['MB', 1e6],
     ['kB', 1e3],
   ])
-    if (count >= unit) return `${(count / unit).toFixed(1)} ${name}`;
+    if (count >= unit) return `${(count / unit).toFixed(count < 100 * unit ? 1 : 0)} ${name}`;
   return `${Math.round(count)} B`;
 }
 
