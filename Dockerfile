@@ -11,6 +11,8 @@ COPY model ./model
 COPY collective ./collective
 COPY worker ./worker
 COPY coordinator ./coordinator
+# Some benchmarks start ranks in their own process as tests do.
+COPY test/helpers ./test/helpers
 RUN npm run build
 RUN npm prune --omit=dev --no-audit --no-fund
 

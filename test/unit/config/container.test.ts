@@ -1,5 +1,5 @@
 /** The Dockerfile, as far as it can be read without a container engine. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
@@ -24,6 +24,20 @@ describe('the Dockerfile', () => {
     const setup = readFileSync(join(root, 'scripts', 'setup.mjs'), 'utf8');
     const folders = /sourceFolders = \[(.*)\]/.exec(setup)![1]!.match(/\w+/g)!;
     expect(copied).toEqual(expect.arrayContaining([...folders, 'package-lock.json', 'tsconfig.build.json']));
+  });
+
+  test('copies what the sources import from other folders', () => {
+    const setup = readFileSync(join(root, 'scripts', 'setup.mjs'), 'utf8');
+    const folders = /sourceFolders = \[(.*)\]/.exec(setup)![1]!.match(/\w+/g)!;
+    const files = folders.flatMap((folder) =>
+      readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
+        .filter((name) => name.endsWith('.ts'))
+        .map((name) => join(root, folder, name)),
+    );
+    const outside = files.flatMap((file) =>
+      [...readFileSync(file, 'utf8').matchAll(/ from '(?:\.\.\/)+(test\/\w+)\//g)].map(([, folder]) => folder),
+    );
+    expect(copied).toEqual(expect.arrayContaining([...new Set(outside)]));
   });
 
   test('its entry point is the program of the package, and everything it needs is in the last stage', () => {
