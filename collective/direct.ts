@@ -43,6 +43,22 @@ export async function directBarrier(transport: Transport): Promise<void> {
   }
 }
 
+/** There in step 0, back in step 1. */
+export async function directRoundTrip(
+  transport: Transport,
+  buffer: Float32Array,
+  from: number,
+  to: number,
+): Promise<void> {
+  const take = (piece: Float32Array, offset: number): void => buffer.set(piece, offset);
+  if (transport.rank === from) {
+    await transport.send(to, 0, buffer);
+    return transport.receive(to, 1, buffer.length, take);
+  }
+  await transport.receive(from, 0, buffer.length, take);
+  return transport.send(from, 1, buffer);
+}
+
 async function receiveFromAll(transport: Transport, parts: readonly Float32Array[]): Promise<void> {
   for (const [from, part] of parts.entries()) {
     if (from === transport.rank || part.length === 0) continue;

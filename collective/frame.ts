@@ -70,7 +70,7 @@ export function parseMessage<Message>(
   return payload ? { message: parsed.data, payload } : { message: parsed.data };
 }
 
-export const operations = ['hello', 'all-reduce', 'all-gather', 'broadcast', 'barrier'] as const;
+export const operations = ['hello', 'all-reduce', 'all-gather', 'broadcast', 'barrier', 'round-trip'] as const;
 export type Operation = (typeof operations)[number];
 
 /** The header of a collective frame. All counts fit 32 bits; `source` and `step` fit 16. */

@@ -30,7 +30,15 @@ export interface ProcessGroup extends AsyncDisposable {
 
   /** Returns when every rank has called it. */
   barrier(label: string): Promise<void>;
+
+  /**
+   * `buffer` of rank `from` goes to rank `to` and back, nothing else travels meanwhile; it ends on `from` as it was. For
+   * the other ranks it is over at once. undefined: no link belongs to two ranks alone, as in shared memory.
+   */
+  readonly roundTrip?: RoundTrip | undefined;
 }
+
+export type RoundTrip = (from: number, to: number, buffer: Float32Array, label: string) => Promise<void>;
 
 /** Counters since the group was made; the caller takes differences. */
 export interface GroupStats {

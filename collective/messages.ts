@@ -3,18 +3,20 @@
  * schemas: what arrives is unknown until parsed once. Numbers in bulk (logits, moments) travel beside the message as
  * raw float32 payloads, see frame.ts.
  *
- * A run: rank sends hello; coordinator answers setup when all ranks have said hello; rank loads its slice, joins its
- * ring, sends ready; then the coordinator sends requests, and each rank answers each with one reply or with failed.
+ * A run: rank sends hello; coordinator answers setup when all ranks have said hello; rank joins its ring, loads its
+ * slice (sending loading meanwhile), sends ready; then the coordinator sends requests, and each rank answers each with
+ * one reply or with failed.
  * A rank on another machine sends offer instead of hello: the coordinator gives it a rank, or answers refused.
  * After a fault: the rank that is started again is set up as above, with the next epoch; the others are sent rejoin,
  * give up what they were doing, keep their weights, join the new ring and send ready again.
  */
 import { z } from 'zod';
+import { collectiveCheckSchema, computeCheckSchema, echoSchema, linkCheckSchema } from './check-requests.ts';
 import { helloSchema, offerSchema, refusedSchema, type Offer } from './greetings.ts';
 import { expertShardings, schemes } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
-export const protocolVersion = 3;
+export const protocolVersion = 4;
 
 const count = z.number().int().nonnegative();
 const range = z.strictObject({ start: count, end: count });
@@ -132,6 +134,15 @@ const chaosSchema = z.strictObject({
 });
 export type Chaos = z.infer<typeof chaosSchema>;
 
+/** Between setup and ready: how much of the model this rank has read, for a progress bar. Needs no answer. */
+const loadingSchema = z.strictObject({
+  kind: z.literal('loading'),
+  rank: count,
+  epoch: count,
+  /** Layers that are loaded. */
+  layers: count,
+});
+
 const readySchema = z.strictObject({
   kind: z.literal('ready'),
   rank: count,
@@ -208,17 +219,6 @@ const calibrationSchema = z.discriminatedUnion('action', [
 ]);
 export type CalibrationRequest = z.infer<typeof calibrationSchema>;
 
-/** Runs `count` all-reduces of `floats` elements, checks every element, replies with latencies. For doctor and bench. */
-const collectiveCheckSchema = z.strictObject({
-  kind: z.literal('collectiveCheck'),
-  id: count,
-  floats: count,
-  count,
-});
-
-/** Times products on the rank's backend. Payload: GB/s of a matrix-vector product, GFLOP/s of a matrix-matrix product. [2] */
-const computeCheckSchema = z.strictObject({ kind: z.literal('computeCheck'), id: count });
-
 const stopSchema = z.strictObject({ kind: z.literal('stop') });
 
 const stepTimings = {
@@ -238,7 +238,7 @@ const replySchema = z.strictObject({
   rssBytes: count,
   /** Of the process so far, loading included. */
   peakRssBytes: count,
-  /** collectiveCheck: microseconds of each operation, sorted. Otherwise empty. */
+  /** collectiveCheck, linkCheck: microseconds of each operation, sorted. Otherwise empty. */
   latenciesUs: z.array(z.number()),
 });
 export type Reply = z.infer<typeof replySchema>;
@@ -262,6 +262,8 @@ export const toRankSchema = z.discriminatedUnion('kind', [
   calibrationSchema,
   collectiveCheckSchema,
   computeCheckSchema,
+  linkCheckSchema,
+  echoSchema,
   rejoinSchema,
   probeSchema,
   chaosSchema,
@@ -275,6 +277,7 @@ export type RankRequest = Extract<ToRank, { id: number }>;
 export const toCoordinatorSchema = z.discriminatedUnion('kind', [
   helloSchema,
   offerSchema,
+  loadingSchema,
   readySchema,
   replySchema,
   failedSchema,

@@ -26,12 +26,28 @@ export interface Mpi {
 
 const libraries = ['libmpi.so.40', 'libmpi.so', 'libmpi.40.dylib', 'libmpi.dylib'];
 
+/** MPI_MAX_LIBRARY_VERSION_STRING is 256 in OpenMPI, 8192 in MPICH. */
+const maxVersionBytes = 16_384;
+
 let opened: Mpi | undefined;
 
 /** Initialises MPI, once per process. @throws ConfigError where it is missing or of another kind */
 export function openMpi(): Mpi {
   opened ??= open();
   return opened;
+}
+
+/** The installed library in its own words, 'Open MPI v4.1.4'; undefined: none. Initialises nothing. */
+export function mpiVersion(): string | undefined {
+  try {
+    const getVersion = loadLibrary().func('MPI_Get_library_version', 'int', ['void *', '_Out_ int *']);
+    const text = Buffer.alloc(maxVersionBytes);
+    const length: [number] = [0];
+    getVersion(text, length);
+    return text.toString('utf8', 0, length[0]).split(',')[0]?.trim();
+  } catch {
+    return undefined;
+  }
 }
 
 function open(): Mpi {

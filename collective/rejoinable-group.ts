@@ -4,7 +4,7 @@
  */
 import { InvariantError, PeerError } from '../config/errors.ts';
 import type { JoinedGroup } from './create-group.ts';
-import type { GroupStats, ProcessGroup } from './group.ts';
+import type { GroupStats, ProcessGroup, RoundTrip } from './group.ts';
 
 export class RejoinableGroup implements ProcessGroup {
   readonly rank: number;
@@ -36,6 +36,10 @@ export class RejoinableGroup implements ProcessGroup {
 
   barrier(label: string): Promise<void> {
     return this.#group(label).barrier(label);
+  }
+
+  get roundTrip(): RoundTrip | undefined {
+    return this.#group('round trip').roundTrip;
   }
 
   enter(joined: JoinedGroup): void {

@@ -6,7 +6,7 @@
 import { createHash } from 'node:crypto';
 import { invariant } from '../config/errors.ts';
 import type { Curve } from './curve.ts';
-import { directAllGather, directAllReduce, directBarrier, directBroadcast } from './direct.ts';
+import { directAllGather, directAllReduce, directBarrier, directBroadcast, directRoundTrip } from './direct.ts';
 import { removeSocketFile } from './endpoint.ts';
 import type { GroupStats, ProcessGroup } from './group.ts';
 import { Mailbox, maxFrameBytes, type Tamper } from './mailbox.ts';
@@ -166,6 +166,14 @@ export class ZeroMqGroup implements ProcessGroup {
       return directBarrier(this.#mailbox);
     });
   }
+
+  readonly roundTrip = (from: number, to: number, buffer: Float32Array, label: string): Promise<void> =>
+    this.#runner.run('round-trip', buffer.length, label, (call) => {
+      invariant(from !== to && Math.max(from, to) < this.worldSize, `round trip from rank ${from} to ${to}`);
+      if (this.rank !== from && this.rank !== to) return undefined;
+      this.#mailbox.begin(call);
+      return directRoundTrip(this.#mailbox, buffer, from, to);
+    });
 
   /** An operation that runs meanwhile fails with a PeerError. Leaves the binding open. */
   async [Symbol.asyncDispose](): Promise<void> {

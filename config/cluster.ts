@@ -111,6 +111,8 @@ const securitySchema = z.strictObject({
 const apiSchema = z.strictObject({
   listen: z.string().default('127.0.0.1:8080'),
   apiKeyEnv: z.string().default('TPLA_API_KEY'),
+  /** Web origin whose pages may call the API, `*` for any; empty: only pages of this server. */
+  corsOrigin: z.string().default(''),
 });
 
 /** Read by `tpla serve`: a command that ends with its run does not start a rank again. */

@@ -8,18 +8,12 @@ import type { ClusterConfig } from '../config/cluster.ts';
 import { asError, invariant, PeerError } from '../config/errors.ts';
 import type { ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
-import {
-  type Chaos,
-  type Ready,
-  type Reply,
-  type Setup,
-  type Step,
-  type WorkerOptions,
-} from '../collective/messages.ts';
+import type { Chaos, Ready, Setup, Step, WorkerOptions } from '../collective/messages.ts';
 import type { Hello } from '../collective/greetings.ts';
 import { removeSocketFile } from '../collective/endpoint.ts';
 import { type Ask, joinStep, momentsOf, type MomentsRequests, type StepResult } from './ask-ranks.ts';
 import { Calibration } from './calibration.ts';
+import { ClusterChecks } from './cluster-checks.ts';
 import { layOut, type Layout } from './cluster-layout.ts';
 import { openControlPlane, type ControlPlane } from './control-plane.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
@@ -39,6 +33,8 @@ export interface ClusterOptions {
   readonly signal?: AbortSignal;
   /** Called when a rank fails, also between two requests; once until recover(). */
   readonly onFailure?: (error: Error) => void;
+  /** Told while ranks load: layers that are loaded, of all ranks together, and how many there are. */
+  readonly onLoading?: (done: number, total: number) => void;
   /** Fault drills only: ranks obey chaos(). */
   readonly allowChaos?: boolean;
 }
@@ -69,6 +65,7 @@ export class Cluster implements AsyncDisposable {
   ranks: readonly RankInfo[] = [];
   readonly moments: MomentsRequests;
   readonly calibration: Calibration;
+  readonly checks: ClusterChecks;
 
   readonly #control: ControlPlane;
   readonly #places: Places;
@@ -79,6 +76,8 @@ export class Cluster implements AsyncDisposable {
   readonly #runId = randomBytes(6).toString('hex');
   /** By rank, of the process that has the rank now. */
   #hellos: Hello[] = [];
+  /** By rank. */
+  readonly #layersLoaded: number[] = [];
   readonly #interrupt = (): void => this.giveUp(asError(this.#signal?.reason));
   #receiving: Promise<void> = Promise.resolve();
 
@@ -92,11 +91,15 @@ export class Cluster implements AsyncDisposable {
     const ask: Ask = (request, payload) => this.#ask(request, payload);
     this.moments = momentsOf(ask, this.plan.worldSize, this.hiddenDim);
     this.calibration = new Calibration(ask);
+    this.checks = new ClusterChecks(ask, (rank, request, payload) =>
+      this.#loop.askOne(rank, request, requestDeadlineMs, payload),
+    );
     this.#control = control;
     this.#options = options;
     this.#signal = options.signal;
     const { server, keys, token, identity } = control;
     this.#loop = new ControlLoop(server, this.plan.worldSize, (rank) => this.#identify(rank));
+    this.#loop.onLoading = (rank, layers) => this.#loaded(rank, layers);
     if (options.onFailure !== undefined) this.#loop.onFailure = options.onFailure;
     this.#places = new Places({
       config: options.config,
@@ -140,21 +143,6 @@ export class Cluster implements AsyncDisposable {
   /** One forward pass over all ranks. @throws PeerError within about 100 ms when a rank dies meanwhile. */
   async step(step: Omit<Step, 'kind' | 'id'>): Promise<StepResult> {
     return joinStep(this.plan, this.vocabSize, step, await this.#ask({ kind: 'step', ...step }));
-  }
-
-  /** How fast each rank computes, all at once as in a step: GB/s of weights read, GFLOP/s of a larger product. */
-  async computeCheck(): Promise<readonly { gigabytesPerSecond: number; gigaflopsPerSecond: number }[]> {
-    const replies = await this.#ask({ kind: 'computeCheck' });
-    return replies.map(({ payload: [gigabytesPerSecond = 0, gigaflopsPerSecond = 0] }) => ({
-      gigabytesPerSecond,
-      gigaflopsPerSecond,
-    }));
-  }
-
-  /** Runs `count` all-reduces of `floats` elements on all ranks, every element checked; see Reply.latenciesUs. */
-  async collectiveCheck(floats: number, count: number): Promise<readonly Reply[]> {
-    const replies = await this.#ask({ kind: 'collectiveCheck', floats, count });
-    return replies.map(({ reply }) => reply);
   }
 
   /**
@@ -291,6 +279,12 @@ export class Cluster implements AsyncDisposable {
       runId: this.#runId,
       chaos: allowChaos === true,
     };
+  }
+
+  #loaded(rank: number, layers: number): void {
+    this.#layersLoaded[rank] = layers;
+    const done = this.#layersLoaded.reduce((sum, each) => sum + each, 0);
+    this.#options.onLoading?.(done, this.plan.worldSize * this.#options.checkpoint.config.numLayers);
   }
 
   #ask(request: Parameters<ControlLoop['ask']>[0], payload?: Float32Array): Promise<RankReply[]> {

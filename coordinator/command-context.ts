@@ -4,6 +4,7 @@
  */
 import { ConfigError } from '../config/errors.ts';
 import type { FetchContext } from './fetch.ts';
+import { processTerminal, type Terminal } from './terminal/terminal.ts';
 
 export interface CommandContext extends FetchContext {
   /** Part of the answer, on stdout. */
@@ -11,6 +12,8 @@ export interface CommandContext extends FetchContext {
   /** All of standard input. */
   readonly readInput: () => Promise<Uint8Array>;
   readonly inputIsTerminal: boolean;
+  /** Where a person types and reads; undefined: nowhere, or input or stderr goes elsewhere. */
+  readonly terminal: Terminal | undefined;
 }
 
 /** Ctrl-C or SIGTERM: the run ends, and everything it started with it. Exit code 128 + the signal's number. */
@@ -46,6 +49,7 @@ export function processContext(): CommandContext {
     signal: controller.signal,
     readInput: readAllInput,
     inputIsTerminal: process.stdin.isTTY,
+    terminal: processTerminal(),
   };
 }
 

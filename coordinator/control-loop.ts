@@ -40,6 +40,8 @@ export class ControlLoop {
   advice: (rank: number) => string | undefined = () => undefined;
   /** Called once in each epoch that fails, with the failure that ends every wait. */
   onFailure: (error: Error) => void = () => undefined;
+  /** Told how many layers a rank has loaded. */
+  onLoading: (rank: number, layers: number) => void = () => undefined;
   readonly #waiters = new Map<AnswerKey, Waiter>();
   readonly #failures = new Map<number, RankFailure>();
   #failure: Error | undefined;
@@ -133,6 +135,20 @@ export class ControlLoop {
     });
   }
 
+  /** The same of one rank alone. */
+  async askOne(
+    rank: number,
+    request: WithoutId<RankRequest>,
+    deadlineMs: number,
+    payload?: Float32Array,
+  ): Promise<RankReply> {
+    const id = this.#nextId++;
+    const answered = this.#wait(id, deadlineMs, `during ${request.kind} ${id}`, [rank]);
+    const [[answer]] = await Promise.all([answered, this.#server.send(rank, { ...request, id }, payload)]);
+    invariant(answer?.message.kind === 'reply', `waited for the reply to request ${id}, got ${answer?.message.kind}`);
+    return { reply: answer.message, payload: answer.payload ?? new Float32Array(0) };
+  }
+
   /** Sends a message to every rank; a rank that cannot take it counts as failed. */
   async tell(messageFor: (rank: number) => ToRank, payload?: Float32Array): Promise<void> {
     const epoch = this.#epoch;
@@ -218,6 +234,8 @@ export class ControlLoop {
     switch (message.kind) {
       case 'hello':
         return this.#answer(message.kind, received);
+      case 'loading':
+        return message.epoch === this.#epoch ? this.onLoading(message.rank, message.layers) : undefined;
       case 'ready':
         return message.epoch === this.#epoch ? this.#answer(message.kind, received) : undefined;
       case 'reply':

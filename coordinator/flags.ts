@@ -145,6 +145,22 @@ export function jsonFlag<T>(program: Argv<T>) {
   });
 }
 
+/** Of the commands that take the cluster file as an argument. */
+export const clusterFilePositional = {
+  type: 'string',
+  describe: 'cluster file (YAML or JSON); the same as --config',
+} as const;
+
+/** @throws ConfigError when the file is given as an argument and as a flag */
+export function configFileOf(flags: {
+  readonly file: string | undefined;
+  readonly config: string | undefined;
+}): string | undefined {
+  const { file, config } = flags;
+  if (file === undefined || config === undefined) return file ?? config;
+  throw new ConfigError(`cluster file: given twice (${file} and --config ${config}); give one`);
+}
+
 /** Of the commands that hold chats. */
 export const chatTemplateFlag = {
   type: 'string',

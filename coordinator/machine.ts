@@ -4,6 +4,8 @@ import { createRequire } from 'node:module';
 import { availableParallelism, cpus, freemem, hostname, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { mpiVersion } from '../collective/mpi.ts';
+import { hasCurve } from '../collective/zmq.ts';
 import { packageVersion } from '../config/version.ts';
 
 export interface Machine {
@@ -19,6 +21,10 @@ export interface Machine {
   readonly zeromq: string | undefined;
   readonly ggml: string | undefined;
   readonly gpujs: string | undefined;
+  /** The installed MPI, for --transport mpi. */
+  readonly mpi: string | undefined;
+  /** Whether ZeroMQ can encrypt. */
+  readonly curve: boolean;
 }
 
 export function describeMachine(): Machine {
@@ -34,6 +40,8 @@ export function describeMachine(): Machine {
     zeromq: installedVersion('zeromq'),
     ggml: installedVersion(ggmlPackage()),
     gpujs: installedVersion('gpu.js'),
+    mpi: mpiVersion(),
+    curve: hasCurve,
   };
 }
 

@@ -20,6 +20,8 @@ export interface ServingOptions {
   /** Requests that may wait for a slot. */
   readonly maxQueued: number;
   readonly log: (line: string) => void;
+  /** See ClusterOptions. */
+  readonly onLoading?: (done: number, total: number) => void;
   /** Ends the start; later it means nothing. */
   readonly signal: AbortSignal;
 }
@@ -35,18 +37,18 @@ export interface Serving extends AsyncDisposable {
 }
 
 /** Sequences at once where the cluster file does not say. */
-const defaultSlots = 4;
+export const defaultSlots = 4;
 
 /** @throws ConfigError and PeerError as Cluster.start; nothing is left behind then */
 export async function startServing(options: ServingOptions): Promise<Serving> {
-  const { checkpoint, log, signal } = options;
+  const { checkpoint, log, signal, onLoading } = options;
   const config = {
     ...options.config,
     cache: { ...options.config.cache, slots: options.config.cache.slots || defaultSlots },
   };
   const text = await openText(checkpoint.path, options.chatTemplateFile);
   const supervisor = await whileStarting(signal, (starting) =>
-    Supervisor.start({ checkpoint, config, log, signal: starting }),
+    Supervisor.start({ checkpoint, config, log, signal: starting, ...(onLoading === undefined ? {} : { onLoading }) }),
   );
   const activity = new Activity();
   const metrics = new Metrics();

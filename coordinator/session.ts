@@ -11,6 +11,7 @@ import { cachedConversion } from './convert/cached-conversion.ts';
 import { type ConversionFlags, conversionSettings, refuseConversionFlags } from './convert/conversion-flags.ts';
 import type { CommandContext } from './command-context.ts';
 import { resolveModel } from './fetch.ts';
+import { LoadingProgress } from './progress.ts';
 
 /** What clusterFlags of flags.ts gives. */
 export interface SessionFlags extends ClusterFlags, ConversionFlags {
@@ -44,8 +45,15 @@ export async function openModel(
   return { config, checkpoint, [Symbol.asyncDispose]: () => checkpoint[Symbol.asyncDispose]() };
 }
 
-export function startCluster({ checkpoint, config }: OpenModel, context: CommandContext): Promise<Cluster> {
-  return Cluster.start({ checkpoint, config, log: context.log, signal: context.signal });
+/** @param options.showsLoading a bar while the ranks load; two bars at once would write over each other */
+export async function startCluster(
+  { checkpoint, config }: OpenModel,
+  { log, signal }: CommandContext,
+  { showsLoading } = { showsLoading: true },
+): Promise<Cluster> {
+  using loading = new LoadingProgress();
+  const onLoading = showsLoading ? loading.report : (): void => undefined;
+  return await Cluster.start({ checkpoint, config, log, signal, onLoading });
 }
 
 /** Both at once, for commands that have nothing to check in between. */

@@ -77,6 +77,8 @@ export class RankService implements AsyncDisposable {
       case 'calibration':
       case 'collectiveCheck':
       case 'computeCheck':
+      case 'linkCheck':
+      case 'echo':
         this.#enqueue(message.id, () => this.#answer(message, payload));
     }
   }
@@ -101,7 +103,10 @@ export class RankService implements AsyncDisposable {
     const joined = await createGroup(this.#ring, setup, { signal, tamper: this.#misbehaviour?.tamper });
     if (signal.aborted) return joined[Symbol.asyncDispose]();
     this.#group.enter(joined);
-    this.#worker ??= await RankWorker.load(setup, this.#group);
+    const { rank, epoch } = setup;
+    this.#worker ??= await RankWorker.load(setup, this.#group, (layers) =>
+      this.#control.send({ kind: 'loading', rank, epoch, layers }),
+    );
     if (signal.aborted) return;
     await this.#control.send({ ...this.#worker.ready, epoch: setup.epoch, transport: joined.transport });
   }

@@ -2,6 +2,7 @@
  * One rank from setup to stop: loads its slice, joins the group, answers requests one after another. Knows nothing of
  * text, sampling or users. Read next: forward.ts.
  */
+import { freemem, totalmem } from 'node:os';
 import { ConfigError, InvariantError, invariant } from '../config/errors.ts';
 import type { RankPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
@@ -11,6 +12,7 @@ import { openModelPath } from '../model/dummy.ts';
 import { readFit, type LayerFit } from '../model/tpla/decode-fit.ts';
 import { loadRotations } from '../model/tpla/rotation.ts';
 import { checkCollective } from './collective-check.ts';
+import { checkLink } from './link-check.ts';
 import { checkCompute } from './compute-check.ts';
 import { openBackend, type Backend } from './backend.ts';
 import { CalibrationSession } from './calibration/calibration-session.ts';
@@ -54,8 +56,15 @@ export class RankWorker implements AsyncDisposable {
     this.forward = new Forward(parts, setup.plan, rankPlanOf(setup), group);
   }
 
-  /** @throws ConfigError when the model differs from the coordinator's, or does not fit the backend */
-  static async load(setup: Setup, group: ProcessGroup): Promise<RankWorker> {
+  /**
+   * @param onLayer told how many layers are loaded
+   * @throws ConfigError when the model differs from the coordinator's, or does not fit the backend
+   */
+  static async load(
+    setup: Setup,
+    group: ProcessGroup,
+    onLayer: (layers: number) => Promise<void>,
+  ): Promise<RankWorker> {
     const started = performance.now();
     const { options, plan } = setup;
     const checkpoint = await openModelPath(setup.modelPath);
@@ -70,7 +79,7 @@ export class RankWorker implements AsyncDisposable {
     const rank = rankPlanOf(setup);
     const rotations = await loadRotations(setup.modelPath, model, options.reparameterization);
     const fits = await fitsOf(setup, checkpoint);
-    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, fits);
+    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, fits, onLayer);
     const cache = new LatentCache(kernels, model, plan, rank, {
       type: options.cacheType,
       contextTokens: options.contextTokens,
@@ -130,9 +139,13 @@ export class RankWorker implements AsyncDisposable {
         return { payload: await this.calibrate(request, given) };
       case 'collectiveCheck':
         return { latenciesUs: await checkCollective(this.group, request.floats, request.count) };
+      case 'linkCheck':
+        return { latenciesUs: await checkLink(this.group, request) };
+      case 'echo':
+        return { payload: given };
       case 'computeCheck': {
         const { gigabytesPerSecond, gigaflopsPerSecond } = checkCompute(this.backend.kernels);
-        return { payload: Float32Array.of(gigabytesPerSecond, gigaflopsPerSecond) };
+        return { payload: Float32Array.of(gigabytesPerSecond, gigaflopsPerSecond, freemem(), totalmem()) };
       }
     }
   }

@@ -115,7 +115,9 @@ export class WeightUploader {
   /** The float type for a matrix that must be recomputed while loading: f32 where the user or the file asks for it. */
   floatTypeFor(role: LayerRole, layer: number): 'f32' | 'f16' {
     const shape = this.checkpoint.shapeOf(role, layer);
-    return this.storage === 'f32' || (this.storage === 'keep' && shape?.type === 'f32' && !shape.fp8) || !this.kernels.supportsWeights('f16')
+    return this.storage === 'f32' ||
+      (this.storage === 'keep' && shape?.type === 'f32' && !shape.fp8) ||
+      !this.kernels.supportsWeights('f16')
       ? 'f32'
       : 'f16';
   }

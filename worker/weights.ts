@@ -56,6 +56,7 @@ export async function loadWeights(
   rotations: readonly (Float32Array | undefined)[], // per layer: [r, r] or none
   uploader: WeightUploader,
   fits: readonly LayerFit[] | undefined, // corrections of cut attention, per layer
+  onLayer: (layers: number) => Promise<void> = () => Promise.resolve(), // told how many are loaded
 ): Promise<RankWeights> {
   const model = checkpoint.config;
   const embedding = await uploader.table('embedding', rank.vocab);
@@ -80,6 +81,7 @@ export async function loadWeights(
       ...(await loadFeedForward(model, rank, uploader, layer)),
     });
     freeReadBuffers();
+    await onLayer(layer + 1);
   }
   return { embedding, head, finalNorm: await uploader.vector('finalNorm', undefined), layers };
 

@@ -105,7 +105,8 @@ async function runAll(flags: BenchFlags, context: CommandContext): Promise<Bench
   for (const [i, wanted] of plan.clusters.entries()) {
     const from = i * perCluster;
     try {
-      const first = await measureCluster(flags, context, plan, wanted, reference, rows, tickFrom(progress, from));
+      const own = { ...context, log: (line: string) => progress.log(line) };
+      const first = await measureCluster(flags, own, plan, wanted, reference, rows, tickFrom(progress, from));
       reference ??= first;
     } catch (error) {
       // Impossible splits are part of the answer, unless nothing is possible.
@@ -143,7 +144,8 @@ async function measureCluster(
     contextTokens: Math.max(32, ...contexts.map((tokens) => tokens + flags.decode)),
     slots: Math.max(...batches),
   });
-  await using cluster = await startCluster(model, context);
+  // Its own bar stands there already.
+  await using cluster = await startCluster(model, context, { showsLoading: false });
   const logits = await checkLogits(cluster);
   const divergence = verify(cluster, logits, reference ?? logits);
   for (const tokens of contexts)

@@ -4,17 +4,13 @@ import { size, type Scheme } from '../../config/shard-plan.ts';
 import { openSizes } from '../../model/config-only.ts';
 import { layOut } from '../cluster-layout.ts';
 import type { CommandContext } from '../command-context.ts';
-import { clusterFlags, jsonFlag, type FlagsOf } from '../flags.ts';
+import { clusterFilePositional, clusterFlags, configFileOf, jsonFlag, type FlagsOf } from '../flags.ts';
 import { forecast, type RankForecast } from '../plan-report.ts';
 import { schemeCosts, type SchemeCost } from '../scheme-costs.ts';
 import { openModel } from '../session.ts';
 import { formatBytes, formatRange, formatTable } from '../table.ts';
 
-const planFlags = <T>(command: Argv<T>) =>
-  jsonFlag(clusterFlags(command)).positional('file', {
-    type: 'string',
-    describe: 'cluster file; the same as --config',
-  });
+const planFlags = <T>(command: Argv<T>) => jsonFlag(clusterFlags(command)).positional('file', clusterFilePositional);
 
 type PlanFlags = FlagsOf<ReturnType<typeof planFlags>>;
 
@@ -28,7 +24,7 @@ export function addPlanCommand(program: Argv, context: CommandContext): Argv {
 }
 
 async function plan(flags: PlanFlags, context: CommandContext): Promise<void> {
-  await using model = await openModel({ ...flags, config: flags.file ?? flags.config }, context, openSizes);
+  await using model = await openModel({ ...flags, config: configFileOf(flags) }, context, openSizes);
   const { checkpoint, config } = model;
   const { plan, reason, options } = layOut(checkpoint, config);
   const ranks = forecast(checkpoint, plan, options);

@@ -1,22 +1,28 @@
-/** `tpla run [prompt]`: a local cluster, one answer streamed to the terminal, then a table of what each rank did. */
+/**
+ * `tpla run [prompt]`: a local cluster, one answer streamed to the terminal, then a table of what each rank did. Without a
+ * prompt, on a terminal: a chat. Read next: ../terminal/chat.ts.
+ */
 import { randomInt } from 'node:crypto';
 import type { Argv } from 'yargs';
 import { ConfigError } from '../../config/errors.ts';
 import { layOut } from '../cluster-layout.ts';
-import type { Cluster } from '../cluster.ts';
 import { decodeUtf8, type CommandContext } from '../command-context.ts';
 import { generate } from '../engine.ts';
 import { chatTemplateFlag, clusterFlags, jsonFlag, samplingFlags } from '../flags.ts';
-import { requireRoom, type Generation, type Usage } from '../generation.ts';
+import { requireRoom, type Generation } from '../generation.ts';
+import { rankTable, reportOf } from '../run-report.ts';
 import type { Sampling } from '../sampler.ts';
 import { openModel, startCluster, type SessionFlags } from '../session.ts';
-import { formatBytes, formatMs, formatTable } from '../table.ts';
+import { chat } from '../terminal/chat.ts';
 import { convertFlag } from '../convert/conversion-flags.ts';
 import { openText, type ModelText } from '../text.ts';
 
 const runFlags = <T>(command: Argv<T>) =>
   convertFlag(jsonFlag(samplingFlags(clusterFlags(command))))
-    .positional('prompt', { type: 'string', describe: 'text to answer; without it standard input is read' })
+    .positional('prompt', {
+      type: 'string',
+      describe: 'text to answer; without it a chat begins on a terminal, otherwise standard input is read',
+    })
     .option('raw', {
       type: 'boolean',
       default: false,
@@ -43,7 +49,7 @@ export interface RunRequest extends SessionFlags, Sampling {
 export function addRunCommand(program: Argv, context: CommandContext): Argv {
   return program.command(
     'run [prompt]',
-    'answer one prompt on a local cluster, streamed, then a table for each rank',
+    'answer one prompt on a local cluster, streamed, then a table for each rank; without a prompt, a chat',
     (command) => runFlags(command),
     (flags) => run(flags, context),
   );
@@ -51,6 +57,8 @@ export function addRunCommand(program: Argv, context: CommandContext): Argv {
 
 /** Starts a cluster, streams one answer, prints the table. */
 export async function run(flags: RunRequest, context: CommandContext): Promise<void> {
+  const { terminal } = context;
+  if (flags.prompt === undefined && terminal !== undefined && !flags.json) return chat(flags, terminal, context);
   const prompt = await promptOf(flags, context);
   await using model = await openModel(flags, context);
   const text = await openText(model.checkpoint.path, flags.chatTemplate);
@@ -83,69 +91,12 @@ export async function run(flags: RunRequest, context: CommandContext): Promise<v
  */
 async function promptOf({ prompt: argument, raw }: RunRequest, context: CommandContext): Promise<string> {
   if (argument === undefined && context.inputIsTerminal)
-    throw new ConfigError('prompt: none given; write `tpla run "text"` or pipe a text into it');
+    throw new ConfigError(
+      'prompt: none given; write `tpla run "text"` or pipe a text into it (a chat needs standard input and error on a terminal, and no --json)',
+    );
   const prompt = argument ?? decodeUtf8(await context.readInput(), 'prompt on standard input').replace(/\r?\n$/, '');
   if (prompt === '' && !raw) throw new ConfigError('prompt: it is empty; give a text');
   return prompt;
-}
-
-interface RunReport {
-  readonly scheme: string;
-  readonly ranks: number;
-  readonly promptTokens: number;
-  readonly generatedTokens: number;
-  readonly timings: {
-    readonly loadMs: number;
-    readonly ttftMs: number;
-    readonly prefillTokensPerSecond: number;
-    readonly decodeTokensPerSecond: number;
-  };
-  readonly perRank: readonly RankReport[];
-}
-
-type RankReport = Usage['perRank'][number] & {
-  readonly pid: number;
-  readonly device: string;
-  readonly transport: string;
-  readonly weightBytes: number;
-  readonly cacheBytesPerToken: number;
-};
-
-function reportOf(cluster: Cluster, usage: Usage): RunReport {
-  const { promptTokens, generatedTokens, ttftMs, prefillTokensPerSecond, decodeTokensPerSecond } = usage;
-  return {
-    scheme: cluster.plan.scheme,
-    ranks: cluster.plan.worldSize,
-    promptTokens,
-    generatedTokens,
-    timings: { loadMs: cluster.loadMs, ttftMs, prefillTokensPerSecond, decodeTokensPerSecond },
-    perRank: cluster.ranks.flatMap(({ rank, pid, device, transport, weightBytes, cacheBytesPerToken }) => {
-      const sums = usage.perRank[rank];
-      return sums === undefined ? [] : [{ ...sums, pid, device, transport, weightBytes, cacheBytesPerToken }];
-    }),
-  };
-}
-
-function rankTable({ scheme, ranks, promptTokens, generatedTokens, timings, perRank }: RunReport): string {
-  const header = ['rank', 'pid', 'compute', 'wait', 'sent', 'received', 'weights', 'cache/token', 'peak memory'];
-  const rows = perRank.map((rank) => [
-    String(rank.rank),
-    String(rank.pid),
-    formatMs(rank.computeMs),
-    formatMs(rank.waitMs),
-    formatBytes(rank.bytesSent),
-    formatBytes(rank.bytesReceived),
-    formatBytes(rank.weightBytes),
-    formatBytes(rank.cacheBytesPerToken),
-    formatBytes(rank.peakRssBytes),
-  ]);
-  const { loadMs, ttftMs, prefillTokensPerSecond, decodeTokensPerSecond } = timings;
-  return (
-    `${formatTable(header, rows)}\n` +
-    `${scheme} on ${ranks} ranks (${perRank[0]?.transport ?? 'none'}): loaded in ${formatMs(loadMs)}, ` +
-    `${promptTokens} prompt tokens at ${prefillTokensPerSecond.toFixed(1)}/s, first token after ${formatMs(ttftMs)}, ` +
-    `${generatedTokens} generated at ${decodeTokensPerSecond.toFixed(1)}/s`
-  );
 }
 
 function generationOf(flags: RunRequest, promptIds: readonly number[], seed: number, text: ModelText): Generation {

@@ -6,16 +6,25 @@ import { once } from 'node:events';
 import type { Argv } from 'yargs';
 import { ConfigError, messageOf } from '../../config/errors.ts';
 import type { CommandContext } from '../command-context.ts';
-import { chatTemplateFlag, clusterFlags, jsonFlag, number, type FlagsOf } from '../flags.ts';
+import {
+  chatTemplateFlag,
+  clusterFilePositional,
+  clusterFlags,
+  configFileOf,
+  jsonFlag,
+  number,
+  type FlagsOf,
+} from '../flags.ts';
 import { convertFlag } from '../convert/conversion-flags.ts';
 import { createServer } from '../http/server.ts';
 import { isLoopback, parseListen } from '../http/listen-address.ts';
+import { LoadingProgress } from '../progress.ts';
 import { startServing, type Serving } from '../serving.ts';
 import { openModel } from '../session.ts';
 
 const serveFlags = <T>(command: Argv<T>) =>
   convertFlag(jsonFlag(clusterFlags(command)))
-    .positional('file', { type: 'string', describe: 'cluster file (YAML or JSON); the same as --config' })
+    .positional('file', clusterFilePositional)
     .option('listen', {
       type: 'string',
       describe:
@@ -34,7 +43,8 @@ const serveFlags = <T>(command: Argv<T>) =>
     .option('drain-seconds', number('drain-seconds', 0, 86_400, false, 30, 'time for running requests when stopped'))
     .option('cors-origin', {
       type: 'string',
-      describe: 'web origin whose pages may call the API, `*` for any (default: only the own page)',
+      describe:
+        'web origin whose pages may call the API, `*` for any (default: that of the cluster file, else only the own page)',
     })
     .option('allow-no-api-key', {
       type: 'boolean',
@@ -54,9 +64,7 @@ export function addServeCommand(program: Argv, context: CommandContext): Argv {
 }
 
 async function serve(flags: ServeFlags, context: CommandContext): Promise<void> {
-  if (flags.file !== undefined && flags.config !== undefined)
-    throw new ConfigError(`cluster file: given twice (${flags.file} and --config ${flags.config}); give one`);
-  await using model = await openModel({ ...flags, config: flags.file ?? flags.config }, context);
+  await using model = await openModel({ ...flags, config: configFileOf(flags) }, context);
   const { api, cache } = model.config;
   const address = parseListen(flags.listen ?? api.listen, flags.listen === undefined ? 'api.listen' : '--listen');
   const apiKey = apiKeyOf(context, api.apiKeyEnv);
@@ -65,20 +73,22 @@ async function serve(flags: ServeFlags, context: CommandContext): Promise<void> 
       `${address.host} can be reached from other machines and there is no API key; set ${api.apiKeyEnv}, listen on ` +
         '127.0.0.1, or say --allow-no-api-key',
     );
+  const loading = new LoadingProgress();
   await using serving = await startServing({
     config: { ...model.config, cache: { ...cache, slots: slotsOf(flags.slots) ?? cache.slots } },
     checkpoint: model.checkpoint,
     chatTemplateFile: flags.chatTemplate,
     maxQueued: flags.maxQueue,
     log: context.log,
+    onLoading: loading.report,
     signal: context.signal,
-  });
+  }).finally(() => loading[Symbol.dispose]());
   const server = createServer({
     ...serving,
     modelNames: [flags.modelName ?? serving.modelName, ...(model.config.model === 'default' ? ['default'] : [])],
     created: Math.floor(Date.now() / 1000),
     apiKey,
-    corsOrigin: flags.corsOrigin,
+    corsOrigin: (flags.corsOrigin ?? api.corsOrigin) || undefined,
   });
   const url = await listen(server, address);
   announce(serving, url, flags.json, context);

@@ -35,7 +35,7 @@ export function generationsOf(parts: ServerParts, wishes: GenerationWishes): Gen
     stop: stopsOf(request),
     endIds,
     text: parts.text.newStream(),
-    logitBias: biasOf(request),
+    logitBias: biasOf(parts, request),
     frequencyPenalty: request.frequency_penalty ?? 0,
     presencePenalty: request.presence_penalty ?? 0,
     topLogprobs,
@@ -59,9 +59,21 @@ function stopsOf({ stop }: GenerationRequest): string[] {
   return (typeof stop === 'string' ? [stop] : (stop ?? [])).filter((text) => text !== '');
 }
 
-function biasOf({ logit_bias: bias }: GenerationRequest): ReadonlyMap<number, number> | undefined {
+/** @throws ApiError 400 for a token beyond the vocabulary */
+function biasOf(
+  { supervisor: { vocabSize } }: ServerParts,
+  { logit_bias: bias }: GenerationRequest,
+): ReadonlyMap<number, number> | undefined {
   if (bias === undefined || bias === null || Object.keys(bias).length === 0) return undefined;
-  return new Map(Object.entries(bias).map(([token, value]) => [Number(token), value]));
+  return new Map(
+    Object.entries(bias).map(([token, value]) => {
+      if (Number(token) < vocabSize) return [Number(token), value];
+      throw new ApiError(400, `logit_bias: token ${token} is not below the vocabulary size ${vocabSize}`, {
+        param: 'logit_bias',
+        code: 'invalid_value',
+      });
+    }),
+  );
 }
 
 /** @returns tokens that the context has left for the answer  @throws ApiError with the three numbers */

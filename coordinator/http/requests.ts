@@ -38,7 +38,15 @@ const generationFields = {
   ignore_eos: z.boolean().nullish(),
 };
 
-const textPart = z.looseObject({ type: z.literal('text'), text: z.string() });
+const textPart = z.looseObject({
+  type: z.literal('text', {
+    error: ({ input }) =>
+      typeof input === 'string'
+        ? `${input} parts are not supported by this server; send text parts`
+        : 'expected the type of the part, such as "text"',
+  }),
+  text: z.string(),
+});
 
 const messageSchema = z.looseObject({
   role: z.enum(['system', 'developer', 'user', 'assistant', 'tool', 'function']),
@@ -57,7 +65,7 @@ export type ResponseFormat = z.infer<typeof responseFormatSchema>;
 
 export const chatRequestSchema = z.looseObject({
   ...generationFields,
-  messages: z.array(messageSchema).min(1),
+  messages: z.array(messageSchema).min(1, { error: 'expected at least one message' }),
   max_completion_tokens: z.number().int().min(1).nullish(),
   logprobs: z.boolean().nullish(),
   top_logprobs: z.number().int().min(0).max(20).nullish(),

@@ -77,9 +77,16 @@ function addHooks(server: FastifyInstance, parts: ServerParts, isStopping: () =>
     if (apiError.status === 413) await discardBody(request);
     return sendError(reply, apiError);
   });
-  server.setNotFoundHandler((request, reply) =>
-    sendError(reply, new ApiError(404, `${request.method} ${request.url}: no such route`, { code: 'unknown_url' })),
-  );
+  server.setNotFoundHandler((request, reply) => sendError(reply, notFound(server, request)));
+}
+
+/** 405 where the path is right and the method is not. */
+function notFound(server: FastifyInstance, { method, url }: FastifyRequest): ApiError {
+  const [path = ''] = url.split('?');
+  const allow = ['GET', 'POST'].filter((other) => server.hasRoute({ method: other, url: path })).join(', ');
+  if (allow === '') return new ApiError(404, `${method} ${path}: no such route`, { code: 'unknown_url' });
+  const message = `${method} ${path}: not a method of this route; use ${allow}`;
+  return new ApiError(405, message, { code: 'method_not_allowed', headers: { allow } });
 }
 
 /** A client that is still sending when the connection closes sees a broken pipe instead of the answer. */

@@ -8,6 +8,7 @@ const files = {
   '/app.js': { name: 'app.js', type: 'text/javascript; charset=utf-8' },
   '/chat.js': { name: 'chat.js', type: 'text/javascript; charset=utf-8' },
   '/cluster.js': { name: 'cluster.js', type: 'text/javascript; charset=utf-8' },
+  '/ranks.js': { name: 'ranks.js', type: 'text/javascript; charset=utf-8' },
   '/server.js': { name: 'server.js', type: 'text/javascript; charset=utf-8' },
   '/favicon.svg': { name: 'favicon.svg', type: 'image/svg+xml' },
 } as const;

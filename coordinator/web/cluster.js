@@ -1,4 +1,8 @@
-/** The cluster view: asks once a second while the page is visible, and shows what each rank holds and does. */
+/**
+ * The cluster view: asks once a second while the page is visible, and shows how the cluster does. What each rank holds
+ * and does is drawn by ranks.js.
+ */
+import { drawRanks, drawShards } from './ranks.js';
 import { get } from './server.js';
 
 const element = (id) => document.getElementById(id);
@@ -6,53 +10,75 @@ const everyMs = 1000;
 const keptSamples = 60;
 const history = [];
 let seenEvents = '';
-let drawnShards = '';
+
+const words = {
+  ok: 'ready',
+  unreachable: 'unreachable',
+  locked: 'API key needed',
+};
 
 /** @param onCluster called with each answer of the server */
 export async function watchCluster(onCluster) {
   for (;;) {
-    if (document.visibilityState === 'visible') {
-      try {
-        const cluster = await get('/v1/cluster');
-        element('cluster-error').textContent = cluster.error ?? '';
-        showState(cluster.state);
-        draw(cluster);
-        onCluster(cluster);
-      } catch (error) {
-        showState('unreachable');
-        element('cluster-error').textContent = error.message;
-      }
-    }
+    if (document.visibilityState === 'visible') await look(onCluster);
     await new Promise((resolve) => setTimeout(resolve, everyMs));
   }
 }
 
-function showState(state) {
+async function look(onCluster) {
+  try {
+    const cluster = await get('/v1/cluster');
+    showState(cluster.state, bannerOf(cluster));
+    draw(cluster);
+    onCluster(cluster);
+  } catch (error) {
+    if (error.status === 401) showState('locked', error.message);
+    else showState('unreachable', 'The server does not answer; this page goes on asking.');
+  }
+}
+
+/** What the user should know wherever they look. */
+function bannerOf({ state, error, events }) {
+  if (state === 'failed') return error ?? 'The cluster has failed.';
+  const lost = events.findLast(({ kind }) => kind === 'lost');
+  if (state === 'recovering')
+    return `${lost?.text ?? 'A rank was lost'}. It is being started again; answers go on after that.`;
+  if (state === 'degraded') return 'The cluster runs on fewer ranks than it was given.';
+  return '';
+}
+
+function showState(state, text) {
   const place = element('state');
+  const banner = element('banner');
+  if (banner.textContent !== text) banner.textContent = text;
+  banner.dataset.state = state;
   if (place.dataset.state === state) return;
   place.dataset.state = state;
-  place.textContent = state === 'ok' ? 'ready' : state;
+  place.textContent = words[state] ?? state;
 }
 
 function draw(cluster) {
+  const { scheduler, rates, totals } = cluster;
   element('model').textContent = cluster.model;
-  const { scheduler, rates } = cluster;
-  facts({
-    Scheme: cluster.scheme,
-    Why: cluster.scheme_reason,
-    Context: `${cluster.context_tokens} tokens, cache ${cluster.cache_type}`,
-    Running: `${scheduler.running} of ${scheduler.slots} slots, ${scheduler.queued} waiting`,
-    Generated: `${cluster.totals.generated_tokens} tokens, ${perSecond(rates.generated_tokens_per_second)}`,
-    'Prompts read': `${cluster.totals.prompt_tokens} tokens, ${perSecond(rates.prompt_tokens_per_second)}`,
+  document.title = `${cluster.model} - tpla`;
+  tiles('rates', {
+    'tokens / s': rates.generated_tokens_per_second.toFixed(1),
+    'prompt tokens / s': rates.prompt_tokens_per_second.toFixed(1),
+    'running / slots': `${scheduler.running} / ${scheduler.slots}`,
+    waiting: String(scheduler.queued),
+    'tokens so far': totals.generated_tokens.toLocaleString('en'),
+    'context tokens': cluster.context_tokens.toLocaleString('en'),
   });
   drawHistory(rates.generated_tokens_per_second);
-  drawShards(cluster.ranks);
-  element('ranks').replaceChildren(...cluster.ranks.map(row));
+  drawShards(cluster);
+  const reason = cluster.scheme_reason === 'as asked' ? '' : ` (${cluster.scheme_reason})`;
+  element('why').textContent = `Scheme ${cluster.scheme}${reason}, cache in ${cluster.cache_type}.`;
+  drawRanks(cluster.ranks);
   drawEvents(cluster.events);
 }
 
-function facts(entries) {
-  element('facts').replaceChildren(
+function tiles(id, entries) {
+  element(id).replaceChildren(
     ...Object.entries(entries).map(([name, value]) => {
       const group = document.createElement('div');
       group.append(withText('dt', name), withText('dd', value));
@@ -64,78 +90,23 @@ function facts(entries) {
 function drawHistory(rate) {
   history.push(rate);
   if (history.length > keptSamples) history.shift();
-  element('rate').textContent = rate.toFixed(1);
-  const top = Math.max(1, ...history);
+  const peak = Math.max(...history);
+  element('peak').textContent = peak > 0 ? `peak ${peak.toFixed(1)}` : 'nothing yet';
+  const top = Math.max(1, peak);
   const points = history.map(
     (value, i) => `${(600 * (i + keptSamples - history.length)) / (keptSamples - 1)},${78 - (74 * value) / top}`,
   );
-  const line = document.createElementNS('http://www.w3.org/2000/svg', 'polyline');
-  line.setAttribute('points', points.join(' '));
-  element('history').replaceChildren(line);
-}
-
-/** One bar for each thing that is cut over the ranks, as wide as each rank's part. */
-function drawShards(ranks) {
-  const drawn = JSON.stringify(ranks.map(({ heads, kv_heads: kvHeads, latent }) => [heads, kvHeads, latent]));
-  if (drawn === drawnShards) return;
-  drawnShards = drawn;
-  const bars = [
-    ['Query heads', 'heads'],
-    ['Key-value heads', 'kv_heads'],
-    ['Latent columns', 'latent'],
-  ].filter(([, key]) => ranks.some((rank) => rank[key].end > rank[key].start));
-  element('shards').replaceChildren(
-    ...bars.map(([name, key]) => {
-      const bar = document.createElement('div');
-      bar.className = 'shard';
-      const list = document.createElement('ul');
-      for (const rank of ranks) {
-        const { start, end } = rank[key];
-        const text = end > start ? `rank ${rank.rank}: ${start} to ${end - 1}` : `rank ${rank.rank}: none`;
-        const item = withText('li', text);
-        item.title = `${name}, ${text}`;
-        item.style.flex = `${Math.max(end - start, 0.2)} 1 0`;
-        list.append(item);
-      }
-      bar.append(withText('p', name), list);
-      return bar;
-    }),
+  const [start] = points[0].split(',');
+  element('history').replaceChildren(
+    shape('polygon', `${start},80 ${points.join(' ')} 600,80`),
+    shape('polyline', points.join(' ')),
   );
 }
 
-function row(rank) {
-  const line = document.createElement('tr');
-  const name = withText('th', String(rank.rank));
-  name.scope = 'row';
-  const state = withText('td', rank.state);
-  state.className = 'state';
-  state.dataset.state = rank.state;
-  line.append(
-    name,
-    state,
-    withText('td', rank.host),
-    withText('td', String(rank.pid)),
-    share(`Rank ${rank.rank} compute`, rank.per_second.compute_ms),
-    share(`Rank ${rank.rank} wait`, rank.per_second.wait_ms),
-    withText('td', `${bytes(rank.per_second.bytes_sent)}/s`),
-    withText('td', `${bytes(rank.per_second.bytes_received)}/s`),
-    withText('td', bytes(rank.rss_bytes)),
-    withText('td', bytes(rank.weight_bytes)),
-    withText('td', bytes(rank.cache_bytes)),
-    withText('td', String(rank.restarts)),
-  );
-  return line;
-}
-
-/** Part of the time, as a meter and in percent. */
-function share(label, msPerSecond) {
-  const cell = document.createElement('td');
-  const meter = document.createElement('meter');
-  meter.max = 1000;
-  meter.value = Math.min(1000, msPerSecond);
-  meter.setAttribute('aria-label', label);
-  cell.append(meter, ` ${Math.round(msPerSecond / 10)} %`);
-  return cell;
+function shape(name, points) {
+  const node = document.createElementNS('http://www.w3.org/2000/svg', name);
+  node.setAttribute('points', points);
+  return node;
 }
 
 function drawEvents(events) {
@@ -144,11 +115,13 @@ function drawEvents(events) {
   seenEvents = seen;
   element('events').replaceChildren(
     ...[...events].reverse().map(({ time, kind, rank, text }) => {
-      const where = rank === undefined ? '' : `rank ${rank}, `;
-      return withText(
-        'p',
-        `${new Date(time).toLocaleTimeString()} ${kind}: ${/^rank \d/.test(text) ? '' : where}${text}`,
-      );
+      const item = document.createElement('p');
+      item.dataset.kind = kind;
+      const where = rank === undefined || /^rank \d/.test(text) ? '' : `rank ${rank}, `;
+      const when = withText('time', new Date(time).toLocaleTimeString());
+      when.dateTime = time;
+      item.append(when, ' ', withText('strong', `${kind}:`), ` ${where}${text}`);
+      return item;
     }),
   );
 }
@@ -157,18 +130,4 @@ function withText(name, text) {
   const node = document.createElement(name);
   node.textContent = text;
   return node;
-}
-
-function perSecond(rate) {
-  return `${rate.toFixed(1)}/s`;
-}
-
-function bytes(count) {
-  for (const [name, unit] of [
-    ['GB', 1e9],
-    ['MB', 1e6],
-    ['kB', 1e3],
-  ])
-    if (count >= unit) return `${(count / unit).toFixed(1)} ${name}`;
-  return `${Math.round(count)} B`;
 }

@@ -12,7 +12,7 @@ function headers() {
 /** GET as JSON. Throws an Error with the server's own words. */
 export async function get(path) {
   const response = await fetch(path, { headers: headers() });
-  if (!response.ok) throw new Error(await refusalOf(response));
+  if (!response.ok) throw await refusalOf(response);
   return response.json();
 }
 
@@ -24,7 +24,7 @@ export async function stream(path, body, signal, take) {
     body: JSON.stringify({ ...body, stream: true }),
     signal,
   });
-  if (!response.ok) throw new Error(await refusalOf(response));
+  if (!response.ok) throw await refusalOf(response);
   let held = '';
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
@@ -42,12 +42,15 @@ export async function stream(path, body, signal, take) {
   }
 }
 
+/** An Error with the server's own words and its status. */
 async function refusalOf(response) {
+  const { status } = response;
   const text = await response.text();
+  let message = `${status} ${text.slice(0, 200)}`;
   try {
-    const { error } = JSON.parse(text);
-    return response.status === 401 ? `${error.message} (Settings, API key)` : error.message;
+    message = JSON.parse(text).error.message;
   } catch {
-    return `${response.status} ${text.slice(0, 200)}`;
+    // Not from this server, but from something before it.
   }
+  return Object.assign(new Error(status === 401 ? `${message} (in Settings, API key)` : message), { status });
 }

@@ -70,7 +70,7 @@ describe('a cluster', () => {
 
   test('checks its sums', async () => {
     await using cluster = await Cluster.start(await optionsFor({ ranks: 2, transport: 'zeromq' }));
-    const replies = await cluster.collectiveCheck(1000, 5);
+    const replies = await cluster.checks.collective(1000, 5);
     expect(replies.map((reply) => reply.latenciesUs.length)).toEqual([5, 5]);
   });
 

@@ -60,6 +60,25 @@ describe('an API key', () => {
   });
 });
 
+describe('pages of other origins', () => {
+  test('may call only where a setting names them', async () => {
+    await using served = await serve(['--ranks', '1', '--cors-origin', 'https://chat.example']);
+    const preflight = await fetch(`${served.url}/v1/chat/completions`, {
+      method: 'OPTIONS',
+      headers: { origin: 'https://chat.example', 'access-control-request-method': 'POST' },
+    });
+    expect(preflight.status).toBe(204);
+    expect(preflight.headers.get('access-control-allow-headers')).toContain('authorization');
+    const streamed = await fetch(`${served.url}/v1/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ prompt: 'Once', max_tokens: 2, stream: true }),
+    });
+    expect(streamed.headers.get('access-control-allow-origin')).toBe('https://chat.example');
+    await streamed.text();
+  });
+});
+
 describe('a full queue', () => {
   test('is answered with 429 and when to come again', async () => {
     await using served = await serve(['--ranks', '1', '--slots', '1', '--max-queue', '1']);

@@ -273,7 +273,10 @@ describe('completions', () => {
 describe('refusals', () => {
   test('name the field and what was expected', async () => {
     const chat = '/v1/chat/completions';
-    expect(await refusal(chat, { messages: [] })).toMatchObject({ status: 400, param: 'messages' });
+    expect(await refusal(chat, { messages: [] })).toMatchObject({
+      status: 400,
+      message: 'messages: expected at least one message',
+    });
     expect(await refusal(chat, { messages: user('x'), temperature: 'hot' })).toEqual({
       status: 400,
       type: 'invalid_request_error',
@@ -295,6 +298,18 @@ describe('refusals', () => {
     expect(await refusal('/v1/completions', { prompt: [99999] })).toMatchObject({
       message: 'prompt: token 99999 is not below the vocabulary size 512',
     });
+    expect(await refusal(chat, { messages: user('x'), logit_bias: { 512: 1 } })).toMatchObject({
+      status: 400,
+      message: 'logit_bias: token 512 is not below the vocabulary size 512',
+    });
+    const image = { type: 'image_url', image_url: { url: 'data:image/png;base64,' } };
+    expect(await refusal(chat, { messages: [{ role: 'user', content: [image] }] })).toMatchObject({
+      param: 'messages[0].content[0].type',
+      message: 'messages[0].content[0].type: image_url parts are not supported by this server; send text parts',
+    });
+    const get = await fetch(`${served.url}${chat}`);
+    expect(get.status).toBe(405);
+    expect(get.headers.get('allow')).toBe('POST');
     expect(await refusal(chat, '{broken')).toMatchObject({ status: 400 });
     expect(await refusal('/v1/nothing', {})).toMatchObject({ status: 404, code: 'unknown_url' });
   });

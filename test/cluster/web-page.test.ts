@@ -1,7 +1,7 @@
 /**
  * The web page in a real Chromium: a message streams and is stopped, a killed rank is told and recovers, no console
- * error, no serious finding of axe-core. Skipped where there is no Chromium. With TPLA_SCREENSHOTS=1 the pictures of
- * docs/screenshots are made again.
+ * error, no serious finding of axe-core. Skipped where there is no Chromium. With TPLA_SCREENSHOTS=1 and
+ * TPLA_MODEL naming a converted model the pictures of docs/screenshots are made again.
  */
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -39,7 +39,8 @@ describe.skipIf(executable === undefined)('web page', () => {
 
   beforeAll(async () => {
     const model = takesScreenshots ? realModelPath() : undefined;
-    served = await serve(['--ranks', '2'], model === undefined ? {} : { model });
+    const scheme = takesScreenshots ? ['--scheme', 'tpla'] : [];
+    served = await serve(['--ranks', '2', ...scheme], model === undefined ? {} : { model });
     browser = await chromium.launch({ executablePath: executable!, args: flags });
   });
   afterAll(async () => {
@@ -100,41 +101,83 @@ describe.skipIf(executable === undefined)('web page', () => {
     await page.close();
   });
 
-  test.each([
-    ['light', 1300, 900],
-    ['dark', 1300, 900],
-    ['light', 400, 800],
-    ['dark', 400, 800],
-  ] as const)('%s at %i x %i: both views, nothing serious for axe', async (colorScheme, width, height) => {
-    const { page, errors } = await open({ colorScheme, viewport: { width, height } });
-    await page.locator('#settings summary').click();
-    expect(await seriousFindings(page)).toEqual([]);
-    await page.locator('#settings summary').click();
-    const shape = `${colorScheme}-${width > 1000 ? 'wide' : 'narrow'}`;
-    if (takesScreenshots) {
-      await page.locator('#message').fill('Why is the sky blue?');
-      await page.locator('#max-tokens').evaluate((field) => field.setAttribute('value', '60'));
-      await page.locator('#message').press('Enter');
-      await expect.poll(() => page.locator('#messages').getAttribute('aria-busy'), { timeout: 20_000 }).toBe('false');
-      await page.locator('#history polyline').waitFor({ state: 'attached' });
-      await page.screenshot({ path: `${screenshots}${shape}-chat.png` });
-    }
-    if (width < 1000) {
-      await page.locator('#tab-chat').press('ArrowRight');
-      expect(await page.locator('#cluster').isVisible()).toBe(true);
-      expect(await page.locator('#chat').isVisible()).toBe(false);
-      expect(await seriousFindings(page)).toEqual([]);
-      if (takesScreenshots) await page.screenshot({ path: `${screenshots}${shape}-cluster.png` });
-    }
-    expect(await page.locator('#ranks tr').count()).toBe(2);
-    expect(await page.locator('#shards').textContent()).toContain('rank 1:');
-    const overflow = await page.evaluate<boolean>(
-      'document.documentElement.scrollWidth > document.documentElement.clientWidth',
-    );
-    expect(overflow).toBe(false);
-    expect(errors).toEqual([]);
+  test('from an empty chat by a suggestion, another answer, and an empty chat again', async () => {
+    const { page, errors } = await open({ reducedMotion: 'reduce' });
+    expect(await page.locator('#stop').isVisible()).toBe(false);
+    await page.locator('#max-tokens').evaluate((field) => field.setAttribute('value', '8'));
+    await page.locator('.suggestion').first().click();
+    const foot = page.locator('#messages .assistant .foot');
+    await expect
+      .poll(() => foot.textContent(), { timeout: 20_000 })
+      .toMatch(/^8 tokens, .* per second, first after .* s, cut/);
+    expect(await page.locator('#welcome').count()).toBe(0);
+    await page.locator('#again').click();
+    await expect.poll(() => foot.textContent(), { timeout: 20_000 }).toMatch(/^8 tokens/);
+    expect(await page.locator('#messages > div').count()).toBe(2);
+    await page.locator('#clear').click();
+    expect(await page.locator('#welcome').isVisible()).toBe(true);
+    expect(await page.evaluate<string>('document.activeElement.id')).toBe('message');
+    // What the server refuses stands beside the message.
+    await page.locator('#message').fill('x'.repeat(5000));
+    await page.locator('#message').press('Enter');
+    await expect.poll(() => page.locator('#notice').textContent()).toContain('maximum context length is 512');
+    // The browser itself reports an answer of 400.
+    expect(errors.filter((line) => !line.includes('status of 400'))).toEqual([]);
     await page.close();
   });
+
+  test('says when the server is gone, and when it is back', async () => {
+    const { page } = await open();
+    await page.context().setOffline(true);
+    await page.locator('#state[data-state=unreachable]').waitFor();
+    expect(await page.locator('#banner').textContent()).toContain('does not answer');
+    await page.context().setOffline(false);
+    await page.locator('#state[data-state=ok]').waitFor();
+    await page.close();
+  });
+
+  test.each([
+    ['light', 1440, 900],
+    ['dark', 1440, 900],
+    ['light', 400, 800],
+    ['dark', 400, 800],
+  ] as const)(
+    '%s at %i x %i: both views, nothing serious for axe',
+    { timeout: 120_000 },
+    async (colorScheme, width, height) => {
+      const { page, errors } = await open({ colorScheme, viewport: { width, height } });
+      await page.locator('#settings summary').click();
+      expect(await seriousFindings(page)).toEqual([]);
+      await page.locator('#settings summary').click();
+      const shape = `${colorScheme}-${width > 1000 ? 'wide' : 'narrow'}`;
+      if (takesScreenshots) {
+        await page.locator('#message').fill('Why is the sky blue?');
+        await page.locator('#max-tokens').evaluate((field) => field.setAttribute('value', '60'));
+        await page.locator('#message').press('Enter');
+        await expect
+          .poll(() => page.locator('#messages').getAttribute('aria-busy'), { timeout: 100_000 })
+          .toBe('false');
+        await page.locator('#history polyline').waitFor({ state: 'attached' });
+        await page.screenshot({ path: `${screenshots}${shape}-chat.png` });
+      }
+      if (width < 1000) {
+        await page.locator('#tab-chat').press('ArrowRight');
+        expect(await page.locator('#cluster').isVisible()).toBe(true);
+        expect(await page.locator('#chat').isVisible()).toBe(false);
+        expect(await seriousFindings(page)).toEqual([]);
+        if (takesScreenshots) await page.screenshot({ path: `${screenshots}${shape}-cluster.png` });
+      }
+      expect(await page.locator('#ranks > li').count()).toBe(2);
+      expect(await page.locator('#shards').textContent()).toContain('rank 1 ');
+      expect(await page.locator('#ranks .load').nth(1).getAttribute('aria-label')).toMatch(/^Rank 1: computing \d+ %/);
+      const overflow = await page.evaluate<boolean>(
+        'document.documentElement.scrollWidth > document.documentElement.clientWidth',
+      );
+      expect(overflow).toBe(false);
+      expect(errors).toEqual([]);
+      await page.close();
+    },
+  );
 
   test('tells of a killed rank and of its recovery', async () => {
     const { page, errors } = await open();
@@ -146,7 +189,8 @@ describe.skipIf(executable === undefined)('web page', () => {
       .toContain(`lost: rank 1 (process ${pid}) was killed`);
     await expect.poll(() => events.textContent(), { timeout: 15_000 }).toContain('recovered: rank 1');
     await page.locator('#state[data-state=ok]').waitFor();
-    expect(await page.locator('#ranks tr').nth(1).locator('td').last().textContent()).toBe('1');
+    expect(await page.locator('#banner').textContent()).toBe('');
+    expect(await page.locator('#ranks > li').nth(1).locator('[data-name=restarts] dd').textContent()).toBe('1');
     await page.locator('#message').fill('The dog');
     await page.locator('#send').click();
     await expect

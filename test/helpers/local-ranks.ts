@@ -80,7 +80,7 @@ export async function startLocalRanks(
         ringEndpoints: [],
         runId: 'local',
       };
-      return RankWorker.load(setup, group);
+      return RankWorker.load(setup, group, () => Promise.resolve());
     }),
   );
   let id = 0;

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ControlClient } from '../../../collective/control-client.ts';
 import { ControlServer } from '../../../collective/control.ts';
+import { protocolVersion } from '../../../collective/messages.ts';
 import { Curve, encodeZ85, parseKeys, readKeys, writeKeys, type KeyPair } from '../../../collective/curve.ts';
 import { bindRing } from '../../../collective/zeromq-group.ts';
 import { connectPush } from '../../../collective/zmq.ts';
@@ -55,7 +56,7 @@ describe('the control plane', () => {
     rank: 0,
     pid: 1,
     host: 'h',
-    protocol: 3,
+    protocol: protocolVersion,
     version: '0',
     token: '',
     ringEndpoint: 'r',

@@ -54,7 +54,7 @@ describe('what is accepted', () => {
       ],
       coordinator: { bind: 'auto', joinSeconds: 300 },
       security: { curve: 'auto', keys: join(folder, 'keys'), allowNoKeys: false },
-      api: { listen: '127.0.0.1:8080', apiKeyEnv: 'TPLA_API_KEY' },
+      api: { listen: '127.0.0.1:8080', apiKeyEnv: 'TPLA_API_KEY', corsOrigin: '' },
       faults: { heartbeatMs: 200, restarts: 5, backoffMs: 250, rejoinMs: 10_000, allowFewerRanks: false },
     });
   });
