@@ -53,6 +53,8 @@ const requestDeadlineMs = 600_000;
 const patienceMs = { well: 2000, broken: 200 };
 
 export class Cluster implements AsyncDisposable {
+  /** Of an unsupervised cluster, which ends with its first loss. */
+  readonly cacheEpoch: number = 0;
   readonly plan: ShardPlan;
   /** Why the plan has this scheme, in words for the user. */
   readonly schemeReason: string;

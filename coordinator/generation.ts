@@ -63,6 +63,8 @@ export interface TokenLogprobs {
 
 export interface Usage {
   readonly promptTokens: number;
+  /** Of these, how many the cache held from an earlier request. */
+  readonly reusedTokens: number;
   readonly generatedTokens: number;
   /** From the request to the first token, waiting for a slot included. */
   readonly ttftMs: number;

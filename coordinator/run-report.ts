@@ -67,15 +67,19 @@ export function sumUsage(usages: readonly Usage[]): Usage {
   const total = (value: (usage: Usage) => number): number => usages.reduce((sum, usage) => sum + value(usage), 0);
   const generatedTokens = total((usage) => usage.generatedTokens);
   const promptTokens = total((usage) => usage.promptTokens);
+  const reusedTokens = total((usage) => usage.reusedTokens);
   const secondsOf = (tokens: number, perSecond: number): number => (perSecond > 0 ? tokens / perSecond : 0);
   const decodeSeconds = total((usage) => secondsOf(usage.generatedTokens - 1, usage.decodeTokensPerSecond));
-  const prefillSeconds = total((usage) => secondsOf(usage.promptTokens, usage.prefillTokensPerSecond));
+  const prefillSeconds = total((usage) =>
+    secondsOf(usage.promptTokens - usage.reusedTokens, usage.prefillTokensPerSecond),
+  );
   const decoded = total((usage) => (usage.decodeTokensPerSecond > 0 ? usage.generatedTokens - 1 : 0));
   return {
     promptTokens,
+    reusedTokens,
     generatedTokens,
     ttftMs: total((usage) => usage.ttftMs) / Math.max(1, usages.length),
-    prefillTokensPerSecond: prefillSeconds > 0 ? promptTokens / prefillSeconds : 0,
+    prefillTokensPerSecond: prefillSeconds > 0 ? (promptTokens - reusedTokens) / prefillSeconds : 0,
     decodeTokensPerSecond: decodeSeconds > 0 ? decoded / decodeSeconds : 0,
     perRank: (usages[0]?.perRank ?? []).map(({ rank }, i) =>
       sumRank(

@@ -14,9 +14,10 @@ import type { StepResult } from './ask-ranks.ts';
 import type { Cluster } from './cluster.ts';
 import { requireRoom, type Generation, type GenerationEvent } from './generation.ts';
 import { Sequence, type Work } from './sequence.ts';
+import { SlotMemory } from './slot-memory.ts';
 
 /** What the scheduler needs of a cluster; a supervised one may be another after a failure. */
-export type StepRunner = Pick<Cluster, 'step' | 'options' | 'vocabSize'>;
+export type StepRunner = Pick<Cluster, 'step' | 'options' | 'plan' | 'vocabSize' | 'cacheEpoch'>;
 
 export interface SchedulerOptions {
   /** Generations that may wait for a slot. */
@@ -54,6 +55,7 @@ export class Scheduler implements AsyncDisposable {
   readonly #options: SchedulerOptions;
   /** By slot. */
   readonly #running: (Sequence | undefined)[];
+  readonly #memory: SlotMemory;
   readonly #queue: Sequence[] = [];
   #loop: Promise<void> | undefined;
   #lastPhase: Turn['phase'] = 'decode';
@@ -63,6 +65,7 @@ export class Scheduler implements AsyncDisposable {
   constructor(cluster: StepRunner, options: SchedulerOptions) {
     this.#cluster = cluster;
     this.#options = options;
+    this.#memory = new SlotMemory(cluster.options.slots);
     this.#running = new Array<Sequence | undefined>(cluster.options.slots).fill(undefined);
   }
 
@@ -145,18 +148,24 @@ export class Scheduler implements AsyncDisposable {
 
   /** Frees the slots of what has finished or was cancelled. */
   #clear(): void {
-    for (const [slot, sequence] of this.#running.entries())
-      if (sequence?.finished === true) this.#running[slot] = undefined;
+    for (const [slot, sequence] of this.#running.entries()) {
+      if (sequence?.finished !== true) continue;
+      this.#running[slot] = undefined;
+      this.#memory.keep(slot, sequence.prefilled, this.#cluster.cacheEpoch);
+    }
     for (let i = this.#queue.length - 1; i >= 0; i--) if (this.#queue[i]?.finished === true) this.#queue.splice(i, 1);
   }
 
-  /** The lowest free slot first: batches then have few shapes, for each of which a rank builds programs. */
+  /** Short requests share the lowest free slots: batches then have few shapes, for each of which a rank builds programs. */
   #admit(): void {
-    for (const [slot, sequence] of this.#running.entries()) {
-      if (sequence !== undefined) continue;
-      const next = this.#queue.shift();
+    for (;;) {
+      const free = [...this.#running.keys()].filter((slot) => this.#running[slot] === undefined);
+      const next = free.length === 0 ? undefined : this.#queue.shift();
       if (next === undefined) return;
-      next.slot = slot;
+      // Decode scores the last tokens from whole latents, which only reading them anew brings back.
+      const fresh = Math.max(1, this.#cluster.plan.exactTokens.window);
+      const { slot, pieces } = this.#memory.take(free, next.request.promptIds, fresh, this.#cluster.cacheEpoch);
+      next.enter(slot, pieces);
       this.#running[slot] = next;
     }
   }

@@ -8,6 +8,7 @@ import { EventChannel } from './event-channel.ts';
 import type { FinishReason, Generation, GenerationEvent } from './generation.ts';
 import { logprobsOf } from './logprobs.ts';
 import { sampleToken, seededRandom, type RandomSource } from './sampler.ts';
+import type { PrefilledPrompt } from './slot-memory.ts';
 import { StopStrings } from './stop-strings.ts';
 import { UsageMeter } from './usage-meter.ts';
 
@@ -30,6 +31,8 @@ export class Sequence {
   cached = 0;
   /** Where in the cache; undefined while it waits. */
   slot: number | undefined;
+  /** Prompt tokens that the slot held already. */
+  reused = 0;
   finished = false;
   /** Order in which sequences came. */
   readonly arrival = performance.now();
@@ -55,6 +58,22 @@ export class Sequence {
   /** Prompt tokens that are not in the cache yet. */
   get promptLeft(): number {
     return Math.max(0, this.request.promptIds.length - this.cached);
+  }
+
+  /** Begins in a slot that holds these pieces of the prompt already; none: at the start. */
+  enter(slot: number, pieces: ReadonlyMap<number, number>): void {
+    this.slot = slot;
+    for (const [start, length] of pieces) {
+      this.#pieces.set(start, length);
+      this.reused += length;
+    }
+    this.cached = this.reused;
+  }
+
+  /** What of the prompt its slot holds. */
+  get prefilled(): PrefilledPrompt {
+    const pieces = [...this.#pieces].filter(([start, length]) => start + length <= this.cached);
+    return { ids: this.request.promptIds, pieces: new Map(pieces) };
   }
 
   /**
@@ -145,7 +164,7 @@ export class Sequence {
 
   #end(text: string, finishReason: FinishReason): void {
     this.finished = true;
-    const usage = this.#meter.usage(this.request.promptIds.length, this.generated);
+    const usage = this.#meter.usage(this.request.promptIds.length, this.reused, this.generated);
     this.events.push({ kind: 'end', text, finishReason, usage });
     this.events.end();
   }

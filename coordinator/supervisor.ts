@@ -52,6 +52,7 @@ export class Supervisor implements AsyncDisposable {
   #lost: readonly number[] = [];
   #recovery: Promise<void> | undefined;
   #restartTimes: number[] = [];
+  #losses = 0;
   readonly #restarts = new Map<number, number>();
   readonly #stop = new AbortController();
   /** Waits for ranks on other machines after the cluster has failed. Never rejects. */
@@ -91,6 +92,15 @@ export class Supervisor implements AsyncDisposable {
 
   get vocabSize(): number {
     return this.#cluster.vocabSize;
+  }
+
+  get plan(): Cluster['plan'] {
+    return this.#cluster.plan;
+  }
+
+  /** How often the cache was lost: what a caller knows of it holds for one epoch. */
+  get cacheEpoch(): number {
+    return this.#losses;
   }
 
   get state(): ClusterState {
@@ -216,6 +226,7 @@ export class Supervisor implements AsyncDisposable {
 
   #lose(error: Error): void {
     this.#state = 'recovering';
+    this.#losses++;
     this.#error = error;
     const named = /^rank (\d+)/.exec(error.message);
     const { lostRanks } = this.#cluster;

@@ -26,15 +26,17 @@ export class UsageMeter {
     this.#firstTokenAt ??= this.#lastTokenAt;
   }
 
-  usage(promptTokens: number, generatedTokens: number): Usage {
+  /** @param reusedTokens of the prompt, which were in the cache before */
+  usage(promptTokens: number, reusedTokens: number, generatedTokens: number): Usage {
     const firstTokenAt = this.#firstTokenAt ?? performance.now();
     const prefillMs = (this.#prefillEndedAt ?? firstTokenAt) - (this.#prefillStartedAt ?? this.#startedAt);
     const decodeMs = this.#lastTokenAt - firstTokenAt;
     return {
       promptTokens,
+      reusedTokens,
       generatedTokens,
       ttftMs: firstTokenAt - this.#startedAt,
-      prefillTokensPerSecond: (1000 * promptTokens) / prefillMs,
+      prefillTokensPerSecond: (1000 * (promptTokens - reusedTokens)) / prefillMs,
       decodeTokensPerSecond: generatedTokens > 1 && decodeMs > 0 ? (1000 * (generatedTokens - 1)) / decodeMs : 0,
       perRank: this.#sums,
     };

@@ -43,6 +43,8 @@ export interface TokenCounts {
   readonly prompt_tokens: number;
   readonly completion_tokens: number;
   readonly total_tokens: number;
+  /** Prompt tokens that the cache held from an earlier request. */
+  readonly prompt_tokens_details: { readonly cached_tokens: number };
 }
 
 export interface AnswerOptions {
@@ -153,5 +155,14 @@ function countTokens(generations: readonly Generation[], answers: readonly Answe
   const prompts = new Set(generations.map(({ promptIds }) => promptIds));
   const prompt = [...prompts].reduce((sum, ids) => sum + ids.length, 0);
   const completion = answers.reduce((sum, { tokens }) => sum + tokens.length, 0);
-  return { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion };
+  const cached = Math.min(
+    prompt,
+    answers.reduce((sum, { usage }) => sum + usage.reusedTokens, 0),
+  );
+  return {
+    prompt_tokens: prompt,
+    completion_tokens: completion,
+    total_tokens: prompt + completion,
+    prompt_tokens_details: { cached_tokens: cached },
+  };
 }

@@ -5,7 +5,7 @@ import { loadClusterConfig } from '../../config/load.ts';
 import { ConfigError } from '../../config/errors.ts';
 import { Cluster } from '../../coordinator/cluster.ts';
 import type { Generation, GenerationEvent } from '../../coordinator/generation.ts';
-import { QueueFullError, Scheduler, type Turn } from '../../coordinator/scheduler.ts';
+import { QueueFullError, Scheduler, type StepRunner, type Turn } from '../../coordinator/scheduler.ts';
 import { openText, type ModelText } from '../../coordinator/text.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
@@ -49,12 +49,20 @@ function request(prompt: string, changes: Partial<Generation> = {}): Generation 
   };
 }
 
-async function collect(events: AsyncIterable<GenerationEvent>): Promise<{ text: string; ids: number[]; end: string }> {
-  const all = { text: '', ids: [] as number[], end: '' };
+interface Collected {
+  readonly text: string;
+  readonly ids: number[];
+  readonly end: string;
+  /** Prompt tokens that were in the cache. */
+  readonly reused: number;
+}
+
+async function collect(events: AsyncIterable<GenerationEvent>): Promise<Collected> {
+  const all = { text: '', ids: [] as number[], end: '', reused: 0 };
   for await (const event of events) {
     all.text += event.text;
     if (event.kind === 'token') all.ids.push(event.tokenId);
-    else all.end = event.finishReason;
+    else [all.end, all.reused] = [event.finishReason, event.usage.reusedTokens];
   }
   return all;
 }
@@ -179,6 +187,8 @@ describe('scheduler', () => {
     let steps = 0;
     const failing = {
       options: cluster.options,
+      plan: cluster.plan,
+      cacheEpoch: 0,
       vocabSize: cluster.vocabSize,
       step: (step: Parameters<Cluster['step']>[0]) => {
         if (++steps === 30) return Promise.reject(new Error('rank 1 was killed'));
@@ -200,6 +210,44 @@ describe('scheduler', () => {
 });
 
 describe.each(['mla', 'tpla', 'tpla-exact', 'dcp', 'gla'])('scheme %s', (scheme) => {
+  test('a prompt that begins as an earlier one goes on where that ended, with the same answer', async () => {
+    await using mla = await writeTinyMla();
+    await using started = await startCluster(mla.path, { ranks: 2, scheme, context: 512, slots: 2 });
+    const ids = (length: number): number[] => Array.from({ length }, (_, t) => (t * 7 + (t >> 4)) % tinyVocab);
+    const make = (promptIds: number[]): Generation => ({
+      ...request('A'),
+      promptIds,
+      endIds: [],
+      maxTokens: 12,
+      text: text.newStream(),
+    });
+    const runs = async (runner: StepRunner, prompts: number[][]) => {
+      await using scheduler = new Scheduler(runner, { maxQueued: 1 });
+      const answers = [];
+      for (const prompt of prompts) answers.push(await collect(scheduler.submit(make(prompt))));
+      return answers;
+    };
+    const other = ids(150).reverse();
+    const [expected] = await runs(started.cluster, [ids(290)]);
+    const [, , continued] = await runs(started.cluster, [ids(100), other, ids(290)]);
+    expect(continued?.reused).toBe(100);
+    expect(continued?.ids).toEqual(expected?.ids);
+    // After a loss nothing of the cache may be taken for granted.
+    let cacheEpoch = 0;
+    const { cluster } = started;
+    const losing: StepRunner = {
+      options: cluster.options,
+      plan: cluster.plan,
+      vocabSize: cluster.vocabSize,
+      get cacheEpoch() {
+        return cacheEpoch++;
+      },
+      step: (step) => cluster.step(step),
+    };
+    const [, again] = await runs(losing, [ids(100), ids(290)]);
+    expect(again).toEqual({ ...expected, reused: 0 });
+  });
+
   test('a batch of latent caches gives what each gives alone, with prompts read in pieces', async () => {
     await using mla = await writeTinyMla();
     await using started = await startCluster(mla.path, { ranks: 2, scheme, context: 256, slots: 3 });
