@@ -64,7 +64,8 @@ async function runParent(): Promise<void> {
 async function messageOf(child: ChildProcess): Promise<unknown> {
   return new Promise((resolve, reject) => {
     child.once('message', resolve);
-    child.once('exit', (code, signal) => reject(new Error(`a rank ended with ${code ?? signal}`)));
+    // Not 'exit', which may come before the last message.
+    child.once('disconnect', () => reject(new Error('a rank ended without an answer')));
   });
 }
 
@@ -94,12 +95,17 @@ async function runRank({ rank, run, runId }: z.infer<typeof childSchema>): Promi
   const settings = { rank, worldSize: run.ranks, epoch: 1, timeoutMs: 10_000 };
   await using overZeroMq = await ring.join({ ...settings, endpoints, algorithm });
   if (run.transport !== 'shm') {
-    process.send?.(await measure(overZeroMq, run));
+    await tell(await measure(overZeroMq, run));
   } else {
     await using group = await createSharedMemoryGroup({ ...settings, runId, bootstrap: overZeroMq });
-    process.send?.(await measure(group, run));
+    await tell(await measure(group, run));
   }
   process.disconnect();
+}
+
+/** Resolves when the message has been written: a channel that is cut before loses a long one. */
+async function tell(message: number[]): Promise<void> {
+  await new Promise((resolve) => process.send?.(message, resolve));
 }
 
 /** Microseconds of each operation, sorted. */
