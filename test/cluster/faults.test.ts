@@ -209,6 +209,7 @@ describe('strangers', () => {
       protocol: protocolVersion,
       version: '0',
       ringEndpoint: 'ipc:///x',
+      ringKey: '',
     };
     for (const token of ['', 'guessed']) await intruder.send(encodeMessage({ ...hello, token }));
     await intruder.send(

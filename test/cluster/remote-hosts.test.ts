@@ -6,7 +6,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { writeKeys } from '../../collective/curve.ts';
+import { writeKeys } from '../../collective/key-files.ts';
 import { goldenFolder } from '../helpers/golden.ts';
 import { Sandbox } from '../helpers/program.ts';
 

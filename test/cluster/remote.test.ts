@@ -155,6 +155,7 @@ describe('refused', () => {
     version: packageVersion,
     token: '',
     ringEndpoint: 'tcp://127.0.0.1:1',
+    ringKey: '',
   };
 
   async function answerTo(message: object): Promise<unknown> {
