@@ -50,7 +50,7 @@ const helloDeadlineMs = 60_000;
 const loadBytesPerMs = 5000;
 const requestDeadlineMs = 600_000;
 /** Of JavaScript's heap in a fault drill, which fills it: several times what a rank needs, soon reached. */
-const drillHeapMb = 256;
+const drillHeapMb = 128;
 /** How long a rank may take to leave by itself; after a failure it may be waiting for a rank that is gone. */
 const patienceMs = { well: 2000, broken: 200 };
 

@@ -64,7 +64,7 @@ export async function runDrill(options: DrillOptions): Promise<DrillResult> {
   });
   const load = new Load(scheduler, text, prompts, maxTokens);
   await load.recordUndisturbed();
-  const injector = new Injector(supervisor, seededRandom(options.seed), signal);
+  const injector = new Injector(supervisor, seededRandom(options.seed), maxTokens, signal);
   hear = (event) => injector.hear(event);
   step = () => injector.step();
   const running = load.run();
