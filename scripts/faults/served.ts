@@ -38,7 +38,9 @@ export interface ServedOptions {
   readonly faults?: object;
 }
 
-const program = fileURLToPath(new URL('../../coordinator/main.js', import.meta.url));
+/** The compiled program, also when this file runs from source (tests). */
+const built = import.meta.url.endsWith('.ts') ? '../../dist/coordinator/main.js' : '../../coordinator/main.js';
+const program = fileURLToPath(new URL(built, import.meta.url));
 
 export async function startServed({ model, hosts, faults = {} }: ServedOptions): Promise<Served> {
   const folder = mkdtempSync(join(tmpdir(), 'tpla-faults-'));
@@ -52,7 +54,14 @@ export async function startServed({ model, hosts, faults = {} }: ServedOptions):
   const env = { ...process.env, TMPDIR: folder };
   const worker = isRemote ? spawnProgram(['worker', '--join', address, '--model', model], env) : undefined;
   const server = spawnProgram(['serve', file, '--listen', '127.0.0.1:0', '--json'], env);
-  const { url, pid } = await readyLine(server);
+  const end = async (): Promise<void> => {
+    for (const child of [server, worker]) await ended(child);
+    rmSync(folder, { recursive: true, force: true });
+  };
+  const { url, pid } = await readyLine(server).catch(async (error: unknown) => {
+    await end();
+    throw error;
+  });
   return {
     url,
     pid,
@@ -70,10 +79,7 @@ export async function startServed({ model, hosts, faults = {} }: ServedOptions):
       if (!response.ok) throw new Error(`${response.status} ${text}`);
       return completionSchema.parse(JSON.parse(text)).choices[0].text;
     },
-    async [Symbol.asyncDispose]() {
-      for (const child of [server, worker]) await ended(child);
-      rmSync(folder, { recursive: true, force: true });
-    },
+    [Symbol.asyncDispose]: end,
   };
 }
 
