@@ -19,6 +19,7 @@ import { openControlPlane, type ControlPlane } from './control-plane.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
 import { launchesOf } from './remote/launches.ts';
 import { Places } from './remote/places.ts';
+import type { Reduced } from './remote/reduced.ts';
 import { RankAbsent } from './failures.ts';
 import { requireSameVersion } from './same-version.ts';
 import { RankProcesses } from './rank-processes.ts';
@@ -37,6 +38,8 @@ export interface ClusterOptions {
   readonly onLoading?: (done: number, total: number) => void;
   /** Fault drills only: ranks obey chaos(). */
   readonly allowChaos?: boolean;
+  /** Where `config` has not all ranks of the cluster file. */
+  readonly reduced?: Reduced | undefined;
 }
 
 export interface RankInfo extends Ready {
@@ -111,6 +114,7 @@ export class Cluster implements AsyncDisposable {
       token,
       endpoint: server.endpoint,
       hasKeys: keys !== undefined,
+      reduced: options.reduced,
       isWanted: (rank) => this.#loop.awaitsHello(rank),
     });
     this.#loop.advice = (rank) => this.#places.advice(rank);
@@ -133,7 +137,9 @@ export class Cluster implements AsyncDisposable {
     options.signal?.throwIfAborted();
     // An impossible plan is refused before any socket or process exists.
     const layout = layOut(options.checkpoint, options.config);
-    const control = await openControlPlane(options.config, options.checkpoint, options.log);
+    const { config, checkpoint, reduced, log } = options;
+    // Ranks that are missing come back to the same address.
+    const control = await openControlPlane(reduced?.whole ?? config, checkpoint, log);
     let cluster: Cluster | undefined;
     try {
       cluster = new Cluster(control, layout, options);

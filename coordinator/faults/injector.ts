@@ -5,7 +5,8 @@
 import { setTimeout as after } from 'node:timers/promises';
 import { PeerError, invariant } from '../../config/errors.ts';
 import type { RandomSource } from '../sampler.ts';
-import type { ClusterEvent, Supervisor } from '../supervisor.ts';
+import type { ClusterEvent } from '../cluster-events.ts';
+import type { Supervisor } from '../supervisor.ts';
 
 export const drillNames = ['kill', 'freeze', 'slow', 'garble', 'cut', 'memory'] as const;
 export type DrillName = (typeof drillNames)[number];
