@@ -41,8 +41,8 @@ describe.each(['auto', 'zeromq'])('a drill over %s', (transport) => {
     const { faults, answers, lostTokens, wrongTokens, firstError } = await runDrill({
       checkpoint,
       config: await configOf({ ranks: 3, transport }),
-      drills: onSockets ? ['garble', 'kill', 'slow'] : ['kill', 'freeze', 'kill'],
-      count: 3,
+      drills: onSockets ? ['garble', 'kill', 'slow', 'cut'] : ['kill', 'freeze', 'kill'],
+      count: onSockets ? 4 : 3,
       seconds: 600,
       prompts: ['Once upon a time', 'The little dog', 'Tom and Lily went to the park.'],
       maxTokens: 24,
@@ -56,6 +56,7 @@ describe.each(['auto', 'zeromq'])('a drill over %s', (transport) => {
     if (onSockets) {
       expect(causes[0]).toMatch(/^rank \d: a frame from rank \d for .* was damaged on the way/);
       expect(causes[2]).toBe('none');
+      expect(causes[3]).toMatch(/^rank \d: nothing from rank \d for .* in 2000 ms/);
     } else expect(causes[1]).toMatch(/^rank \d \(process \d+\): stopped answering heartbeats/);
     expect(causes[onSockets ? 1 : 0]).toMatch(/^rank \d \(process \d+\) was killed by SIGKILL/);
   });
