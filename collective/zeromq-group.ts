@@ -4,7 +4,7 @@
  * around the ring; the bits are the same. Read next: mailbox.ts (frames), ring.ts and direct.ts (algorithms).
  */
 import { createHash } from 'node:crypto';
-import { invariant } from '../config/errors.ts';
+import { invariant, PeerError } from '../config/errors.ts';
 import type { RingCurve } from './curve.ts';
 import { directAllGather, directAllReduce, directBarrier, directBroadcast, directRoundTrip } from './direct.ts';
 import { removeSocketFile } from './endpoint.ts';
@@ -62,7 +62,7 @@ export async function bindRing(endpoint: string, curve?: RingCurve): Promise<Rin
     join: (settings) => {
       const { rank, keys = [] } = settings;
       curve?.allow(keys.filter((_, peer) => peer !== rank));
-      const curveOf = curve && ((peer: number): CurveOptions => curve.clientOf(keys[peer] ?? ''));
+      const curveOf = curve && ((peer: number): CurveOptions => curve.clientOf(keyOf(keys, peer, rank)));
       return ZeroMqGroup.join(bound.socket, early, { ...settings, curveOf });
     },
     async [Symbol.asyncDispose]() {
@@ -71,6 +71,13 @@ export async function bindRing(endpoint: string, curve?: RingCurve): Promise<Rin
       await removeSocketFile(bound.endpoint);
     },
   };
+}
+
+/** Without one the connection would be in the clear. */
+function keyOf(keys: readonly string[], peer: number, rank: number): string {
+  const key = keys[peer] ?? '';
+  if (key === '') throw new PeerError(`rank ${rank}: rank ${peer} has no key for frames, and this rank has one`);
+  return key;
 }
 
 export class ZeroMqGroup implements ProcessGroup {

@@ -168,6 +168,15 @@ describe('a ring with keys', () => {
     for (const group of groups) await group[Symbol.asyncDispose]();
   });
 
+  test('joins no peer that has no key', async () => {
+    await using curve = await RingCurve.open();
+    await using ring = await bindRing('tcp://127.0.0.1:*', curve);
+    const endpoints = [ring.endpoint, 'tcp://127.0.0.1:1'];
+    const joining = async () =>
+      ring.join({ rank: 0, worldSize: 2, epoch: 0, endpoints, keys: [ring.key, ''], timeoutMs: 500 });
+    await expect(joining()).rejects.toThrow('rank 0: rank 1 has no key for frames, and this rank has one');
+  });
+
   test('is closed to strangers, also to one that knows its public key', async () => {
     await using two = await twoRings();
     await using stranger = await RingCurve.open();
