@@ -59,10 +59,12 @@ export async function bindRing(endpoint: string, curve?: RingCurve): Promise<Rin
   return {
     endpoint: bound.endpoint,
     key: curve?.publicKey ?? '',
-    join: (settings) => {
-      const { rank, keys = [] } = settings;
-      curve?.allow(keys.filter((_, peer) => peer !== rank));
-      const curveOf = curve && ((peer: number): CurveOptions => curve.clientOf(keyOf(keys, peer, rank)));
+    async join(settings) {
+      if (curve === undefined) return ZeroMqGroup.join(bound.socket, early, settings);
+      const { rank, endpoints, keys = [] } = settings;
+      const peerKeys = endpoints.map((_, peer) => (peer === rank ? curve.publicKey : keyOf(keys, peer, rank)));
+      curve.allow(peerKeys.filter((_, peer) => peer !== rank));
+      const curveOf = (peer: number): CurveOptions => curve.clientOf(peerKeys[peer] ?? '');
       return ZeroMqGroup.join(bound.socket, early, { ...settings, curveOf });
     },
     async [Symbol.asyncDispose]() {

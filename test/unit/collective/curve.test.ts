@@ -172,7 +172,7 @@ describe('a ring with keys', () => {
     await using curve = await RingCurve.open();
     await using ring = await bindRing('tcp://127.0.0.1:*', curve);
     const endpoints = [ring.endpoint, 'tcp://127.0.0.1:1'];
-    const joining = async () =>
+    const joining = () =>
       ring.join({ rank: 0, worldSize: 2, epoch: 0, endpoints, keys: [ring.key, ''], timeoutMs: 500 });
     await expect(joining()).rejects.toThrow('rank 0: rank 1 has no key for frames, and this rank has one');
   });
