@@ -115,6 +115,8 @@ class Peers {
         resolve(isAllowed);
       };
       const timer = setTimeout(() => settle(false), strangerMs);
+      // Who knocks must not keep a process that is done.
+      timer.unref();
       const look = (): void => {
         if (this.#keys.has(key)) settle(true);
       };
