@@ -4,13 +4,12 @@
  */
 import { ConfigError, PeerError } from '../config/errors.ts';
 import type { Received } from './control.ts';
-import type { Curve } from './curve.ts';
 import { removeSocketFolder } from './endpoint.ts';
 import { encodeMessage, FrameError, parseMessage } from './frame.ts';
 import { toRankSchema } from './messages.ts';
 import type { FromRank, ToRank } from './messages.ts';
 import { connectDealer, receiveWithin, sendWithin } from './zmq.ts';
-import type { Dealer, NoConnection } from './zmq.ts';
+import type { CurveOptions, Dealer, NoConnection } from './zmq.ts';
 
 /** After a lost connection, messages that arrived before it are still delivered. */
 const drainMs = 50;
@@ -39,10 +38,10 @@ export class ControlClient implements AsyncDisposable {
     endpoint: string,
     rank: number | null,
     timeoutMs = 10_000,
-    curve?: Curve,
+    curve?: CurveOptions,
   ): Promise<ControlClient> {
     const who = rank === null ? 'worker' : `rank ${rank}`;
-    const { socket, failure } = await connectDealer(endpoint, timeoutMs, curve?.client);
+    const { socket, failure } = await connectDealer(endpoint, timeoutMs, curve);
     if (socket === null) throw noConnection(who, endpoint, timeoutMs, failure, curve !== undefined);
     const client = new ControlClient(socket, endpoint, who);
     socket.events.on('disconnect', () => client.#loseConnection());
@@ -119,18 +118,17 @@ function noConnection(
   failure: NoConnection,
   hasKeys: boolean,
 ): PeerError | ConfigError {
+  const advice = 'make one on its machine with `tpla keys --for NAME`, copy it here and name it with --keys';
   switch (failure) {
     case 'late':
       return new PeerError(`${who}: no coordinator at ${endpoint} in ${timeoutMs} ms`);
     case 'wrong key':
-      return new ConfigError(
-        `${who}: the coordinator at ${endpoint} refused the key; copy the key file of its machine and name it with --keys`,
-      );
+      return new ConfigError(`${who}: the coordinator at ${endpoint} refused the key; ${advice}`);
     case 'keys on one side only':
       return new ConfigError(
         hasKeys
-          ? `${who}: ${endpoint} does not take our key: the coordinator uses none, or another; give both the same key file`
-          : `${who}: the coordinator at ${endpoint} asks for a key; copy the key file of its machine and name it with --keys`,
+          ? `${who}: ${endpoint} does not take our key: the coordinator uses none, or another; ${advice}`
+          : `${who}: the coordinator at ${endpoint} asks for a key; ${advice}`,
       );
   }
 }

@@ -27,7 +27,7 @@ const defaultHeartbeatMs = 200;
 /** Unanswered heartbeats until a connection is given up: a rank that is frozen is noticed after 3 to 4 intervals. */
 const missedHeartbeats = 3;
 const handshakeErrors = [
-  ['handshake:error:auth', 'its key is not the one of this cluster'],
+  ['handshake:error:auth', 'its key is not allowed here; `tpla keys --for NAME` makes one that is'],
   ['handshake:error:protocol', 'no key, keys that do not fit, or not ZeroMQ'],
   ['handshake:error:other', 'it ended before the handshake did'],
 ] as const;
@@ -82,7 +82,7 @@ export class ControlServer implements AsyncDisposable {
 
   /**
    * @param endpoint 'ipc' (a socket file in a fresh temporary folder), 'tcp://127.0.0.1:*', or a full address
-   * @param curve keys that every rank has to have; undefined: whoever reaches the address is heard
+   * @param curve says which keys are heard; undefined: whoever reaches the address is heard
    * @throws ConfigError when the address cannot be bound
    */
   static async bind(endpoint: string, heartbeatMs = defaultHeartbeatMs, curve?: Curve): Promise<ControlServer> {

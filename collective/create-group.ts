@@ -27,13 +27,13 @@ export interface GroupControls {
  * @throws ConfigError for a transport that this machine or version does not have, PeerError when a rank does not answer
  */
 export async function createGroup(ring: RingBinding, setup: Setup, controls: GroupControls = {}): Promise<JoinedGroup> {
-  const { rank, worldSize, epoch, ringEndpoints: endpoints, options } = setup;
+  const { rank, worldSize, epoch, ringEndpoints: endpoints, ringKeys: keys, options } = setup;
   const { transport, timeoutMs } = options;
   if (transport === 'mpi') {
     const group = new MpiGroup(openMpi(), rank, worldSize);
     return { group, transport: 'mpi', [Symbol.asyncDispose]: () => group[Symbol.asyncDispose]() };
   }
-  const zeroMq = await ring.join({ rank, worldSize, epoch, endpoints, timeoutMs, ...controls });
+  const zeroMq = await ring.join({ rank, worldSize, epoch, endpoints, keys, timeoutMs, ...controls });
   const alone: JoinedGroup = {
     group: zeroMq,
     transport: worldSize === 1 ? 'none' : 'zeromq',

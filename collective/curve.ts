@@ -1,111 +1,132 @@
 /**
- * Keys of ranks on several machines: CURVE encrypts and authenticates both planes. All machines of a cluster hold the
- * same key pair; whoever connects has to prove that it holds the secret one. Everyone else is refused by the ZAP handler
- * (ZeroMQ RFC 27) of the socket's context, before a byte of theirs is read, and counted.
- * Refuses: key files that others may read. Read next: zmq.ts (the sockets).
+ * CURVE (ZeroMQ RFC 26) on both planes between machines: it encrypts, and proves to both sides whom they talk to.
+ * The control plane uses long-lived keys (key-files.ts). On the data plane each rank's process makes a pair of its own,
+ * and the coordinator tells every rank the others' public keys, over the control plane: a rank hears its peers of the
+ * present epoch and nobody else. Who is refused is so by the ZAP handler (RFC 27) of the socket's context, before a byte
+ * of theirs is read, and counted. Read next: zmq.ts (the sockets).
  */
-import type { Stats } from 'node:fs';
-import { mkdir, readFile, stat, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
-import { z } from 'zod';
-import { ConfigError, messageOf } from '../config/errors.ts';
+import type { KeyPair, MachineKeys } from './key-files.ts';
 import { curveKeyPair, openAuthenticator, type Authenticator, type CurveOptions } from './zmq.ts';
 
-export interface KeyPair {
-  /** Z85, 40 characters. */
-  readonly publicKey: string;
-  readonly secretKey: string;
+/** For a rank's socket of the control plane. */
+export function curveClient({ publicKey, secretKey, coordinatorKey }: MachineKeys): CurveOptions {
+  return { curvePublicKey: publicKey, curveSecretKey: secretKey, curveServerKey: coordinatorKey };
 }
 
-const z85Key = z.string().regex(/^[0-9a-zA-Z.\-:+=^!/*?&<>()[\]{}@%$#]{40}$/, 'expected a Z85 key of 40 characters');
-const keyFileSchema = z.strictObject({ publicKey: z85Key, secretKey: z85Key });
-
-/** In the folder that `security.keys` and `--keys` name. */
-export const keyFileName = 'cluster.key';
-/** Others may not read the file, nor the group change it; the group may read, for mounted secrets. */
-const forbiddenBits = 0o027;
-
-/** A new key pair in `folder`. @returns the file @throws ConfigError when there is one already */
-export async function writeKeys(folder: string): Promise<string> {
-  const path = join(folder, keyFileName);
-  await mkdir(folder, { recursive: true, mode: 0o700 });
-  try {
-    await writeFile(path, `${JSON.stringify(curveKeyPair())}\n`, { mode: 0o600, flag: 'wx' });
-  } catch (cause) {
-    throw new ConfigError(`keys: cannot write ${path}: ${messageOf(cause)}; name another folder with --out`, { cause });
-  }
-  return path;
-}
-
-/** @param path the key file, or the folder with it  @returns null when there is none @throws ConfigError */
-export async function readKeys(path: string): Promise<KeyPair | null> {
-  const about = await statOf(path);
-  if (about === null) return null;
-  if (about.isDirectory()) return readKeys(join(path, keyFileName));
-  if (process.platform !== 'win32' && (about.mode & forbiddenBits) !== 0)
-    throw new ConfigError(
-      `keys: ${path} has mode ${(about.mode & 0o777).toString(8)}, so others can read the secret key; ` +
-        `make new keys, or if it was nowhere shared: chmod 600 ${path}`,
-    );
-  return parseKeys(await readFile(path, 'utf8'), path);
-}
-
-/** @param where for the message @throws ConfigError */
-export function parseKeys(text: string, where: string): KeyPair {
-  const expected = `expected what \`tpla keys\` writes; copy the file of the coordinator's machine`;
-  let raw: unknown;
-  try {
-    raw = JSON.parse(text);
-  } catch (cause) {
-    throw new ConfigError(`keys: ${where} is not JSON; ${expected}`, { cause });
-  }
-  const parsed = keyFileSchema.safeParse(raw);
-  if (parsed.success) return parsed.data;
-  const [issue] = parsed.error.issues;
-  throw new ConfigError(`keys: ${where}, ${issue?.path.join('.') ?? ''}: ${issue?.message ?? 'wrong'}; ${expected}`);
-}
-
-async function statOf(path: string): Promise<Stats | null> {
-  try {
-    return await stat(path);
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return null;
-    throw new ConfigError(`keys: ${path} cannot be read: ${messageOf(error)}`, { cause: error });
-  }
-}
-
-/** The keys in use: what a process's sockets need, and the handler that judges who connects to them. */
+/** Keys of a socket that binds, and the handler that judges who connects to it. */
 export class Curve implements AsyncDisposable {
-  /** For a socket that binds. */
   readonly server: CurveOptions;
-  /** For a socket that connects. */
-  readonly client: CurveOptions;
   /** Connections refused because of their key. */
   refused = 0;
   readonly #authenticator: Authenticator;
   readonly #answering: Promise<void>;
 
-  private constructor(keys: KeyPair, authenticator: Authenticator) {
+  private constructor(
+    own: KeyPair,
+    authenticator: Authenticator,
+    isAllowed: (publicKey: string) => boolean | Promise<boolean>,
+  ) {
     const { context } = authenticator;
-    const own = { context, curvePublicKey: keys.publicKey, curveSecretKey: keys.secretKey };
-    this.server = { ...own, curveServer: true, zapDomain: 'tpla' };
-    this.client = { ...own, curveServerKey: keys.publicKey };
+    this.server = { context, ...pairOf(own), curveServer: true, zapDomain: 'tpla' };
     this.#authenticator = authenticator;
-    this.#answering = authenticator.run((key) => {
-      const isAllowed = encodeZ85(key) === keys.publicKey;
-      if (!isAllowed) this.refused++;
-      return isAllowed;
+    this.#answering = authenticator.run(async (key) => {
+      const allowed = await isAllowed(encodeZ85(key));
+      if (!allowed) this.refused++;
+      return allowed;
     });
   }
 
-  static async open(keys: KeyPair): Promise<Curve> {
-    return new Curve(keys, await openAuthenticator());
+  static async open(
+    own: KeyPair,
+    isAllowed: (publicKey: string) => boolean | Promise<boolean> = (key) => key === own.publicKey,
+  ): Promise<Curve> {
+    return new Curve(own, await openAuthenticator(), isAllowed);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#authenticator.close();
     await this.#answering;
   }
+}
+
+/** A peer may have been told of this rank before this rank was told of it: for so long its connection waits. */
+const strangerMs = 10_000;
+/** More strangers at once are refused without a wait. */
+const maxStrangers = 64;
+
+/** Keys of a rank's data plane, made for its process. */
+export class RingCurve implements AsyncDisposable {
+  /** Z85: for the coordinator, which tells the other ranks. */
+  readonly publicKey: string;
+  readonly #own: KeyPair;
+  readonly #curve: Curve;
+  readonly #peers: Peers;
+
+  private constructor(own: KeyPair, curve: Curve, peers: Peers) {
+    this.publicKey = own.publicKey;
+    this.#own = own;
+    this.#curve = curve;
+    this.#peers = peers;
+  }
+
+  static async open(): Promise<RingCurve> {
+    const own = curveKeyPair();
+    const peers = new Peers();
+    return new RingCurve(own, await Curve.open(own, (key) => peers.admit(key)), peers);
+  }
+
+  get server(): CurveOptions {
+    return this.#curve.server;
+  }
+
+  /** For the socket that sends to this peer. */
+  clientOf(peerKey: string): CurveOptions {
+    return { ...pairOf(this.#own), curveServerKey: peerKey };
+  }
+
+  /** From here on these peers may connect, and only these. */
+  allow(publicKeys: readonly string[]): void {
+    this.#peers.become(publicKeys);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#peers.become([]);
+    await this.#curve[Symbol.asyncDispose]();
+  }
+}
+
+class Peers {
+  #keys: ReadonlySet<string> = new Set();
+  readonly #strangers = new Set<() => void>();
+
+  become(keys: readonly string[]): void {
+    this.#keys = new Set(keys);
+    for (const look of this.#strangers) look();
+  }
+
+  /** Waits for a change that admits the key, within limits. */
+  admit(key: string): boolean | Promise<boolean> {
+    if (this.#keys.has(key)) return true;
+    if (this.#strangers.size >= maxStrangers) return false;
+    return new Promise((resolve) => {
+      const settle = (isAllowed: boolean): void => {
+        clearTimeout(timer);
+        this.#strangers.delete(look);
+        resolve(isAllowed);
+      };
+      const timer = setTimeout(() => settle(false), strangerMs);
+      // Who knocks must not keep a process that is done.
+      timer.unref();
+      const look = (): void => {
+        if (this.#keys.has(key)) settle(true);
+      };
+      this.#strangers.add(look);
+    });
+  }
+}
+
+function pairOf({ publicKey, secretKey }: KeyPair): CurveOptions {
+  return { curvePublicKey: publicKey, curveSecretKey: secretKey };
 }
 
 const z85Digits = '0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#';

@@ -18,6 +18,8 @@ export const helloSchema = z.strictObject({
   token: z.string(),
   /** Where this rank's predecessor in the ring sends its frames. */
   ringEndpoint: z.string(),
+  /** Public key of that socket, Z85; empty: frames travel in the clear. */
+  ringKey: z.string().max(40),
 });
 export type Hello = z.infer<typeof helloSchema>;
 
@@ -41,6 +43,14 @@ export const greetingSchema = z.object({
   protocol: count,
   version: z.string().max(64),
 });
+
+/** What the process of a rank tells `tpla worker`, its parent. */
+export const toWorkerSchema = z.discriminatedUnion('kind', [
+  z.strictObject({ kind: z.literal('placed'), rank: count, worldSize: count }),
+  /** Fault drills: stop me for so long. */
+  z.strictObject({ kind: z.literal('freeze'), ms: count }),
+]);
+export type ToWorker = z.infer<typeof toWorkerSchema>;
 
 /** Answer to an offer that cannot be taken, or not now; the process may offer itself again later. */
 export const refusedSchema = z.strictObject({ kind: z.literal('refused'), reason: z.string() });

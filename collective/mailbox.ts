@@ -36,8 +36,8 @@ export interface MailboxSettings {
   readonly groupTag: number;
   /** Deadline of every receive and every send. */
   readonly timeoutMs: number;
-  /** Of the sockets that connect; undefined: frames travel in the clear. */
-  readonly curve?: CurveOptions | undefined;
+  /** Of the socket that connects to this peer; undefined: frames travel in the clear. */
+  readonly curveOf?: ((peer: number) => CurveOptions) | undefined;
   /** Fault drills only: what is sent instead of a frame; null: nothing. */
   readonly tamper?: Tamper | undefined;
 }
@@ -72,7 +72,7 @@ export class Mailbox implements Transport {
     this.#stats = stats;
     this.#inbox = inbox;
     this.#outlets = settings.endpoints.map((endpoint, peer) =>
-      peer === settings.rank ? null : connectPush(endpoint, settings.timeoutMs, settings.curve),
+      peer === settings.rank ? null : connectPush(endpoint, settings.timeoutMs, settings.curveOf?.(peer)),
     );
     this.#waiting = settings.endpoints.map(() => []);
     this.#damagedAt = settings.endpoints.map(() => 0);

@@ -16,7 +16,7 @@ import { helloSchema, offerSchema, refusedSchema, type Offer } from './greetings
 import { expertShardings, schemes } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
-export const protocolVersion = 4;
+export const protocolVersion = 5;
 
 const count = z.number().int().nonnegative();
 const range = z.strictObject({ start: count, end: count });
@@ -102,6 +102,8 @@ const setupSchema = z.strictObject({
   options: workerOptionsSchema,
   /** Endpoint of every rank, by rank. */
   ringEndpoints: z.array(z.string()),
+  /** Their public keys; empty: frames travel in the clear. */
+  ringKeys: z.array(z.string()),
   /** Where shared-memory segments of this run are named. */
   runId: z.string(),
   /** Whether `chaos` messages are obeyed: only in fault drills. */
@@ -115,6 +117,8 @@ const rejoinSchema = z.strictObject({
   epoch: count,
   /** Endpoint of every rank, by rank. */
   ringEndpoints: z.array(z.string()),
+  /** Their public keys; empty: frames travel in the clear. */
+  ringKeys: z.array(z.string()),
 });
 export type Rejoin = z.infer<typeof rejoinSchema>;
 
@@ -126,9 +130,10 @@ const chaosSchema = z.strictObject({
   kind: z.literal('chaos'),
   /**
    * slow: the next request begins `ms` late; garble: one bit of the next frame to rank `peer` is flipped; cut: frames to
-   * rank `peer` are dropped until the next epoch.
+   * rank `peer` are dropped until the next epoch; memory: the heap is filled until the process ends of it; of ranks that
+   * `tpla worker` started, kill: by SIGKILL, freeze: stopped for `ms`.
    */
-  action: z.enum(['slow', 'garble', 'cut']),
+  action: z.enum(['slow', 'garble', 'cut', 'memory', 'kill', 'freeze']),
   peer: count,
   ms: count,
 });

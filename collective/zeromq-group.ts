@@ -4,12 +4,12 @@
  * around the ring; the bits are the same. Read next: mailbox.ts (frames), ring.ts and direct.ts (algorithms).
  */
 import { createHash } from 'node:crypto';
-import { invariant } from '../config/errors.ts';
-import type { Curve } from './curve.ts';
+import { invariant, PeerError } from '../config/errors.ts';
+import type { RingCurve } from './curve.ts';
 import { directAllGather, directAllReduce, directBarrier, directBroadcast, directRoundTrip } from './direct.ts';
 import { removeSocketFile } from './endpoint.ts';
 import type { GroupStats, ProcessGroup } from './group.ts';
-import { Mailbox, maxFrameBytes, type Tamper } from './mailbox.ts';
+import { Mailbox, maxFrameBytes, type MailboxSettings, type Tamper } from './mailbox.ts';
 import { checkGather, checkRoot, OperationRunner } from './operation.ts';
 import { ringAllGather, ringAllReduce } from './ring.ts';
 import { bindPull } from './zmq.ts';
@@ -24,6 +24,8 @@ export interface JoinSettings {
   readonly epoch: number;
   /** Where each rank is bound. [worldSize] */
   readonly endpoints: readonly string[];
+  /** Public key of each, where the binding has keys. [worldSize] */
+  readonly keys?: readonly string[];
   /** Deadline of every send and receive. */
   readonly timeoutMs: number;
   /** The same on all ranks. By default auto: by message size. Tests and benchmarks fix it. */
@@ -37,6 +39,8 @@ export interface JoinSettings {
 /** A rank's bound socket. Outlives groups: after a restart of a rank the others join again with the next epoch. */
 export interface RingBinding extends AsyncDisposable {
   readonly endpoint: string;
+  /** Its public key; empty: frames travel in the clear. */
+  readonly key: string;
   /**
    * Connects to all ranks and waits until each has answered. Dispose the previous group first.
    * @throws PeerError naming the rank that did not answer in `timeoutMs`
@@ -46,21 +50,36 @@ export interface RingBinding extends AsyncDisposable {
 
 /**
  * @param endpoint 'ipc' (fresh), an address from endpoint.ts, or 'tcp://host:*'
- * @param curve keys of both directions; undefined: frames travel in the clear
+ * @param curve keys of both directions, the caller's to dispose of; undefined: frames travel in the clear
  * @throws ConfigError when it cannot be bound
  */
-export async function bindRing(endpoint: string, curve?: Curve): Promise<RingBinding> {
+export async function bindRing(endpoint: string, curve?: RingCurve): Promise<RingBinding> {
   const bound = await bindPull(endpoint, maxFrameBytes, curve?.server);
   const early: Buffer[] = [];
   return {
     endpoint: bound.endpoint,
-    join: (settings) => ZeroMqGroup.join(bound.socket, early, { ...settings, curve: curve?.client }),
+    key: curve?.publicKey ?? '',
+    async join(settings) {
+      if (curve === undefined) return ZeroMqGroup.join(bound.socket, early, settings);
+      const { rank, endpoints, keys = [] } = settings;
+      const peerKeys = endpoints.map((_, peer) => (peer === rank ? curve.publicKey : keyOf(keys, peer, rank)));
+      curve.allow(peerKeys.filter((_, peer) => peer !== rank));
+      const curveOf = (peer: number): CurveOptions => curve.clientOf(peerKeys[peer] ?? '');
+      return ZeroMqGroup.join(bound.socket, early, { ...settings, curveOf });
+    },
     async [Symbol.asyncDispose]() {
       if (bound.socket.closed) return;
       bound.socket.close();
       await removeSocketFile(bound.endpoint);
     },
   };
+}
+
+/** Without one the connection would be in the clear. */
+function keyOf(keys: readonly string[], peer: number, rank: number): string {
+  const key = keys[peer] ?? '';
+  if (key === '') throw new PeerError(`rank ${rank}: rank ${peer} has no key for frames, and this rank has one`);
+  return key;
 }
 
 export class ZeroMqGroup implements ProcessGroup {
@@ -84,7 +103,7 @@ export class ZeroMqGroup implements ProcessGroup {
   static async join(
     inbox: Pull,
     early: Buffer[],
-    settings: JoinSettings & { readonly curve: CurveOptions | undefined },
+    settings: JoinSettings & Pick<MailboxSettings, 'curveOf'>,
   ): Promise<ZeroMqGroup> {
     const { rank, worldSize, endpoints } = settings;
     invariant(endpoints.length === worldSize, `rank ${rank}: ${endpoints.length} endpoints for ${worldSize} ranks`);

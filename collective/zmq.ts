@@ -2,7 +2,7 @@
  * The only file that opens ZeroMQ sockets: every one has its linger, timeouts and limits set here. Each socket has one
  * owner, one receive in flight and sends one after another. Read next: control.ts, mailbox.ts (the owners).
  */
-import { capability, Context, Dealer, Pull, Push, Reply, Router } from 'zeromq';
+import { capability, Context, Dealer, Pull, Push, Router } from 'zeromq';
 import { ConfigError, InvariantError, messageOf, PeerError } from '../config/errors.ts';
 import { freshEndpoint } from './endpoint.ts';
 import { maxPayloadBytes } from './frame.ts';
@@ -11,6 +11,8 @@ export { curveKeyPair } from 'zeromq';
 export type { Dealer, Pull, Push, Router } from 'zeromq';
 
 const sendTimeoutMs = 10_000;
+/** Handshakes in which the other side hung up, until its key is taken for another. */
+const patientHandshakes = 3;
 /** The coordinator's queues to its ranks are never full; what cannot take a message is a connection that is ending. */
 const routerSendTimeoutMs = 100;
 /** Last words (stop, failed, the last frame of a sum) may still leave after close; a dead peer delays the exit this long. */
@@ -28,8 +30,8 @@ export interface Heartbeats {
 
 /** Socket options of CURVE; see curve.ts, which makes them. */
 export interface CurveOptions {
-  /** Of the handler that judges who connects. */
-  readonly context: Context;
+  /** Of the handler that judges who connects; only for a socket that binds. */
+  readonly context?: Context;
   readonly curvePublicKey: string;
   readonly curveSecretKey: string;
   readonly curveServer?: boolean;
@@ -65,7 +67,7 @@ export async function connectDealer(
   curve?: CurveOptions,
 ): Promise<{ socket: Dealer; failure: null } | { socket: null; failure: NoConnection }> {
   const socket = new Dealer({ ...controlLimits, ...curve });
-  const failure = await connectSocket(socket, endpoint, timeoutMs);
+  const failure = await connectSocket(socket, endpoint, timeoutMs, curve !== undefined);
   if (failure === null) return { socket, failure };
   socket.close();
   return { socket: null, failure };
@@ -92,16 +94,25 @@ export function connectPush(endpoint: string, timeoutMs: number, curve?: CurveOp
 /** Answers whether a key is allowed, for all sockets of its context that say `zapDomain`. */
 export interface Authenticator {
   readonly context: Context;
-  /** Until close. @param isAllowed of a client's public key, 32 bytes */
-  run(isAllowed: (publicKey: Buffer) => boolean): Promise<void>;
+  /** Until close. @param isAllowed of a client's public key, 32 bytes; others are judged while one waits */
+  run(isAllowed: (publicKey: Buffer) => Promise<boolean>): Promise<void>;
   close(): void;
 }
 
 /** The handler that libzmq asks (RFC 27), in a context of its own: a context has one. */
 export async function openAuthenticator(): Promise<Authenticator> {
   const context = new Context();
-  const socket = new Reply({ context, linger: 0, sendTimeout: sendTimeoutMs, receiveTimeout: -1 });
+  const socket = new Router({ context, linger: 0, sendTimeout: sendTimeoutMs, receiveTimeout: -1 });
   await socket.bind('inproc://zeromq.zap.01');
+  let sends: Promise<void> = Promise.resolve();
+  const answer = async (frames: readonly Buffer[], isAllowed: (key: Buffer) => Promise<boolean>): Promise<void> => {
+    // peer, empty, version, request id, domain, address, identity, mechanism, credentials
+    const [peer = '', empty = '', version = '', id = '', , , , mechanism, key] = frames;
+    const isGood = mechanism?.toString() === 'CURVE' && key?.length === 32 && (await isAllowed(key));
+    const reply = [peer, empty, version, id, isGood ? '200' : '400', isGood ? 'OK' : 'key not allowed', '', ''];
+    // One after another; after close nobody waits for it.
+    sends = sends.then(() => (socket.closed ? undefined : socket.send(reply))).catch(() => undefined);
+  };
   return {
     context,
     close: () => socket.close(),
@@ -109,10 +120,7 @@ export async function openAuthenticator(): Promise<Authenticator> {
       while (!socket.closed) {
         const frames = await receiveWithin(socket, -1);
         if (frames === null) return;
-        // version, request id, domain, address, identity, mechanism, credentials
-        const [version = '', id = '', , , , mechanism, key] = frames;
-        const isGood = mechanism?.toString() === 'CURVE' && key?.length === 32 && isAllowed(key);
-        await socket.send([version, id, isGood ? '200' : '400', isGood ? 'OK' : 'key not allowed', '', '']);
+        void answer(frames, isAllowed);
       }
     },
   };
@@ -151,7 +159,12 @@ async function bindSocket(socket: Router | Pull, requested: string, name: string
 }
 
 /** null: the peer has completed the handshake. */
-function connectSocket(socket: Dealer, endpoint: string, timeoutMs: number): Promise<NoConnection | null> {
+function connectSocket(
+  socket: Dealer,
+  endpoint: string,
+  timeoutMs: number,
+  hasKeys: boolean,
+): Promise<NoConnection | null> {
   return new Promise((resolve) => {
     const timer = timeoutMs === Infinity ? undefined : setTimeout(() => resolve('late'), timeoutMs);
     const settle = (result: NoConnection | null): void => {
@@ -161,6 +174,11 @@ function connectSocket(socket: Dealer, endpoint: string, timeoutMs: number): Pro
     socket.events.on('handshake', () => settle(null));
     socket.events.on('handshake:error:auth', () => settle('wrong key'));
     socket.events.on('handshake:error:protocol', () => settle('keys on one side only'));
+    // Who cannot read what was encrypted for another hangs up; so does a coordinator that is just stopping, once.
+    let hungUp = 0;
+    socket.events.on('handshake:error:other', () => {
+      if (hasKeys && ++hungUp === patientHandshakes) settle('keys on one side only');
+    });
     socket.connect(endpoint);
   });
 }
@@ -181,10 +199,7 @@ export async function sendWithin(
 }
 
 /** null: `timeoutMs` (-1: no limit) have passed, or the socket was closed meanwhile. */
-export async function receiveWithin(
-  socket: Router | Dealer | Pull | Reply,
-  timeoutMs: number,
-): Promise<Buffer[] | null> {
+export async function receiveWithin(socket: Router | Dealer | Pull, timeoutMs: number): Promise<Buffer[] | null> {
   if (socket.closed) return null;
   try {
     socket.receiveTimeout = timeoutMs;

@@ -14,7 +14,7 @@ import {
   type Scheme,
   type ShardPlan,
 } from '../config/shard-plan.ts';
-import type { WorkerOptions } from '../collective/messages.ts';
+import type { Setup, WorkerOptions } from '../collective/messages.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
 
@@ -127,4 +127,22 @@ function contextOf(model: ModelConfig, asked: number): number {
     `context: ${asked} tokens are more than this ${model.architecture} model was made for (${model.contextLength}); ` +
       `use at most ${model.contextLength}`,
   );
+}
+
+/** What one rank is told before it loads. */
+export function setupOf(
+  rank: number,
+  { checkpoint, config, allowChaos = false }: { checkpoint: Checkpoint; config: ClusterConfig; allowChaos?: boolean },
+  all: Pick<Setup, 'plan' | 'options' | 'epoch' | 'runId' | 'ringEndpoints' | 'ringKeys'>,
+): Setup {
+  return {
+    kind: 'setup',
+    rank,
+    worldSize: all.plan.worldSize,
+    modelPath: checkpoint.path,
+    modelIdentity: checkpoint.identity,
+    chaos: allowChaos,
+    ...all,
+    options: { ...all.options, device: config.ranks[rank]?.device ?? '' },
+  };
 }

@@ -14,11 +14,12 @@ import { removeSocketFile } from '../collective/endpoint.ts';
 import { type Ask, joinStep, momentsOf, type MomentsRequests, type StepResult } from './ask-ranks.ts';
 import { Calibration } from './calibration.ts';
 import { ClusterChecks } from './cluster-checks.ts';
-import { layOut, type Layout } from './cluster-layout.ts';
+import { layOut, setupOf, type Layout } from './cluster-layout.ts';
 import { openControlPlane, type ControlPlane } from './control-plane.ts';
 import { ControlLoop, type RankReply } from './control-loop.ts';
 import { launchesOf } from './remote/launches.ts';
 import { Places } from './remote/places.ts';
+import type { Reduced } from './remote/reduced.ts';
 import { RankAbsent } from './failures.ts';
 import { requireSameVersion } from './same-version.ts';
 import { RankProcesses } from './rank-processes.ts';
@@ -37,6 +38,8 @@ export interface ClusterOptions {
   readonly onLoading?: (done: number, total: number) => void;
   /** Fault drills only: ranks obey chaos(). */
   readonly allowChaos?: boolean;
+  /** Where `config` has not all ranks of the cluster file. */
+  readonly reduced?: Reduced | undefined;
 }
 
 export interface RankInfo extends Ready {
@@ -49,6 +52,8 @@ const helloDeadlineMs = 60_000;
 /** Slowest disk and slowest step that are still waited for; a rank that dies is noticed at once. */
 const loadBytesPerMs = 5000;
 const requestDeadlineMs = 600_000;
+/** Of JavaScript's heap in a fault drill, which fills it: several times what a rank needs, soon reached. */
+const drillHeapMb = 128;
 /** How long a rank may take to leave by itself; after a failure it may be waiting for a rank that is gone. */
 const patienceMs = { well: 2000, broken: 200 };
 
@@ -109,6 +114,7 @@ export class Cluster implements AsyncDisposable {
       token,
       endpoint: server.endpoint,
       hasKeys: keys !== undefined,
+      reduced: options.reduced,
       isWanted: (rank) => this.#loop.awaitsHello(rank),
     });
     this.#loop.advice = (rank) => this.#places.advice(rank);
@@ -117,7 +123,8 @@ export class Cluster implements AsyncDisposable {
       launches: launchesOf(options, { endpoint: server.endpoint, token, keys }),
       endpoint: server.endpoint,
       token,
-      keyFile: keys === undefined ? undefined : options.config.security.keys,
+      keys,
+      heapLimitMb: options.allowChaos === true ? drillHeapMb : undefined,
       onExit: (rank, exit) => this.#loop.exited(rank, exit),
     });
   }
@@ -130,7 +137,9 @@ export class Cluster implements AsyncDisposable {
     options.signal?.throwIfAborted();
     // An impossible plan is refused before any socket or process exists.
     const layout = layOut(options.checkpoint, options.config);
-    const control = await openControlPlane(options.config, options.checkpoint, options.log);
+    const { config, checkpoint, reduced, log } = options;
+    // Ranks that are missing come back to the same address.
+    const control = await openControlPlane(reduced?.whole ?? config, checkpoint, log);
     let cluster: Cluster | undefined;
     try {
       cluster = new Cluster(control, layout, options);
@@ -168,9 +177,14 @@ export class Cluster implements AsyncDisposable {
     return this.#loop.lost;
   }
 
-  /** Whether one of them is on another machine: it may come back by itself. */
+  /** Whether this machine did not start the rank's process: then its number means nothing here. */
+  isRemote(rank: number): boolean {
+    return this.#places.isRemote(rank);
+  }
+
+  /** Whether one of those that are lost is on another machine: it may come back by itself. */
   get hasLostRemote(): boolean {
-    return this.lostRanks.some((rank) => this.#places.isRemote(rank));
+    return this.lostRanks.some((rank) => this.isRemote(rank));
   }
 
   /** Ends every wait with this error, a recovery's too. */
@@ -236,11 +250,11 @@ export class Cluster implements AsyncDisposable {
     }
     const { weightFileBytes } = this.#options.checkpoint;
     const ready = this.#loop.hear('ready', helloDeadlineMs + weightFileBytes / loadBytesPerMs, 'while loading');
-    const ringEndpoints = [...this.ringEndpoints];
+    const ring = { ringEndpoints: [...this.ringEndpoints], ringKeys: this.#hellos.map((hello) => hello.ringKey) };
     const [answers] = await Promise.all([
       ready,
       this.#loop.tell((rank) =>
-        newRanks.includes(rank) ? this.#setupOf(rank, ringEndpoints) : { kind: 'rejoin', epoch, ringEndpoints },
+        newRanks.includes(rank) ? this.#setupOf(rank, ring) : { kind: 'rejoin', epoch, ...ring },
       ),
     ]);
     this.ranks = answers.map((answer, rank) => ({
@@ -266,21 +280,9 @@ export class Cluster implements AsyncDisposable {
     return hello === undefined ? { pid: undefined } : { pid: hello.pid, host: hello.host };
   }
 
-  #setupOf(rank: number, ringEndpoints: string[]): Setup {
-    const { checkpoint, config, allowChaos } = this.#options;
-    return {
-      kind: 'setup',
-      rank,
-      worldSize: this.plan.worldSize,
-      epoch: this.#loop.epoch,
-      modelPath: checkpoint.path,
-      modelIdentity: checkpoint.identity,
-      plan: this.plan,
-      options: { ...this.options, device: config.ranks[rank]?.device ?? '' },
-      ringEndpoints,
-      runId: this.#runId,
-      chaos: allowChaos === true,
-    };
+  #setupOf(rank: number, ring: Pick<Setup, 'ringEndpoints' | 'ringKeys'>): Setup {
+    const { plan, options } = this;
+    return setupOf(rank, this.#options, { plan, options, epoch: this.#loop.epoch, runId: this.#runId, ...ring });
   }
 
   #loaded(rank: number, layers: number): void {

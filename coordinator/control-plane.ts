@@ -4,16 +4,18 @@
  */
 import { randomBytes } from 'node:crypto';
 import type { ClusterConfig } from '../config/cluster.ts';
+import { messageOf } from '../config/errors.ts';
 import { ControlServer } from '../collective/control.ts';
-import { Curve, type KeyPair } from '../collective/curve.ts';
+import { Curve } from '../collective/curve.ts';
+import { newMachineKeys, readAuthorized, type KeyPair, type MachineKeys } from '../collective/key-files.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { copyIdentity } from '../model/copy-identity.ts';
 import { controlAddress, hasRemoteRanks } from './remote/control-address.ts';
 
 export interface ControlPlane extends AsyncDisposable {
   readonly server: ControlServer;
-  /** undefined: everything travels in the clear. */
-  readonly keys: KeyPair | undefined;
+  /** Of the ranks that this run starts itself; undefined: everything travels in the clear. */
+  readonly keys: MachineKeys | undefined;
   /** What a process that this run starts has to say. */
   readonly token: string;
   /** Of the coordinator's copy of the model; '': all ranks read the same one. */
@@ -28,9 +30,10 @@ export async function openControlPlane(
   checkpoint: Checkpoint,
   log: (line: string) => void,
 ): Promise<ControlPlane> {
-  const { endpoint, keys } = await controlAddress(config);
+  const { endpoint, keys: own } = await controlAddress(config);
   const identity = hasRemoteRanks(config) ? await copyIdentity(checkpoint) : '';
-  const curve = keys === undefined ? undefined : await Curve.open(keys);
+  const keys = own && newMachineKeys(own);
+  const curve = own && keys && (await Curve.open(own, await doorkeeper(config.security.keys, [own, keys], log)));
   try {
     const server = await ControlServer.bind(endpoint, config.faults.heartbeatMs, curve);
     const token = randomBytes(16).toString('hex');
@@ -50,6 +53,27 @@ export async function openControlPlane(
     await curve?.[Symbol.asyncDispose]();
     throw error;
   }
+}
+
+/**
+ * Whose key is heard: `members`, and the machines of the list, which is read anew for each that is not yet connected.
+ * @throws ConfigError when the list is wrong now; later that is logged, and refuses
+ */
+async function doorkeeper(
+  path: string,
+  members: readonly KeyPair[],
+  log: (line: string) => void,
+): Promise<(publicKey: string) => Promise<boolean>> {
+  await readAuthorized(path);
+  return async (publicKey) => {
+    if (members.some((member) => member.publicKey === publicKey)) return true;
+    try {
+      return (await readAuthorized(path)).has(publicKey);
+    } catch (error) {
+      log(`refused: a machine that joins: ${messageOf(error)}`);
+      return false;
+    }
+  };
 }
 
 /** Each line once: a stranger may try again every second. */

@@ -64,9 +64,15 @@ function describe(failure: RankFailure, doing: string): string {
   const who =
     pid === undefined ? `rank ${rank}` : `rank ${rank} (process ${pid}${host === undefined ? '' : ` on ${host}`})`;
   if (exit === undefined) return `${who}: ${late ?? 'failed'}`;
+  const shortage = outOfMemory.exec(exit.output)?.[0];
+  if (shortage !== undefined && exit.signal !== null)
+    return `${who} ran out of memory (${exit.signal}) ${doing}; it printed: ${shortage}`;
   const output = exit.output.trim();
   return `${who} ${howItEnded(exit)} ${doing}${output === '' ? '; it printed nothing' : `; it printed last: ${lastLines(output)}`}`;
 }
+
+/** What V8, or a native library without a better idea, says before it aborts. */
+const outOfMemory = /FATAL ERROR: .*(heap out of memory|invalid array length.*|out of memory)|.*std::bad_alloc.*/i;
 
 function howItEnded(exit: ProcessExit): string {
   if (exit.signal === 'SIGKILL') return 'was killed by SIGKILL (out of memory?)';

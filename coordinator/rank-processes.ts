@@ -8,6 +8,7 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { ConfigError } from '../config/errors.ts';
 import { removeRunFolder } from '../collective/endpoint.ts';
+import type { MachineKeys } from '../collective/key-files.ts';
 import type { ProcessExit } from './failures.ts';
 
 /** What is started for a rank. */
@@ -25,14 +26,16 @@ export interface LaunchOptions {
   /** Control endpoint that the ranks connect to; the folder of its socket file is removed when everything has ended. */
   readonly endpoint: string;
   readonly token: string;
-  /** Of the local ranks; undefined: none. */
-  readonly keyFile: string | undefined;
+  /** Of the local ranks, which get them in their environment; undefined: none. */
+  readonly keys: MachineKeys | undefined;
+  /** Of JavaScript's heap of a local rank; undefined: as Node chooses. */
+  readonly heapLimitMb: number | undefined;
   readonly onExit: (rank: number, exit: ProcessExit) => void;
 }
 
 /** Between SIGTERM and SIGKILL. */
 const afterTermMs = 5000;
-const keptOutput = 4000;
+const keptOutput = 8000;
 /** Its own process group: Ctrl-C in a terminal reaches the coordinator alone, which stops the ranks in order. */
 const detached = process.platform !== 'win32';
 
@@ -119,12 +122,12 @@ export function rankProgram(): string {
   throw new ConfigError(`rank program ${path}: not found; build it first (npm run build)`);
 }
 
-function forkRank(rank: number, { endpoint, token, keyFile }: LaunchOptions): ChildProcess {
-  const keys = keyFile === undefined ? [] : ['--keys', keyFile];
-  return fork(rankProgram(), ['--connect', endpoint, '--rank', String(rank), '--token', token, ...keys], {
+function forkRank(rank: number, { endpoint, token, keys, heapLimitMb }: LaunchOptions): ChildProcess {
+  const { TPLA_KEYS: _, ...env } = process.env;
+  return fork(rankProgram(), ['--connect', endpoint, '--rank', String(rank), '--token', token], {
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-    execArgv: [...rankExecArgv],
-    env: { ...rankEnv, ...process.env },
+    execArgv: heapLimitMb === undefined ? [...rankExecArgv] : [...rankExecArgv, `--max-old-space-size=${heapLimitMb}`],
+    env: { ...rankEnv, ...env, ...(keys === undefined ? {} : { TPLA_KEYS: JSON.stringify(keys) }) },
     detached,
   });
 }

@@ -6,23 +6,17 @@
  * Read next: cluster.ts (one run of the ranks), scheduler.ts (who asks for recovery).
  */
 import { setTimeout as after } from 'node:timers/promises';
-import { asError, ConfigError } from '../config/errors.ts';
+import { asError, ConfigError, PeerError } from '../config/errors.ts';
+import type { Offer } from '../collective/greetings.ts';
 import type { Step } from '../collective/messages.ts';
 import type { StepResult } from './ask-ranks.ts';
+import { type ClusterEvent, EventLog } from './cluster-events.ts';
 import { Cluster, type ClusterOptions } from './cluster.ts';
 import { RankAbsent } from './failures.ts';
+import { configOf, missingRank, type Reduced } from './remote/reduced.ts';
 
 /** degraded: serves, but on fewer ranks than configured. */
 export type ClusterState = 'ok' | 'degraded' | 'recovering' | 'failed';
-
-export interface ClusterEvent {
-  /** ISO 8601 */
-  readonly time: string;
-  readonly kind: 'started' | 'lost' | 'recovered' | 'degraded' | 'failed';
-  /** Undefined where it concerns all. */
-  readonly rank: number | undefined;
-  readonly text: string;
-}
 
 export interface RankHealth {
   readonly rank: number;
@@ -41,12 +35,19 @@ export interface SupervisorOptions extends Omit<ClusterOptions, 'onFailure'> {
 
 /** Restarts are counted over this long: a server that lives for months may lose more ranks than its ceiling. */
 const restartWindowMs = 600_000;
-const keptEvents = 200;
 const maxBackoffMs = 30_000;
+/** After a rank could not be taken back; each try costs an outage. */
+const noGrowthMs = 60_000;
 
 export class Supervisor implements AsyncDisposable {
-  #options: ClusterOptions;
+  readonly #options: ClusterOptions;
   #cluster: Cluster;
+  /** Ranks of the cluster file that serve, ascending. */
+  #numbers: readonly number[];
+  /** The cluster was ended to be planned anew, and that failed. */
+  #isGone = false;
+  #reduced: Reduced | undefined;
+  #noGrowthUntil = 0;
   #state: ClusterState = 'ok';
   #error: Error | undefined;
   #lost: readonly number[] = [];
@@ -59,14 +60,14 @@ export class Supervisor implements AsyncDisposable {
   #returning: Promise<void> = Promise.resolve();
   /** What `state` is whenever the cluster works. */
   #working: 'ok' | 'degraded' = 'ok';
-  readonly #onEvent: SupervisorOptions['onEvent'];
-  readonly events: ClusterEvent[] = [];
+  readonly #log: EventLog;
 
   private constructor(options: SupervisorOptions, cluster: Cluster) {
     this.#options = options;
-    this.#onEvent = options.onEvent;
+    this.#log = new EventLog(options.onEvent);
     this.#cluster = cluster;
-    this.#note('started', undefined, `${cluster.plan.worldSize} ranks, scheme ${cluster.plan.scheme}`);
+    this.#numbers = options.config.ranks.map((_, rank) => rank);
+    this.#log.note('started', undefined, `${cluster.plan.worldSize} ranks, scheme ${cluster.plan.scheme}`);
   }
 
   /** @throws as Cluster.start: what fails at the first start is not tried again */
@@ -79,6 +80,10 @@ export class Supervisor implements AsyncDisposable {
       supervisor.recover(error).catch(() => undefined);
     };
     return supervisor;
+  }
+
+  get events(): readonly ClusterEvent[] {
+    return this.#log.latest;
   }
 
   /** The one that runs, or ran last. */
@@ -169,7 +174,7 @@ export class Supervisor implements AsyncDisposable {
       } catch (failure) {
         if (isHopeless || this.#stop.signal.aborted) {
           const error = this.#giveUp(failure);
-          if (this.#cluster.hasLostRemote) this.#returning = this.#awaitReturn();
+          if (this.#cluster.hasLostRemote || this.#isGone) this.#returning = this.#awaitReturn();
           throw error;
         }
         error = asError(failure);
@@ -186,7 +191,8 @@ export class Supervisor implements AsyncDisposable {
     while (!this.#stop.signal.aborted) {
       const startedAt = performance.now();
       try {
-        await this.#cluster.recover();
+        if (this.#isGone) await this.#planAnew(this.#options.config.ranks.map((_, rank) => rank));
+        else await this.#cluster.recover();
         return this.#win(Math.round(performance.now() - failedAt));
       } catch (failure) {
         this.#error = asError(failure);
@@ -213,15 +219,58 @@ export class Supervisor implements AsyncDisposable {
 
   /** A new cluster without the ranks that are lost. @throws the error when that is not allowed or leaves none */
   async #shrink(error: Error): Promise<void> {
-    const { config } = this.#options;
-    const ranks = config.ranks.filter((_, rank) => !this.#lost.includes(rank));
-    if (!this.#limits.allowFewerRanks || ranks.length === 0 || ranks.length === config.ranks.length) throw error;
-    await this.#cluster[Symbol.asyncDispose]();
-    this.#options = { ...this.#options, config: { ...config, ranks } };
-    this.#cluster = await Cluster.start({ ...this.#options, signal: this.#stop.signal });
+    const numbers = this.#numbers.filter((_, rank) => !this.#lost.includes(rank));
+    if (!this.#limits.allowFewerRanks || numbers.length === 0 || numbers.length === this.#numbers.length) throw error;
+    await this.#planAnew(numbers);
     this.#restartTimes = [];
-    this.#working = 'degraded';
-    this.#note('degraded', undefined, `serves on ${ranks.length} of ${config.ranks.length} ranks: ${error.message}`);
+    this.#log.note('degraded', undefined, `serves on ${this.#howMany()} ranks: ${error.message}`);
+  }
+
+  /** A rank that was missing is there: plans with it. Requests wait, and are computed again. */
+  #grow(offer: Offer): void {
+    const number = this.#reduced === undefined ? null : missingRank(this.#reduced, offer);
+    if (number === null || this.#state !== 'degraded' || performance.now() < this.#noGrowthUntil) return;
+    this.#state = 'recovering';
+    this.#error = new PeerError(`rank ${number} has come back; the cluster is planned anew`);
+    this.#recovery = this.#growBy(number).finally(() => {
+      this.#recovery = undefined;
+    });
+    // Whoever has a request asks for it; nobody may have one now.
+    this.#recovery.catch(() => undefined);
+  }
+
+  async #growBy(number: number): Promise<void> {
+    const before = this.#numbers;
+    const startedAt = performance.now();
+    try {
+      await this.#planAnew([...before, number].sort((a, b) => a - b));
+    } catch (error) {
+      this.#options.log(`rank ${number} could not be taken back: ${asError(error).message}`);
+      this.#noGrowthUntil = performance.now() + noGrowthMs;
+      await this.#planAnew(before).catch((failure: unknown) => {
+        const given = this.#giveUp(failure);
+        this.#returning = this.#awaitReturn();
+        throw given;
+      });
+    }
+    if (this.#working === 'degraded') this.#log.note('degraded', undefined, `serves on ${this.#howMany()} ranks`);
+    this.#win(Math.round(performance.now() - startedAt));
+  }
+
+  /** Ends the cluster and starts one of these ranks of the cluster file. @throws as Cluster.start; then there is none */
+  async #planAnew(numbers: readonly number[]): Promise<void> {
+    this.#isGone = true;
+    await this.#cluster[Symbol.asyncDispose]();
+    const parts = configOf(this.#options.config, numbers, (offer) => this.#grow(offer));
+    this.#cluster = await Cluster.start({ ...this.#options, ...parts, signal: this.#stop.signal });
+    this.#isGone = false;
+    this.#numbers = numbers;
+    this.#reduced = parts.reduced;
+    this.#working = parts.reduced === undefined ? 'ok' : 'degraded';
+  }
+
+  #howMany(): string {
+    return `${this.#numbers.length} of ${this.#options.config.ranks.length}`;
   }
 
   #lose(error: Error): void {
@@ -231,14 +280,14 @@ export class Supervisor implements AsyncDisposable {
     const named = /^rank (\d+)/.exec(error.message);
     const { lostRanks } = this.#cluster;
     this.#lost = lostRanks.length > 0 || named === null ? lostRanks : [Number(named[1])];
-    this.#note('lost', this.#lost[0], error.message);
+    this.#log.note('lost', this.#lost[0], error.message);
     this.#options.log(`lost: ${error.message}`);
   }
 
   #win(ms: number): void {
     for (const rank of this.#lost) this.#restarts.set(rank, (this.#restarts.get(rank) ?? 0) + 1);
     const text = `all ranks are ready again after ${ms} ms`;
-    this.#note('recovered', this.#lost[0], text);
+    this.#log.note('recovered', this.#lost[0], text);
     this.#options.log(`recovered: ${text}`);
     this.#state = this.#working;
     this.#error = undefined;
@@ -249,14 +298,7 @@ export class Supervisor implements AsyncDisposable {
     const error = asError(failure);
     this.#state = 'failed';
     this.#error = error;
-    if (!this.#stop.signal.aborted) this.#note('failed', this.#lost[0], `no restart is left: ${error.message}`);
+    if (!this.#stop.signal.aborted) this.#log.note('failed', this.#lost[0], `no restart is left: ${error.message}`);
     return error;
-  }
-
-  #note(kind: ClusterEvent['kind'], rank: number | undefined, text: string): void {
-    const event = { time: new Date().toISOString(), kind, rank, text };
-    this.events.push(event);
-    if (this.events.length > keptEvents) this.events.shift();
-    this.#onEvent?.(event);
   }
 }

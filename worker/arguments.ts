@@ -4,7 +4,7 @@
  */
 import { parseArgs } from 'node:util';
 import { ConfigError, InvariantError } from '../config/errors.ts';
-import { parseKeys, readKeys, type KeyPair } from '../collective/curve.ts';
+import { findMachineKeys, parseMachineKeys, type MachineKeys } from '../collective/key-files.ts';
 
 export interface Settings {
   /** Control endpoint of the coordinator. */
@@ -48,12 +48,12 @@ export function settingsOf(args: readonly string[], env: NodeJS.ProcessEnv): Set
 }
 
 /** undefined: none are asked for. @throws ConfigError when they cannot be had */
-export async function keysOf({ keys: path, keyText }: Settings): Promise<KeyPair | undefined> {
-  if (keyText !== undefined) return parseKeys(keyText, 'of the coordinator');
+export async function keysOf({ keys: path, keyText }: Settings): Promise<MachineKeys | undefined> {
+  if (keyText !== undefined) return parseMachineKeys(keyText, 'of the coordinator');
   if (path === undefined) return undefined;
-  const keys = await readKeys(path);
-  if (keys === null) throw new ConfigError(`keys: ${path} is not there any more`);
-  return keys;
+  const found = await findMachineKeys(path);
+  if (found === null) throw new ConfigError(`keys: ${path} is not there any more`);
+  return found.keys;
 }
 
 function wholeNumber(text: string | undefined): number | null {

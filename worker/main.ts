@@ -8,7 +8,8 @@ import { hostname } from 'node:os';
 import { ConfigError, PeerError, messageOf } from '../config/errors.ts';
 import { packageVersion } from '../config/version.ts';
 import { protocolVersion, type Failed, type FromRank, type ToRank } from '../collective/messages.ts';
-import { Curve } from '../collective/curve.ts';
+import type { ToWorker } from '../collective/greetings.ts';
+import { curveClient, RingCurve } from '../collective/curve.ts';
 import { removeRunFolder, ringEndpointBeside } from '../collective/endpoint.ts';
 import { bindRing, type RingBinding } from '../collective/zeromq-group.ts';
 import { ControlClient } from '../collective/control-client.ts';
@@ -29,14 +30,14 @@ async function main(): Promise<void> {
   let control: ControlClient | undefined;
   try {
     const keys = await keysOf(settings);
-    await using curve = keys === undefined ? undefined : await Curve.open(keys);
+    await using ringCurve = keys === undefined ? undefined : await RingCurve.open();
     control = await ControlClient.connect(
       settings.connect,
       settings.rank,
       settings.isOffer ? Infinity : undefined,
-      curve,
+      keys && curveClient(keys),
     );
-    await using ring = await bindRing(await ringEndpointBeside(settings.connect, settings.rank ?? 0), curve);
+    await using ring = await bindRing(await ringEndpointBeside(settings.connect, settings.rank ?? 0), ringCurve);
     await serve(control, ring, settings, position);
   } catch (error) {
     await reportFailure(control, position, error);
@@ -64,7 +65,7 @@ async function serve(control: ControlClient, ring: RingBinding, settings: Settin
   const { rank, worldSize } = setup;
   position.rank = rank;
   control.becomes(rank);
-  if (settings.isOffer) process.send?.({ rank, worldSize });
+  if (settings.isOffer) process.send?.({ kind: 'placed', rank, worldSize } satisfies ToWorker);
   await using service = new RankService(control, ring, { ...setup, modelPath: settings.model ?? setup.modelPath });
   try {
     await service.run();
@@ -92,6 +93,7 @@ async function greetingOf(settings: Settings, ring: RingBinding): Promise<FromRa
     version: packageVersion,
     token,
     ringEndpoint: ring.endpoint,
+    ringKey: ring.key,
   };
   if (!isOffer) return { kind: 'hello', rank: rank ?? 0, ...greeting };
   await using checkpoint = await openModelPath(model ?? '');

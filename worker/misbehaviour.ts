@@ -1,8 +1,10 @@
 /**
- * Misbehaviour that a fault drill asks of a rank: late requests, damaged and lost frames. Exists only where the
- * coordinator's setup allowed it; `tpla faults` alone does. Read next: ../collective/messages.ts (chaos).
+ * Misbehaviour that a fault drill asks of a rank: late requests, damaged and lost frames, a heap that fills, a sudden
+ * end. Exists only where the coordinator's setup allowed it; `tpla faults` alone does.
+ * Read next: ../collective/messages.ts (chaos).
  */
 import { setTimeout as after } from 'node:timers/promises';
+import type { ToWorker } from '../collective/greetings.ts';
 import type { Chaos } from '../collective/messages.ts';
 
 export class Misbehaviour {
@@ -20,6 +22,15 @@ export class Misbehaviour {
         return;
       case 'cut':
         this.#cutTo.add(peer);
+        return;
+      case 'memory':
+        return fillHeap();
+      case 'kill':
+        process.kill(process.pid, 'SIGKILL');
+        return;
+      case 'freeze':
+        // Who is stopped cannot continue itself.
+        process.send?.({ kind: 'freeze', ms } satisfies ToWorker);
         return;
     }
   }
@@ -47,4 +58,12 @@ export class Misbehaviour {
     this.#garbleTo = undefined;
     this.#cutTo.clear();
   }
+}
+
+/** Values of one array: 8 MB, which V8 keeps on its heap, whose limit ends the process. */
+const arrayLength = 1 << 20;
+
+function fillHeap(): never {
+  const kept: number[][] = [];
+  for (;;) kept.push(Array.from({ length: arrayLength }, (_, i) => i + 0.5));
 }

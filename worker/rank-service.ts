@@ -83,8 +83,8 @@ export class RankService implements AsyncDisposable {
     }
   }
 
-  #rejoin({ epoch, ringEndpoints }: Rejoin): void {
-    this.#setup = { ...this.#setup, epoch, ringEndpoints };
+  #rejoin({ epoch, ringEndpoints, ringKeys }: Rejoin): void {
+    this.#setup = { ...this.#setup, epoch, ringEndpoints, ringKeys };
     this.#abandon.abort();
     this.#abandon = new AbortController();
     this.#misbehaviour?.nextEpoch();

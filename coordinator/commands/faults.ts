@@ -16,7 +16,7 @@ const faultsFlags = <T>(command: Argv<T>) =>
     .option('drill', {
       type: 'string',
       describe:
-        'one or several of kill (SIGKILL), freeze (SIGSTOP), slow (half a second late), garble (a flipped bit), cut (lost frames between two ranks), with commas (default: all)',
+        'one or several of kill (SIGKILL), freeze (SIGSTOP), slow (half a second late), garble (a flipped bit), cut (lost frames between two ranks), memory (a heap that fills until the process ends; local ranks alone), with commas (default: all)',
     })
     .option('count', number('count', 1, 100_000, true, 20, 'faults in all; the drills take turns'))
     .option('seconds', number('seconds', 1, 86_400, false, 120, 'no new fault after this long'))
@@ -38,8 +38,12 @@ export function addFaultsCommand(program: Argv, context: CommandContext): Argv {
 async function faults(flags: FaultsFlags, context: CommandContext): Promise<void> {
   await using model = await openModel(flags, context);
   const ranks = model.config.ranks.length;
-  const drills = drillsOf(flags.drill).filter((name) => ranks > 1 || !needPeers.includes(name));
-  if (drills.length === 0) throw new ConfigError(`--drill: ${flags.drill} needs at least 2 ranks; raise --ranks`);
+  const hasLocal = model.config.ranks.some(({ host }) => host === 'local');
+  const drills = drillsOf(flags.drill).filter(
+    (name) => (ranks > 1 || !needPeers.includes(name)) && (hasLocal || name !== 'memory'),
+  );
+  if (drills.length === 0)
+    throw new ConfigError(`--drill: ${flags.drill} needs at least 2 ranks, and memory a local one`);
   const result = await runDrill({
     ...model,
     drills,
@@ -51,7 +55,9 @@ async function faults(flags: FaultsFlags, context: CommandContext): Promise<void
     log: context.log,
     signal: context.signal,
   });
-  const summary = drills.map((drill) => summarise(drill, result.faults));
+  const summary = drills.flatMap((drill) =>
+    [false, true].flatMap((isRemote) => summarise(drill, isRemote, result.faults)),
+  );
   if (flags.json) context.write(`${JSON.stringify({ ...result, summary })}\n`);
   else context.write(`${describe(summary, result)}\n`);
   if (result.lostTokens + result.wrongTokens > 0)
@@ -82,6 +88,7 @@ const beginnings = [
 
 interface Summary {
   readonly drill: DrillName;
+  readonly isRemote: boolean;
   readonly faults: number;
   readonly detectedMs: Quantiles | null;
   readonly recoveredMs: Quantiles | null;
@@ -93,14 +100,13 @@ interface Quantiles {
   readonly max: number;
 }
 
-function summarise(drill: DrillName, all: readonly Fault[]): Summary {
-  const faults = all.filter((fault) => fault.drill === drill);
-  return {
-    drill,
-    faults: faults.length,
-    detectedMs: quantiles(faults.map((fault) => fault.detectedMs)),
-    recoveredMs: quantiles(faults.map((fault) => fault.recoveredMs)),
-  };
+/** A line for local ranks and one for remote ones, where there was such a fault. */
+function summarise(drill: DrillName, isRemote: boolean, all: readonly Fault[]): Summary[] {
+  const faults = all.filter((fault) => fault.drill === drill && fault.isRemote === isRemote);
+  if (faults.length === 0) return [];
+  const detectedMs = quantiles(faults.map((fault) => fault.detectedMs));
+  const recoveredMs = quantiles(faults.map((fault) => fault.recoveredMs));
+  return [{ drill, isRemote, faults: faults.length, detectedMs, recoveredMs }];
 }
 
 function quantiles(values: readonly (number | undefined)[]): Quantiles | null {
@@ -114,8 +120,8 @@ function describe(summary: readonly Summary[], result: DrillResult): string {
     times === null ? ['-', '-', '-'] : [times.p50, times.p99, times.max].map(formatMs);
   const table = formatTable(
     ['drill', 'faults', 'detected p50', 'p99', 'max', 'recovered p50', 'p99', 'max'],
-    summary.map(({ drill, faults, detectedMs, recoveredMs }) => [
-      drill,
+    summary.map(({ drill, isRemote, faults, detectedMs, recoveredMs }) => [
+      isRemote ? `${drill}, remote rank` : drill,
       String(faults),
       ...cells(detectedMs),
       ...cells(recoveredMs),

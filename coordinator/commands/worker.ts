@@ -7,7 +7,7 @@ import type { Argv } from 'yargs';
 import { isLoopbackEndpoint } from '../../config/cluster.ts';
 import { ConfigError } from '../../config/errors.ts';
 import { maxWorldSize } from '../../config/shard-plan.ts';
-import { readKeys } from '../../collective/curve.ts';
+import { findMachineKeys } from '../../collective/key-files.ts';
 import type { CommandContext } from '../command-context.ts';
 import { resolveModel } from '../fetch.ts';
 import { jsonFlag, optionalNumber, type FlagsOf } from '../flags.ts';
@@ -37,7 +37,7 @@ const workerFlags = <T>(command: Argv<T>) =>
     })
     .option('keys', {
       type: 'string',
-      describe: `key file of \`tpla keys\`, or its folder, copied from the coordinator (default: ${defaultKeys} if there)`,
+      describe: `key file of \`tpla keys --for\`, or a folder with it as machine.key (default: ${defaultKeys} if there)`,
     })
     .option('allow-no-keys', {
       type: 'boolean',
@@ -104,12 +104,16 @@ function joinOf(flags: WorkerFlags, launched: LaunchedAs | undefined): string {
 /** @returns the key file; undefined: none is needed @throws ConfigError when there has to be one */
 async function keysOf(flags: WorkerFlags, join: string): Promise<string | undefined> {
   const path = flags.keys ?? defaultKeys;
-  if ((await readKeys(path)) !== null) return path;
-  if (flags.keys !== undefined) throw new ConfigError(`--keys: no key file at ${path}; copy the coordinator's`);
+  const found = await findMachineKeys(path);
+  if (found !== null) return found.path;
+  if (flags.keys !== undefined)
+    throw new ConfigError(
+      `--keys: no key file at ${path}; make one on the coordinator's machine with \`tpla keys --for NAME\`, and copy it`,
+    );
   if (isLoopbackEndpoint(join) || flags.allowNoKeys) return undefined;
   throw new ConfigError(
-    `--keys: ${join} is another machine and there is no key file at ${path}; copy the coordinator's (made by ` +
-      '`tpla keys`), or say --allow-no-keys',
+    `--keys: ${join} is another machine and there is no key file at ${path}; make one on the ` +
+      "coordinator's machine with `tpla keys --for NAME` and copy it, or say --allow-no-keys",
   );
 }
 

@@ -8,7 +8,8 @@ import type { Checkpoint } from '../../model/checkpoint.ts';
 import { seededRandom } from '../sampler.ts';
 import { Scheduler } from '../scheduler.ts';
 import { whileStarting } from '../serving.ts';
-import { Supervisor, type ClusterEvent } from '../supervisor.ts';
+import type { ClusterEvent } from '../cluster-events.ts';
+import { Supervisor } from '../supervisor.ts';
 import { openText } from '../text.ts';
 import { Injector, type DrillName, type Fault } from './injector.ts';
 import { Load, type LoadResult } from './load.ts';
@@ -64,7 +65,7 @@ export async function runDrill(options: DrillOptions): Promise<DrillResult> {
   });
   const load = new Load(scheduler, text, prompts, maxTokens);
   await load.recordUndisturbed();
-  const injector = new Injector(supervisor, seededRandom(options.seed), signal);
+  const injector = new Injector(supervisor, seededRandom(options.seed), maxTokens, signal);
   hear = (event) => injector.hear(event);
   step = () => injector.step();
   const running = load.run();

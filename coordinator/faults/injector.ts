@@ -5,15 +5,18 @@
 import { setTimeout as after } from 'node:timers/promises';
 import { PeerError, invariant } from '../../config/errors.ts';
 import type { RandomSource } from '../sampler.ts';
-import type { ClusterEvent, Supervisor } from '../supervisor.ts';
+import type { ClusterEvent } from '../cluster-events.ts';
+import type { Supervisor } from '../supervisor.ts';
 
-export const drillNames = ['kill', 'freeze', 'slow', 'garble', 'cut'] as const;
+export const drillNames = ['kill', 'freeze', 'slow', 'garble', 'cut', 'memory'] as const;
 export type DrillName = (typeof drillNames)[number];
 
 /** One fault and what became of it. */
 export interface Fault {
   readonly drill: DrillName;
   readonly rank: number;
+  /** Whether its process is one of a `tpla worker`, on another machine or as if it were. */
+  readonly isRemote: boolean;
   /** From the fault to the coordinator's notice; undefined where nothing needed recovery. */
   readonly detectedMs: number | undefined;
   /** From the fault until all ranks were ready again. */
@@ -22,11 +25,13 @@ export interface Fault {
   readonly cause: string | undefined;
 }
 
-/** Steps between two faults. */
+/** Steps between two faults; at most as many more as an answer has tokens, which a recovery may have to compute again. */
 const fewestSteps = 3;
 const mostSteps = 40;
 /** Less than the deadline of a receive: a slow rank is no lost one. */
 const slowMs = 500;
+/** Of a remote rank, which nobody else would continue; long enough to be noticed, less than it has to come back. */
+const freezeMs = 3000;
 /** A cluster that takes longer hangs. */
 const recoveryDeadlineMs = 120_000;
 
@@ -34,12 +39,15 @@ export class Injector {
   readonly #supervisor: Supervisor;
   readonly #random: RandomSource;
   readonly #signal: AbortSignal;
+  readonly #mostSteps: number;
   #stepsLeft = 0;
   #onSteps: () => void = () => undefined;
   #lost: { atMs: number; event: ClusterEvent } | undefined;
   #onEnd: (event: ClusterEvent) => void = () => undefined;
 
-  constructor(supervisor: Supervisor, random: RandomSource, signal: AbortSignal) {
+  /** @param maxTokens of each answer */
+  constructor(supervisor: Supervisor, random: RandomSource, maxTokens: number, signal: AbortSignal) {
+    this.#mostSteps = mostSteps + maxTokens;
     this.#supervisor = supervisor;
     this.#random = random;
     this.#signal = signal;
@@ -58,10 +66,11 @@ export class Injector {
 
   /** @throws PeerError when the cluster is not there again in time */
   async inject(drill: DrillName): Promise<Fault> {
-    await this.#steps(fewestSteps + Math.floor(this.#random() * (mostSteps - fewestSteps)));
-    const { ranks } = this.#supervisor.cluster;
+    await this.#steps(fewestSteps + Math.floor(this.#random() * (this.#mostSteps - fewestSteps)));
+    const { cluster } = this.#supervisor;
+    const ranks = cluster.ranks.filter(({ rank }) => drill !== 'memory' || !cluster.isRemote(rank));
     const chosen = ranks[Math.floor(this.#random() * ranks.length)];
-    invariant(chosen !== undefined, 'a cluster without ranks');
+    invariant(chosen !== undefined, `drill ${drill}: a cluster without a rank for it`);
     const { rank, pid } = chosen;
     // Anywhere inside a step, not only at its end.
     await after(this.#random() * 20);
@@ -79,12 +88,18 @@ export class Injector {
 
   async #break(drill: DrillName, rank: number, pid: number): Promise<void> {
     const { cluster } = this.#supervisor;
+    // Its number of a process belongs to another machine.
+    const isRemote = cluster.isRemote(rank);
     const peer = (rank + 1) % cluster.ranks.length;
     switch (drill) {
+      case 'memory':
+        return cluster.chaos(rank, { action: drill, peer, ms: 0 });
       case 'kill':
+        if (isRemote) return cluster.chaos(rank, { action: drill, peer, ms: 0 });
         process.kill(pid, 'SIGKILL');
         return;
       case 'freeze':
+        if (isRemote) return cluster.chaos(rank, { action: drill, peer, ms: freezeMs });
         process.kill(pid, 'SIGSTOP');
         return;
       case 'slow':
@@ -139,6 +154,7 @@ export class Injector {
     return {
       drill,
       rank,
+      isRemote: this.#supervisor.cluster.isRemote(rank),
       detectedMs: lost === undefined ? undefined : lost.atMs - startedAt,
       recoveredMs: recoveredAt === undefined ? undefined : recoveredAt - startedAt,
       cause: lost?.event.text,

@@ -9,7 +9,7 @@ import { ConfigError } from '../../config/errors.ts';
 const attachmentSchema = z.strictObject({
   /** Of this run: proves that the coordinator itself started the worker. */
   token: z.string(),
-  keys: z.strictObject({ publicKey: z.string(), secretKey: z.string() }).nullable(),
+  keys: z.strictObject({ publicKey: z.string(), secretKey: z.string(), coordinatorKey: z.string() }).nullable(),
 });
 export type Attachment = z.infer<typeof attachmentSchema>;
 

@@ -1,12 +1,12 @@
 /**
  * Where a cluster's control plane is bound and whether it uses keys: a socket file where all ranks are local, otherwise
  * a TCP address, with CURVE unless it stays on this machine. Refuses to be reachable from other machines without keys,
- * except when told to. Read next: ../../collective/curve.ts.
+ * except when told to. Read next: ../../collective/key-files.ts.
  */
 import { lookup } from 'node:dns/promises';
 import { defaultRemoteBind, isLoopbackEndpoint, parseSshHost, type ClusterConfig } from '../../config/cluster.ts';
 import { ConfigError, messageOf } from '../../config/errors.ts';
-import { readKeys, type KeyPair } from '../../collective/curve.ts';
+import { readKeys, type KeyPair } from '../../collective/key-files.ts';
 
 export interface ControlAddress {
   /** For ControlServer.bind. */
@@ -42,8 +42,8 @@ async function keysFor(security: ClusterConfig['security'], endpoint: string): P
   if (isLoopbackEndpoint(endpoint) || allowNoKeys) return undefined;
   throw new ConfigError(
     `coordinator.bind: ${endpoint} can be reached from other machines and there are no keys` +
-      `${curve === 'off' ? ' (security.curve is off)' : ` at ${path}`}; run \`tpla keys --out ${path}\` and copy the file to ` +
-      'every machine, or say --allow-no-keys',
+      `${curve === 'off' ? ' (security.curve is off)' : ` at ${path}`}; run \`tpla keys --out ${path}\` and, for ` +
+      'each machine, `tpla keys --for NAME`, or say --allow-no-keys',
   );
 }
 

@@ -7,7 +7,7 @@
 import { fork, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { setTimeout as after } from 'node:timers/promises';
-import { z } from 'zod';
+import { toWorkerSchema } from '../../collective/greetings.ts';
 import { ConfigError, PeerError } from '../../config/errors.ts';
 import { endsWithin, rankEnv, rankExecArgv, rankProgram } from '../rank-processes.ts';
 
@@ -33,8 +33,6 @@ const firstPauseMs = 200;
 const longestPauseMs = 5000;
 /** Between SIGTERM and SIGKILL. */
 const afterTermMs = 5000;
-
-const placedSchema = z.object({ rank: z.number(), worldSize: z.number() });
 
 interface Run {
   /** Whether the coordinator gave it a rank. */
@@ -80,9 +78,10 @@ async function offerOnce(options: OfferOptions, say: (line: string) => void): Pr
   child.stdout?.setEncoding('utf8').on('data', lines);
   child.stderr?.setEncoding('utf8').on('data', lines);
   child.on('message', (message) => {
-    const placed = placedSchema.parse(message);
+    const told = toWorkerSchema.parse(message);
+    if (told.kind === 'freeze') return freeze(child, told.ms);
     hadRank = true;
-    say(`rank ${placed.rank} of ${placed.worldSize} for the coordinator at ${options.join}`);
+    say(`rank ${told.rank} of ${told.worldSize} for the coordinator at ${options.join}`);
   });
   try {
     if (options.signal.aborted) stop();
@@ -112,6 +111,12 @@ function startOffer(options: OfferOptions): ChildProcess {
     // Ctrl-C in a terminal reaches the command alone, which then stops the rank.
     detached: process.platform !== 'win32',
   });
+}
+
+/** For a fault drill. A process that is killed meanwhile takes no more signals. */
+function freeze(child: ChildProcess, ms: number): void {
+  child.kill('SIGSTOP');
+  setTimeout(() => child.kill('SIGCONT'), ms);
 }
 
 /** false: the process ended by itself. */

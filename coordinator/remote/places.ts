@@ -5,6 +5,7 @@
 import type { ClusterConfig } from '../../config/cluster.ts';
 import { packageVersion } from '../../config/version.ts';
 import type { Offer } from '../../collective/greetings.ts';
+import { missingRank, type Reduced } from './reduced.ts';
 
 export interface PlacesOptions {
   readonly config: ClusterConfig;
@@ -15,6 +16,8 @@ export interface PlacesOptions {
   /** As others reach it. */
   readonly endpoint: string;
   readonly hasKeys: boolean;
+  /** undefined: the cluster is whole, and its ranks have the numbers that users give them. */
+  readonly reduced: Reduced | undefined;
   /** Whether somebody waits for this rank now. */
   readonly isWanted: (rank: number) => boolean;
 }
@@ -36,10 +39,10 @@ export class Places {
   place(offer: Offer, isTaken: (rank: number) => boolean): Place {
     const refusal = this.#mismatch(offer);
     if (refusal !== null) return { refusal };
-    if (offer.rank !== null) return this.#wished(offer, offer.rank, isTaken);
-    const { ranks } = this.#options.config;
-    const free = ranks.findIndex(({ host }, rank) => host === 'join' && !isTaken(rank) && this.#options.isWanted(rank));
-    return free === -1 ? { refusal: `no rank is free; those that join: ${this.#joining()}` } : { rank: free };
+    const { reduced } = this.#options;
+    const place = offer.rank === null ? this.#free(isTaken) : this.#wished(offer, offer.rank, isTaken);
+    if ('refusal' in place && reduced !== undefined && missingRank(reduced, offer) !== null) reduced.onSpare(offer);
+    return place;
   }
 
   /** What a user does so that the rank comes. */
@@ -58,27 +61,41 @@ export class Places {
 
   command(rank: number): string {
     const { endpoint, hasKeys, config } = this.#options;
-    return `tpla worker --join ${endpoint} --rank ${rank} --model ${config.model}${hasKeys ? ' --keys ./keys' : ''}`;
+    return `tpla worker --join ${endpoint} --rank ${this.#numberOf(rank)} --model ${config.model}${hasKeys ? ' --keys ./keys' : ''}`;
   }
 
-  #wished(offer: Offer, rank: number, isTaken: (rank: number) => boolean): Place {
+  #free(isTaken: (rank: number) => boolean): Place {
+    const { ranks } = this.#options.config;
+    const free = ranks.findIndex(({ host }, rank) => host === 'join' && !isTaken(rank) && this.#options.isWanted(rank));
+    return free === -1 ? { refusal: `no rank is free; those that join: ${this.#joining()}` } : { rank: free };
+  }
+
+  /** @param number in the whole cluster */
+  #wished(offer: Offer, number: number, isTaken: (rank: number) => boolean): Place {
+    const { reduced } = this.#options;
+    const rank = reduced === undefined ? number : reduced.numbers.indexOf(number);
     const host = this.#hostOf(rank);
     if (host === undefined || host === 'local')
-      return { refusal: `rank ${rank} does not join from outside; ranks that do: ${this.#joining()}` };
+      return { refusal: `rank ${number} does not join from outside; ranks that do: ${this.#joining()}` };
     if (host !== 'join' && offer.token !== this.#options.token)
-      return { refusal: `rank ${rank} is started by the coordinator through ${host}` };
+      return { refusal: `rank ${number} is started by the coordinator through ${host}` };
     if (isTaken(rank))
-      return { refusal: `rank ${rank} is taken by another process; leave --rank out to get a free one` };
-    if (!this.#options.isWanted(rank)) return { refusal: `rank ${rank} is not wanted at the moment` };
+      return { refusal: `rank ${number} is taken by another process; leave --rank out to get a free one` };
+    if (!this.#options.isWanted(rank)) return { refusal: `rank ${number} is not wanted at the moment` };
     return { rank };
   }
 
+  #numberOf(rank: number): number {
+    return this.#options.reduced?.numbers[rank] ?? rank;
+  }
+
   #mismatch({ version, worldSize, modelIdentity }: Offer): string | null {
-    const { config, identity } = this.#options;
+    const { config, identity, reduced } = this.#options;
+    const { length } = (reduced?.whole ?? config).ranks;
     if (version !== packageVersion)
       return `it is version ${version}, the coordinator ${packageVersion}; install the same version`;
-    if (worldSize !== null && worldSize !== config.ranks.length)
-      return `its launcher says ${worldSize} ranks, the cluster has ${config.ranks.length}; make them agree`;
+    if (worldSize !== null && worldSize !== length)
+      return `its launcher says ${worldSize} ranks, the cluster has ${length}; make them agree`;
     if (modelIdentity === identity) return null;
     return (
       `its model has identity ${modelIdentity.slice(0, 16)}, the coordinator's (${config.model}) ${identity.slice(0, 16)}; ` +
@@ -91,7 +108,9 @@ export class Places {
   }
 
   #joining(): string {
-    const ranks = this.#options.config.ranks.flatMap(({ host }, rank) => (host === 'join' ? [rank] : []));
+    const ranks = this.#options.config.ranks.flatMap(({ host }, rank) =>
+      host === 'join' ? [this.#numberOf(rank)] : [],
+    );
     return ranks.length === 0 ? 'none' : ranks.join(', ');
   }
 }

@@ -5,7 +5,7 @@
  */
 import { parseSshHost, type ClusterConfig } from '../../config/cluster.ts';
 import { invariant } from '../../config/errors.ts';
-import type { KeyPair } from '../../collective/curve.ts';
+import type { MachineKeys } from '../../collective/key-files.ts';
 import type { Launch } from '../rank-processes.ts';
 import { attachmentLine } from './attachment.ts';
 
@@ -17,7 +17,7 @@ export interface SshLaunchOptions {
   /** As the other machine reaches it. */
   readonly endpoint: string;
   readonly token: string;
-  readonly keys: KeyPair | undefined;
+  readonly keys: MachineKeys | undefined;
 }
 
 /** Without these ssh may wait for a password or a dead host for ever. */

@@ -1,4 +1,4 @@
-/** Ranks that die, freeze or send damaged frames while text is generated: nothing is lost, nothing is wrong, nothing is left. */
+/** Ranks that die or run out of memory, and strangers: the cluster recovers, says so, and leaves nothing behind. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -13,8 +13,8 @@ import { ConfigError, PeerError } from '../../config/errors.ts';
 import { loadClusterConfig, type ClusterFlags } from '../../config/load.ts';
 import type { StepResult } from '../../coordinator/ask-ranks.ts';
 import { Cluster } from '../../coordinator/cluster.ts';
-import { runDrill } from '../../coordinator/faults/drill.ts';
-import { Supervisor, type ClusterEvent, type SupervisorOptions } from '../../coordinator/supervisor.ts';
+import type { ClusterEvent } from '../../coordinator/cluster-events.ts';
+import { Supervisor, type SupervisorOptions } from '../../coordinator/supervisor.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { goldenFolder } from '../helpers/golden.ts';
@@ -66,54 +66,20 @@ function step(runner: Pick<Cluster, 'step'>, tokens: number[]): Promise<StepResu
   return runner.step({ phase: 'prefill', sequences: [{ slot: 0, start: 0, tokens }], want: { kind: 'last' } });
 }
 
-describe.each(['auto', 'zeromq'])('a drill over %s', (transport) => {
-  test('loses no token and gives no wrong one', async () => {
-    const onSockets = transport === 'zeromq';
-    const { faults, answers, lostTokens, wrongTokens, firstError } = await runDrill({
-      checkpoint,
-      config: await configOf({ ranks: 3, transport }),
-      drills: onSockets ? ['garble', 'kill', 'slow'] : ['kill', 'freeze', 'kill'],
-      count: 3,
-      seconds: 600,
-      prompts: ['Once upon a time', 'The little dog', 'Tom and Lily went to the park.'],
-      maxTokens: 24,
-      seed: 7,
-      log: () => undefined,
-      signal: new AbortController().signal,
-    });
-    expect({ lostTokens, wrongTokens, firstError }).toEqual({ lostTokens: 0, wrongTokens: 0, firstError: null });
-    expect(answers).toBeGreaterThanOrEqual(3);
-    const causes = faults.map(({ cause }) => cause?.split('\n')[0] ?? 'none');
-    if (onSockets) {
-      expect(causes[0]).toMatch(/^rank \d: a frame from rank \d for .* was damaged on the way/);
-      expect(causes[2]).toBe('none');
-    } else expect(causes[1]).toMatch(/^rank \d \(process \d+\): stopped answering heartbeats/);
-    expect(causes[onSockets ? 1 : 0]).toMatch(/^rank \d \(process \d+\) was killed by SIGKILL/);
-  });
-});
-
-test('a drill that is interrupted ends as any command does', async () => {
-  const args = [
-    'faults',
-    '--model',
-    model,
-    '--context',
-    '256',
-    '--drill',
-    'slow',
-    '--seconds',
-    '600',
-    '--count',
-    '9999',
-  ];
-  const running = sandbox.start(args);
-  await new Promise<void>((resolve) => {
-    running.child.stderr?.on('data', (text: string) => text.includes('drill: slow') && resolve());
-  });
-  running.child.kill('SIGTERM');
-  const { code, stderr } = await running.finished;
-  expect(code).toBe(143);
-  expect(stderr).not.toMatch(/lost:|this is a bug/);
+test('a rank that runs out of memory is named so, and replaced', async () => {
+  const { supervisor, until } = await supervise(await configOf({}), { allowChaos: true });
+  await using _ = supervisor;
+  const before = await step(supervisor, [1, 5, 9]);
+  const { pid } = supervisor.cluster.ranks[1]!;
+  const [lost, recovered] = [until('lost'), until('recovered')];
+  await supervisor.cluster.chaos(1, { action: 'memory', peer: 0, ms: 0 });
+  expect((await lost).text.split('\n')[0]).toMatch(
+    new RegExp(
+      `^rank 1 \\(process ${pid}\\) ran out of memory \\(SIGABRT\\) between requests; it printed: FATAL ERROR`,
+    ),
+  );
+  await recovered;
+  expect((await step(supervisor, [1, 5, 9])).logits).toEqual(before.logits);
 });
 
 describe('recovery', () => {
@@ -209,6 +175,7 @@ describe('strangers', () => {
       protocol: protocolVersion,
       version: '0',
       ringEndpoint: 'ipc:///x',
+      ringKey: '',
     };
     for (const token of ['', 'guessed']) await intruder.send(encodeMessage({ ...hello, token }));
     await intruder.send(

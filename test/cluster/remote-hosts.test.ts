@@ -6,7 +6,8 @@ import { spawnSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { writeKeys } from '../../collective/curve.ts';
+import { writeMachineKeys } from '../../collective/key-files.ts';
+import { convertExactly } from '../helpers/convert-tiny.ts';
 import { goldenFolder } from '../helpers/golden.ts';
 import { Sandbox } from '../helpers/program.ts';
 
@@ -30,7 +31,8 @@ function makeHosts(): boolean {
     ip('-n', there, 'address', 'add', `${thereAddress}/24`, 'dev', link[1]) &&
     ip('-n', here, 'link', 'set', link[0], 'up') &&
     ip('-n', there, 'link', 'set', link[1], 'up') &&
-    ip('-n', here, 'link', 'set', 'lo', 'up')
+    ip('-n', here, 'link', 'set', 'lo', 'up') &&
+    ip('-n', there, 'link', 'set', 'lo', 'up')
   );
 }
 
@@ -71,12 +73,17 @@ test.skipIf(!isAllowed)(
   'a rank on another host gives the tokens of a local run, and does so again after it was killed',
   async () => {
     const keys = join(sandbox.folder, 'cache', 'keys');
-    await writeKeys(keys);
+    const key = await writeMachineKeys(keys, 'there');
     const bind = `tcp://${hereAddress}:7070`;
     const file = join(sandbox.folder, 'cache', 'cluster.json');
-    const cluster = { model, ranks: [{ host: 'local' }, { host: 'join' }], coordinator: { bind } };
+    const cluster = {
+      model,
+      ranks: [{ host: 'local' }, { host: 'join' }],
+      coordinator: { bind },
+      security: { keys },
+    };
     writeFileSync(file, JSON.stringify(cluster));
-    const worker = sandbox.start(['worker', '--join', bind, '--model', model, '--keys', keys], { netns: there });
+    const worker = sandbox.start(['worker', '--join', bind, '--model', model, '--keys', key], { netns: there });
     const serve = sandbox.start(['serve', file, '--json'], { netns: here });
     try {
       await serve.printed('"ready":true');
@@ -103,6 +110,41 @@ test.skipIf(!isAllowed)(
       for (const { child } of [serve, worker]) child.kill('SIGTERM');
       expect((await serve.finished).code).toBe(0);
       expect((await worker.finished).code).toBe(0);
+    }
+  },
+  60_000,
+);
+
+test.skipIf(!isAllowed).each(['tpla', 'dcp'])(
+  'a drill with a rank on another host, scheme %s: no token is lost or wrong',
+  async (scheme) => {
+    const latent = join(sandbox.folder, 'cache', 'latent');
+    await convertExactly(model, latent);
+    const keys = join(sandbox.folder, 'cache', 'keys');
+    const key = await writeMachineKeys(keys, 'there');
+    const bind = `tcp://${hereAddress}:7070`;
+    const file = join(sandbox.folder, 'cache', 'cluster.json');
+    const ranks = [{ host: 'join' }, { host: 'join' }];
+    const cluster = { model: latent, ranks, coordinator: { bind }, security: { keys } };
+    writeFileSync(file, JSON.stringify(cluster));
+    const args = ['worker', '--join', bind, '--model', latent, '--keys', key];
+    const workers = [0, 1].map(() => sandbox.start(args, { netns: there }));
+    try {
+      const drill = ['faults', '--config', file, '--scheme', scheme, '--context', '256', '--drill', 'kill,freeze'];
+      const { code, stdout, stderr } = await sandbox.run([...drill, '--count', '2', '--max-tokens', '16', '--json'], {
+        netns: here,
+      });
+      expect({ code, stderr: code === 0 ? '' : stderr }).toEqual({ code: 0, stderr: '' });
+      const result = JSON.parse(stdout) as { faults: object[]; lostTokens: number; wrongTokens: number };
+      expect(result).toMatchObject({ lostTokens: 0, wrongTokens: 0 });
+      const fault = { isRemote: true, detectedMs: expect.any(Number), recoveredMs: expect.any(Number) };
+      expect(result.faults).toMatchObject([
+        { drill: 'kill', ...fault },
+        { drill: 'freeze', ...fault },
+      ]);
+    } finally {
+      for (const { child } of workers) child.kill('SIGTERM');
+      for (const { finished } of workers) expect((await finished).code).toBe(0);
     }
   },
   60_000,

@@ -9,7 +9,8 @@ import { packageVersion } from '../../config/version.ts';
 import type { StepResult } from '../../coordinator/ask-ranks.ts';
 import { Cluster } from '../../coordinator/cluster.ts';
 import { RankAbsent } from '../../coordinator/failures.ts';
-import { Supervisor, type ClusterEvent } from '../../coordinator/supervisor.ts';
+import type { ClusterEvent } from '../../coordinator/cluster-events.ts';
+import { Supervisor } from '../../coordinator/supervisor.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { copyIdentity } from '../../model/copy-identity.ts';
@@ -155,6 +156,7 @@ describe('refused', () => {
     version: packageVersion,
     token: '',
     ringEndpoint: 'tcp://127.0.0.1:1',
+    ringKey: '',
   };
 
   async function answerTo(message: object): Promise<unknown> {

@@ -12,7 +12,7 @@ if (mode === 'server') {
 } else {
   const client = await ControlClient.connect(endpoint, 0);
   const hello = { rank: 0, pid: process.pid, host: 'h', protocol: protocolVersion, version: '0', token: 't' };
-  await client.send({ kind: 'hello', ...hello, ringEndpoint: 'r' });
+  await client.send({ kind: 'hello', ...hello, ringEndpoint: 'r', ringKey: '' });
   await client.send({ kind: 'failed', rank: 0, epoch: 0, id: null, error: 'PeerError', message: 'the last word' });
   await client[Symbol.asyncDispose]();
   if (mode === 'last-word-exit') process.exit(3);

@@ -1,5 +1,5 @@
 /** A checkpoint of test/golden/tiny/ converted without a cluster: at full size the moments decide nothing. */
-import { mkdir } from 'node:fs/promises';
+import { copyFile, mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { openCheckpoint } from '../../model/open.ts';
 import { identity, rowsOf, scaled, stackRows } from '../../model/transmla/dense.ts';
@@ -10,8 +10,13 @@ import { encodeLayer, type EncodedLayer, writeConverted } from '../../model/tran
 import { tinyModel } from './golden.ts';
 
 /** @param folder to be made */
-export async function convertTinyExactly(name: string, folder: string): Promise<void> {
-  await using source = await openCheckpoint(tinyModel(name));
+export function convertTinyExactly(name: string, folder: string): Promise<void> {
+  return convertExactly(tinyModel(name), folder);
+}
+
+/** The same for any small checkpoint. @param folder to be made */
+export async function convertExactly(path: string, folder: string): Promise<void> {
+  await using source = await openCheckpoint(path);
   const { config } = source;
   const layout = headLayout(config);
   const merged = layout.numKvHeads * layout.headDim;
@@ -24,6 +29,8 @@ export async function convertTinyExactly(name: string, folder: string): Promise<
   }
   await mkdir(folder, { recursive: true });
   await writeConverted(source, layers, folder, { converted: 'f32', untouched: 'keep', portable: false }, {});
+  for (const name of await readdir(path))
+    if (name.startsWith('tok')) await copyFile(join(path, name), join(folder, name));
 }
 
 /**

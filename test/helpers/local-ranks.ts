@@ -78,6 +78,7 @@ export async function startLocalRanks(
         plan,
         options: { ...exactOptions, ...rest },
         ringEndpoints: [],
+        ringKeys: [],
         runId: 'local',
       };
       return RankWorker.load(setup, group, () => Promise.resolve());

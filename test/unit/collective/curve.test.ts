@@ -5,7 +5,17 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ControlClient } from '../../../collective/control-client.ts';
 import { ControlServer } from '../../../collective/control.ts';
 import { protocolVersion } from '../../../collective/messages.ts';
-import { Curve, encodeZ85, parseKeys, readKeys, writeKeys, type KeyPair } from '../../../collective/curve.ts';
+import { Curve, curveClient, encodeZ85, RingCurve } from '../../../collective/curve.ts';
+import {
+  findMachineKeys,
+  newMachineKeys,
+  parseMachineKeys,
+  readAuthorized,
+  readKeys,
+  writeKeys,
+  writeMachineKeys,
+  type KeyPair,
+} from '../../../collective/key-files.ts';
 import { bindRing } from '../../../collective/zeromq-group.ts';
 import { connectPush } from '../../../collective/zmq.ts';
 import { ConfigError } from '../../../config/errors.ts';
@@ -41,8 +51,43 @@ describe('key files', () => {
 
   test.each(['', '{', '[]', '{"publicKey":"short","secretKey":"short"}'])('hold what tpla keys writes: %j', (text) => {
     writeFileSync(join(folder, 'k'), text, { mode: 0o600 });
-    expect(() => parseKeys(text, 'k')).toThrow(ConfigError);
-    expect(() => parseKeys(text, 'k')).toThrow('expected what `tpla keys` writes');
+    expect(() => parseMachineKeys(text, 'k')).toThrow(ConfigError);
+    expect(() => parseMachineKeys(text, 'k')).toThrow('expected what `tpla keys` writes');
+  });
+
+  test('of machines: each its own, in the list until its line is removed', async () => {
+    const [b, c] = [await writeMachineKeys(folder, 'b'), await writeMachineKeys(folder, 'c')];
+    const cluster = (await readKeys(folder))!;
+    const ofB = (await findMachineKeys(b))!;
+    expect(ofB.path).toBe(b);
+    expect(ofB.keys.coordinatorKey).toBe(cluster.publicKey);
+    expect(statSync(b).mode & 0o777).toBe(0o600);
+    const ofC = (await findMachineKeys(c))!.keys;
+    expect(await readAuthorized(folder)).toEqual(
+      new Map([
+        [ofB.keys.publicKey, 'b'],
+        [ofC.publicKey, 'c'],
+      ]),
+    );
+    await expect(writeMachineKeys(folder, 'b')).rejects.toThrow('b has a line in');
+    await expect(writeMachineKeys(folder, '../b')).rejects.toThrow('--for: expected the name of a machine');
+    await expect(readKeys(b)).rejects.toThrow('is the key of a machine that joins, not of a coordinator');
+    const list = join(folder, 'authorized');
+    writeFileSync(list, `# only c\n\n${ofC.publicKey} c\n`);
+    // The list lies beside the key file, however that was named.
+    expect([...(await readAuthorized(join(folder, 'cluster.key'))).values()]).toEqual(['c']);
+    writeFileSync(list, 'nonsense\n');
+    await expect(readAuthorized(folder)).rejects.toThrow(`${list}:1: expected a public key and a name, got "nonsense"`);
+    chmodSync(list, 0o666);
+    await expect(readAuthorized(folder)).rejects.toThrow('others can write');
+  });
+
+  test("a copy of the cluster's key is one of a machine, too", async () => {
+    const path = await writeKeys(folder);
+    const { publicKey } = (await readKeys(folder))!;
+    const machine = await findMachineKeys(folder);
+    expect(machine).toMatchObject({ path, keys: { publicKey, coordinatorKey: publicKey } });
+    expect(await findMachineKeys(join(folder, 'none'))).toBeNull();
   });
 
   test('encodeZ85 gives the digits of RFC 32', () => {
@@ -60,52 +105,85 @@ describe('the control plane', () => {
     version: '0',
     token: '',
     ringEndpoint: 'r',
+    ringKey: '',
   } as const;
 
-  test('hears who has the key, and nobody else', async () => {
+  test('hears whose key is allowed, and nobody else', async () => {
     const keys = await newKeys('a');
-    await using curve = await Curve.open(keys);
+    const machine = newMachineKeys(keys);
+    const allowed = new Set([machine.publicKey]);
+    await using curve = await Curve.open(keys, (key) => allowed.has(key));
     await using server = await ControlServer.bind('tcp://127.0.0.1:*', 200, curve);
     const refusals: string[] = [];
     server.onRefusal = (reason) => refusals.push(reason);
-    await using stranger = await Curve.open({ ...(await newKeys('b')), publicKey: keys.publicKey });
-    await using other = await Curve.open(await newKeys('c'));
     const { endpoint } = server;
-    await expect(ControlClient.connect(endpoint, 0, 5000)).rejects.toThrow('asks for a key; copy the key file');
-    // Knows the public key of the cluster, and has another pair: only the handler can tell.
-    const knowing = { client: { ...other.client, curveServerKey: keys.publicKey } };
-    await expect(ControlClient.connect(endpoint, 0, 5000, Object.assign(other, knowing))).rejects.toThrow(
-      'refused the key',
-    );
-    await expect(ControlClient.connect(endpoint, 0, 500, stranger)).rejects.toThrow();
+    await expect(ControlClient.connect(endpoint, 0, 5000)).rejects.toThrow('asks for a key; make one');
+    // Knows the public key of the coordinator, and is not in the list: only the handler can tell.
+    const stranger = curveClient(newMachineKeys(keys));
+    await expect(ControlClient.connect(endpoint, 0, 5000, stranger)).rejects.toThrow('refused the key');
+    // Claims an allowed key without its secret half.
+    const thief = curveClient({ ...newMachineKeys(keys), publicKey: machine.publicKey });
+    await expect(ControlClient.connect(endpoint, 0, 500, thief)).rejects.toThrow();
     expect(curve.refused).toBe(1);
     await expect.poll(() => server.refusedHandshakes).toBeGreaterThanOrEqual(2);
-    expect(refusals).toContainEqual(expect.stringContaining('its key is not the one of this cluster'));
-    await using client = await ControlClient.connect(endpoint, 0, 5000, curve);
-    await client.send(hello);
-    expect((await server.receive(5000)).message).toEqual(hello);
+    expect(refusals).toContainEqual(expect.stringContaining('its key is not allowed here'));
+    {
+      await using client = await ControlClient.connect(endpoint, 0, 5000, curveClient(machine));
+      await client.send(hello);
+      expect((await server.receive(5000)).message).toEqual(hello);
+    }
+    allowed.clear();
+    await expect(ControlClient.connect(endpoint, 0, 5000, curveClient(machine))).rejects.toThrow('refused the key');
   });
 });
 
-test('two ranks sum over a ring with keys; a stranger does not reach it', async () => {
-  await using curve = await Curve.open(await newKeys('a'));
-  await using other = await Curve.open(await newKeys('b'));
-  await using first = await bindRing('tcp://127.0.0.1:*', curve);
-  await using second = await bindRing('tcp://127.0.0.1:*', curve);
-  const endpoints = [first.endpoint, second.endpoint];
-  for (const options of [undefined, other.client]) {
-    const push = connectPush(first.endpoint, 300, options);
-    await expect(push.send('x')).rejects.toThrow();
-    push.close();
+describe('a ring with keys', () => {
+  async function twoRings() {
+    const curves = [await RingCurve.open(), await RingCurve.open()];
+    const rings = [await bindRing('tcp://127.0.0.1:*', curves[0]), await bindRing('tcp://127.0.0.1:*', curves[1])];
+    const endpoints = rings.map(({ endpoint }) => endpoint);
+    const keys = rings.map(({ key }) => key);
+    return {
+      rings,
+      keys,
+      join: (rank: number) => rings[rank]!.join({ rank, worldSize: 2, epoch: 0, endpoints, keys, timeoutMs: 5000 }),
+      async [Symbol.asyncDispose]() {
+        for (const each of [...rings, ...curves]) await each[Symbol.asyncDispose]();
+      },
+    };
   }
-  const groups = await Promise.all(
-    [first, second].map((ring, rank) => ring.join({ rank, worldSize: 2, epoch: 0, endpoints, timeoutMs: 5000 })),
-  );
-  const buffers = [Float32Array.of(1, 2, 3), Float32Array.of(10, 20, 30)];
-  await Promise.all(groups.map((group, rank) => group.allReduceSum(buffers[rank]!, 'test')));
-  expect(buffers.map((buffer) => [...buffer])).toEqual([
-    [11, 22, 33],
-    [11, 22, 33],
-  ]);
-  for (const group of groups) await group[Symbol.asyncDispose]();
+
+  test('sums, whoever was told of the other first', async () => {
+    await using two = await twoRings();
+    const first = two.join(0);
+    // Rank 0 knocks, and has to wait: rank 1 has not heard of it.
+    await new Promise((resolve) => setImmediate(resolve));
+    const groups = await Promise.all([first, two.join(1)]);
+    const buffers = [Float32Array.of(1, 2, 3), Float32Array.of(10, 20, 30)];
+    await Promise.all(groups.map((group, rank) => group.allReduceSum(buffers[rank]!, 'test')));
+    expect(buffers.map((buffer) => [...buffer])).toEqual([
+      [11, 22, 33],
+      [11, 22, 33],
+    ]);
+    for (const group of groups) await group[Symbol.asyncDispose]();
+  });
+
+  test('joins no peer that has no key', async () => {
+    await using curve = await RingCurve.open();
+    await using ring = await bindRing('tcp://127.0.0.1:*', curve);
+    const endpoints = [ring.endpoint, 'tcp://127.0.0.1:1'];
+    const joining = () =>
+      ring.join({ rank: 0, worldSize: 2, epoch: 0, endpoints, keys: [ring.key, ''], timeoutMs: 500 });
+    await expect(joining()).rejects.toThrow('rank 0: rank 1 has no key for frames, and this rank has one');
+  });
+
+  test('is closed to strangers, also to one that knows its public key', async () => {
+    await using two = await twoRings();
+    await using stranger = await RingCurve.open();
+    for (const options of [undefined, stranger.clientOf(stranger.publicKey), stranger.clientOf(two.keys[0]!)]) {
+      const push = connectPush(two.rings[0]!.endpoint, 300, options);
+      await expect(push.send('x')).rejects.toThrow();
+      push.close();
+    }
+  });
 });

@@ -20,6 +20,7 @@ function hello(rank: number, pid = 1000 + rank): ToCoordinator {
     version: '0',
     token: 't',
     ringEndpoint: 'r',
+    ringKey: '',
   };
 }
 
