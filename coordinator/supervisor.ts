@@ -289,6 +289,8 @@ export class Supervisor implements AsyncDisposable {
     const text = `all ranks are ready again after ${ms} ms`;
     this.#log.note('recovered', this.#lost[0], text);
     this.#options.log(`recovered: ${text}`);
+    // Once more: what ended while ranks were lost must not be taken for what the new cache holds.
+    this.#losses++;
     this.#state = this.#working;
     this.#error = undefined;
     this.#lost = [];
