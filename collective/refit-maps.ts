@@ -65,14 +65,14 @@ export function valueEquationFields({ numHeads, headDim, latentDim }: RefitShape
 
 /**
  * Normal equations of W_O, features g = [all heads' refitted outputs; 1], targets o = [all heads' original outputs; 1]:
- * features: sums of g g^T, targets: sums of o g^T, originals: sums of o o^T, each [H d + 1, H d + 1].
+ * features: sums of g g^T, targets: sums of o g^T, each [H d + 1, H d + 1]; energy [1]: sum of |W_O o|^2.
  */
 export function outputEquationFields({ numHeads, headDim }: RefitShape) {
   const moment = (numHeads * headDim + 1) ** 2;
   return [
     ['features', moment],
     ['targets', moment],
-    ['originals', moment],
+    ['energy', 1],
   ] as const;
 }
 

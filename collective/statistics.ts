@@ -12,8 +12,9 @@ export interface StatisticsShape {
 }
 
 /**
- * keyMoment, valueMoment, plainMoment [2 G d + 1, 2 G d + 1]: sums of omega_t, nu_t and 1 times [k; v; 1] [k; v; 1]^T, keys before RoPE; queryMoments [H, d, d]: sum
- * of w q q^T, q before RoPE; scoreWeights [H]: sum of w; probabilityWeights [H]: sum of p^2; phaseCos, phaseSin
+ * keyMoment [G d + 1, G d + 1]: sum of omega_t times [k; 1] [k; 1]^T, keys before RoPE; valueMoment, plainMoment
+ * [2 G d + 1, 2 G d + 1]: sums of nu_t and of 1 times [k; v; 1] [k; v; 1]^T; queryMoments [H, d, d]: sum of w q q^T, q before
+ * RoPE; scoreWeights [H]: sum of w; probabilityWeights [H]: sum of p^2; phaseCos, phaseSin
  * [H, d / 2]: sums of w cos(theta (m - t)) and w sin(theta (m - t)).
  */
 export type StatisticsField =
@@ -60,7 +61,7 @@ export function statisticsLength(shape: StatisticsShape): number {
 function lengthsOf({ numHeads, numKvHeads, headDim }: StatisticsShape): Record<StatisticsField, number> {
   const moment = (2 * numKvHeads * headDim + 1) ** 2;
   return {
-    keyMoment: moment,
+    keyMoment: (numKvHeads * headDim + 1) ** 2,
     valueMoment: moment,
     plainMoment: moment,
     queryMoments: numHeads * headDim * headDim,

@@ -104,7 +104,7 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
     ...recipeLosses(plan, latentDim),
     headsMissed: values.missedBefore,
     headsMissedRefitted: values.missedAfter,
-    outputMissed: missedOutput(outputSums, outputSums.originals, output, refitted),
+    outputMissed: missedOutput(outputSums, output, refitted),
   };
   const refittedMaps = { ...oneShot.maps, latentUp: joinUp(keyUp, values.valueUp, shape) };
   await advancing;

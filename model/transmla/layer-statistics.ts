@@ -97,14 +97,17 @@ export function phasesOf(
   return { phaseReal: real, phaseImaginary: imaginary, lostShare };
 }
 
-/** @param byKey, byValue, plain second moments of [key; value; 1] under three weights of the tokens, each [2 G d + 1, 2 G d + 1] */
+/**
+ * @param byKey second moment of the keys and whatever follows them [at least G d, at least G d]
+ * @param byValue, plain second moments of [key; value; 1] under other weights of the tokens [2 G d + 1, 2 G d + 1]
+ */
 export function keyValueMoments(
   byKey: Dense,
   byValue: Dense,
   plain: Dense,
   centred = true,
 ): Omit<KeyValueStatistics, 'heads'> {
-  const both = byKey.rows - 1;
+  const both = byValue.rows - 1;
   const average = centred ? colsOf(rowsOf(byValue, 0, both), both, both + 1) : zeros(both, 1);
   const moment = colsOf(rowsOf(byValue, 0, both), 0, both);
   return {

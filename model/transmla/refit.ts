@@ -10,7 +10,7 @@
 import { invariant } from '../../config/errors.ts';
 import { type HeadLayout, kvHeadOf } from './attention-maps.ts';
 import { solveRows } from './cholesky.ts';
-import { added, colsOf, type Dense, denseFrom, joinCols, multiply, rowsOf, scaled, stackRows, zeros } from './dense.ts';
+import { added, colsOf, type Dense, denseFrom, joinCols, multiply, rowsOf, stackRows, zeros } from './dense.ts';
 
 /** Strengths l of the two regressions, relative to the mean energy of a feature. */
 export const refitRidge = { values: 0.03, output: 0.1 } as const;
@@ -72,6 +72,8 @@ export function refitValues(
 export interface OutputEquations {
   readonly features: Float64Array; // [H d + 1, H d + 1]
   readonly targets: Float64Array; // [H d + 1, H d + 1]
+  /** Of the original attention output W_O o. */
+  readonly energy: Float64Array; // [1]
 }
 
 /**
@@ -128,15 +130,10 @@ function part(values: Float64Array, head: number, rows: number, cols: number): D
   return { rows, cols, data: own };
 }
 
-/** Share of the layer's attention output that is missed: |W_O o - W g|^2 over |W_O o|^2. @param originals [H d + 1, H d + 1] */
-export function missedOutput(
-  { features, targets }: OutputEquations,
-  originals: Float64Array,
-  output: Dense,
-  refitted: Dense,
-): number {
+/** Share of the layer's attention output that is missed: |W_O o - W g|^2 over |W_O o|^2. */
+export function missedOutput({ features, targets, energy }: OutputEquations, output: Dense, refitted: Dense): number {
   const width = output.cols;
-  const energy = missed(scaled(output, 1), denseFrom(width, width, originals), zeros(output.rows, width));
+  const all = energy.reduce((sum, value) => sum + value, 0);
   const saved = missed(refitted, denseFrom(width, width, features), multiply(output, denseFrom(width, width, targets)));
-  return energy > 0 ? Math.max(0, (energy + saved) / energy) : 0;
+  return all > 0 ? Math.max(0, (all + saved) / all) : 0;
 }

@@ -7,12 +7,11 @@
 import { ConfigError, invariant } from '../../config/errors.ts';
 import type { GqaConfig } from '../../config/model-config.ts';
 import type { Range } from '../../config/shard-plan.ts';
-import { splitStatistics, statisticsLength, type StatisticsShape } from '../../collective/statistics.ts';
+import { statisticsLength, type StatisticsShape } from '../../collective/statistics.ts';
 import { segmentsWithin, sumSegments, windowsOfRank } from '../../collective/window-sums.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { toFloat32 } from '../../model/dequantize.ts';
 import type { Backend } from '../backend.ts';
-import { PairSums } from './pair-sums.ts';
 import { RefitSession, type OwnWindows } from './refit-session.ts';
 import { StatisticsPrograms } from './statistics-programs.ts';
 import { WholeLayer } from './whole-layer.ts';
@@ -30,12 +29,10 @@ export class CalibrationSession implements Disposable {
   /** Undefined unless layers are refitted. */
   readonly refit: RefitSession | undefined;
   private readonly checkpoint: Checkpoint;
-  private readonly backend: Backend;
   private readonly attention: GqaConfig;
   private readonly own: OwnWindows;
   private readonly layer: WholeLayer;
   private readonly programs: StatisticsPrograms;
-  private readonly pairs: PairSums;
   private nextLayer = 0;
 
   /** @throws ConfigError for a model without GQA attention */
@@ -54,16 +51,14 @@ export class CalibrationSession implements Disposable {
   }
 
   private constructor(checkpoint: Checkpoint, backend: Backend, own: OwnWindows, refits: boolean) {
-    const { attention, architecture, rope } = checkpoint.config;
+    const { attention, architecture } = checkpoint.config;
     if (attention.kind !== 'gqa')
       throw new ConfigError(`calibration: this ${architecture} model has latent attention already`);
     this.checkpoint = checkpoint;
-    this.backend = backend;
     this.attention = attention;
     this.own = own;
     this.layer = new WholeLayer(checkpoint, backend, attention);
     this.programs = new StatisticsPrograms(backend.kernels, checkpoint.config, attention, this.layer, own.tokens);
-    this.pairs = new PairSums(rope.frequencies, own.tokens);
     this.refit = refits ? new RefitSession(backend.kernels, checkpoint.config, attention, this.layer, own) : undefined;
   }
 
@@ -72,7 +67,10 @@ export class CalibrationSession implements Disposable {
     invariant(layer === this.nextLayer, `calibration: layer ${layer} after layer ${this.nextLayer - 1}`);
     this.nextLayer++;
     const { streams, first, segments } = this.own;
-    if (streams.length > 0) await this.layer.load(layer);
+    if (streams.length > 0) {
+      await this.layer.load(layer);
+      this.programs.begin();
+    }
     const length = statisticsLength(this.shape());
     return sumSegments(segments, length, (window) => this.statisticsOf(streams[window - first]));
   }
@@ -86,20 +84,7 @@ export class CalibrationSession implements Disposable {
   /** @param stream [T, D] */
   private statisticsOf(stream: Float32Array | undefined): Float64Array {
     invariant(stream !== undefined, "a window that is another rank's");
-    const shape = this.shape();
-    const sums = new Float64Array(statisticsLength(shape));
-    const fields = splitStatistics(sums, shape);
-    const headsPerKvHead = shape.numHeads / this.attention.numKvHeads;
-    this.programs.begin();
-    this.programs.run(stream, this.refit === undefined, ({ kvHead, queries }, turned, squares) =>
-      this.pairs.addTo(fields, kvHead * headsPerKvHead, queries, turned, squares),
-    );
-    for (const field of ['keyMoment', 'valueMoment', 'plainMoment', 'queryMoments'] as const) {
-      const values = new Float32Array(fields[field].length);
-      this.backend.kernels.download(this.programs[field], values);
-      fields[field].set(values);
-    }
-    return sums;
+    return this.programs.run(stream, this.refit === undefined);
   }
 
   private shape(): StatisticsShape {

@@ -25,6 +25,18 @@ export function headsOf(ops: Ops, x: Tensor): Tensor[] {
   return Array.from({ length: dim(x, 0) }, (_, head) => ops.slice(x, 0, head, 1));
 }
 
+/**
+ * Sums over m of x [1, m, n]: attention with equal shares is the mean over rows, and needs no transposed copy.
+ * @param zeros at least m  @returns [1, 1, n]
+ */
+export function sumOverRows(ops: Ops, zeros: Tensor, x: Tensor): Tensor {
+  const rows = dim(x, 1);
+  const none = ops.contiguous(ops.slice(zeros, 0, 0, rows));
+  const mask = ops.reshape(none, [1, rows]);
+  const mean = ops.attendScores(ops.reshape(none, [1, 1, rows]), x, mask, { scale: 1, softcap: 0 });
+  return ops.scale(mean, rows);
+}
+
 export function sumOf(ops: Ops, parts: readonly Tensor[]): Tensor {
   const [first, ...rest] = parts;
   invariant(first !== undefined, 'a sum of nothing');

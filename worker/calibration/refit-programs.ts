@@ -7,17 +7,16 @@
  */
 import { invariant } from '../../config/errors.ts';
 import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';
-import { cut, type Range } from '../../config/shard-plan.ts';
 import type { RefitShape } from '../../collective/refit-maps.ts';
 import type { Kernels, Ops, ProgramSet, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
 import { bytesOf } from '../rank-parts.ts';
-import { afterAttention, afterFeedForward, byHead } from './operation-helpers.ts';
+import { withLastColumn, withOnes } from './augmented.ts';
+import { afterAttention, afterFeedForward, byHead, dim } from './operation-helpers.ts';
 import { originalHeads } from './original-heads.ts';
+import { QueryBlocks, type QueryBlock } from './query-blocks.ts';
 import { wholeMask } from './window-tables.ts';
 import type { WholeLayer } from './whole-layer.ts';
-
-const queryBlocksOfWindow = 4;
 
 const program = { original: 0, project: 1, valueEquations: 2, outputEquations: 3, advance: 4, firstBlock: 5 } as const;
 
@@ -49,10 +48,12 @@ export class RefitPrograms implements Disposable {
   private readonly latentT: Tensor; // [1, r, T]
   private readonly mask: Tensor; // [T, T]
   private maskWindow = 0;
-  private readonly ones: Tensor; // [T]
+  private readonly ones: Tensor; // [max(H T, D)]
+  private readonly queryBlocks: QueryBlocks;
   private readonly positions: Tensor; // [T] i32
   private readonly sourceFrequencies: Tensor; // [d / 2]
   private readonly set: ProgramSet;
+  private readonly blocks: number;
 
   constructor(
     kernels: Kernels,
@@ -87,11 +88,14 @@ export class RefitPrograms implements Disposable {
     this.keys = this.allocate([numHeads, tokens, width]);
     this.latentT = this.allocate([1, latentDim, tokens]);
     this.mask = this.allocate([tokens, tokens]);
-    this.ones = this.allocate([tokens]);
+    this.ones = this.allocate([Math.max(numHeads * tokens, hidden)]);
+    this.queryBlocks = new QueryBlocks(kernels, tokens);
     this.positions = this.allocate([tokens], 'i32');
     this.sourceFrequencies = this.allocate([headDim / 2]);
     this.uploadConstants();
-    const blocks = cut(tokens, new Array<number>(Math.min(queryBlocksOfWindow, tokens)).fill(1), 1);
+    const blocks = Array.from({ length: numHeads }, (_, head) =>
+      this.queryBlocks.blocks.map((block) => ({ ...block, head })),
+    ).flat();
     this.set = kernels.compile([
       (ops) => this.original(ops),
       (ops) => this.project(ops),
@@ -99,67 +103,88 @@ export class RefitPrograms implements Disposable {
       (ops) => this.outputEquations(ops),
       (ops) => this.advance(ops),
       ...blocks.map(
-        (queries) =>
+        (block) =>
           (ops: Ops): Tensor[] =>
-            this.attend(ops, queries),
+            this.attend(ops, block),
       ),
     ]);
     this.blocks = blocks.length;
   }
-
-  private readonly blocks: number;
 
   /** Starts a layer, whose weights are loaded. */
   begin(): void {
     if (this.layer.window === this.maskWindow) return;
     this.maskWindow = this.layer.window;
     this.kernels.upload(this.mask, bytesOf(wholeMask(this.tokens, this.maskWindow)));
+    this.queryBlocks.setWindow(this.maskWindow);
   }
 
-  /** The original layer: replaces the stream x [T, D] by the one behind it. @param heads [T, H d], overwritten */
-  runOriginal(x: Float32Array, heads: Float32Array): void {
+  /**
+   * The original layer: replaces the stream x [T, D] by the one behind it.
+   * @param heads [T, H d], overwritten  @returns sum of |W_O o|^2
+   */
+  runOriginal(x: Float32Array, heads: Float32Array): number {
     this.kernels.upload(this.x, bytesOf(x));
     this.set.run(program.original);
     this.download(program.original, 0, heads);
-    this.downloadStream(program.original, 1, x);
+    const energies = this.read(program.original, 1, this.tokens);
+    this.downloadStream(program.original, 2, x);
+    return energies.reduce((sum, energy) => sum + energy, 0);
   }
 
   /**
    * The converted attention on x [T, D].
    * @param targets [T, H d]  @param features [H, T, r], overwritten
-   * @param sums of f f^T and o f^T, overwritten: [H, r + 1, r + 1], [H, d, r + 1]
+   * @param equations features and targets of valueEquationFields, overwritten
    */
   runAttention(
     x: Float32Array,
     targets: Float32Array,
     features: Float32Array,
-    sums: readonly [Float32Array, Float32Array],
+    equations: { readonly features: Float64Array; readonly targets: Float64Array },
   ): void {
+    const { numHeads, headDim, latentDim: r } = this.shape;
     this.kernels.upload(this.x, bytesOf(x));
     this.kernels.upload(this.targets, bytesOf(targets));
     this.set.run(program.project);
     for (let block = 0; block < this.blocks; block++) this.set.run(program.firstBlock + block);
     this.kernels.download(this.features, features);
     this.set.run(program.valueEquations);
-    sums.forEach((sum, i) => this.download(program.valueEquations, i, sum));
+    const moments = this.read(program.valueEquations, 0, numHeads * r * r);
+    const sums = this.read(program.valueEquations, 1, numHeads * r);
+    const mixed = this.read(program.valueEquations, 2, numHeads * headDim * r);
+    const outputs = this.read(program.valueEquations, 3, numHeads * headDim);
+    const width = (r + 1) ** 2;
+    for (let head = 0; head < numHeads; head++) {
+      const own = equations.features.subarray(head * width, (head + 1) * width);
+      const moment = moments.subarray(head * r * r, (head + 1) * r * r);
+      withOnes(moment, sums.subarray(head * r, (head + 1) * r), this.tokens, own);
+    }
+    withLastColumn(mixed, outputs, equations.targets);
   }
 
   /**
    * The heads' outputs through W_UV.
    * @param features [H, T, r]  @param targets [T, H d]  @param heads [T, H d], overwritten
-   * @param sums of g g^T, o g^T and o o^T, overwritten: [H d + 1, H d + 1] each
+   * @param equations features and targets of outputEquationFields, overwritten
    */
   runValues(
     features: Float32Array,
     targets: Float32Array,
     heads: Float32Array,
-    sums: readonly [Float32Array, Float32Array, Float32Array],
+    equations: { readonly features: Float64Array; readonly targets: Float64Array },
   ): void {
+    const width = this.shape.numHeads * this.shape.headDim;
     this.kernels.upload(this.features, bytesOf(features));
     this.kernels.upload(this.targets, bytesOf(targets));
     this.set.run(program.outputEquations);
-    sums.forEach((sum, i) => this.download(program.outputEquations, i, sum));
     this.kernels.download(this.heads, heads);
+    const [moment, sums] = [this.read(program.outputEquations, 0, width ** 2), this.read(program.outputEquations, 1, width)];
+    withOnes(moment, sums, this.tokens, equations.features);
+    const outputs = this.read(program.outputEquations, 3, width);
+    withLastColumn(this.read(program.outputEquations, 2, width ** 2), outputs, equations.targets);
+    equations.targets.set(sums, width * (width + 1));
+    equations.targets[(width + 1) ** 2 - 1] = this.tokens;
   }
 
   /** Replaces the stream x [T, D] by the one behind the converted layer. @param heads [T, H d] */
@@ -172,6 +197,7 @@ export class RefitPrograms implements Disposable {
 
   [Symbol.dispose](): void {
     this.set[Symbol.dispose]();
+    this.queryBlocks[Symbol.dispose]();
     this.kernels.release(this.tensors);
   }
 
@@ -179,7 +205,9 @@ export class RefitPrograms implements Disposable {
     const { layer, mask, positions, sourceFrequencies: frequencies } = this;
     const out = originalHeads(ops, this.model, this.attention, layer, this.x, { mask, positions, frequencies });
     const heads = this.flatHeads(ops, out);
-    return [heads, ...this.behind(ops, ops.add(ops.matmul(layer.output, heads), layer.outputBias))];
+    const delta = ops.add(ops.matmul(layer.output, heads), layer.outputBias);
+    const energies = ops.matmul(this.onesOf(ops, [1, dim(delta, 1)]), ops.multiply(delta, delta)); // [T, 1]
+    return [heads, energies, ...this.behind(ops, delta)];
   }
 
   private project(ops: Ops): Tensor[] {
@@ -207,45 +235,42 @@ export class RefitPrograms implements Disposable {
     return [];
   }
 
-  /** features of some queries: A_h c. */
-  private attend(ops: Ops, { start, end }: Range): Tensor[] {
+  /** Features of one head and some queries: A_h c. */
+  private attend(ops: Ops, { head, queries, mask }: QueryBlock & { readonly head: number }): Tensor[] {
+    const { start, end } = queries;
     const rows = end - start;
-    const keys = ops.contiguous(ops.slice(this.keys, 1, 0, end));
-    const queries = ops.contiguous(ops.slice(this.queries, 1, start, rows));
-    const mask = ops.contiguous(ops.slice(ops.slice(this.mask, 0, start, rows), 1, 0, end));
+    const keys = ops.slice(ops.slice(this.keys, 0, head, 1), 1, 0, end);
+    const own = ops.contiguous(ops.slice(ops.slice(this.queries, 0, head, 1), 1, start, rows));
     const { scoreScale, scoreSoftcap: cap } = this.attention;
-    const scores = ops.matmul(keys, queries); // [H, m, t]
+    const scores = ops.matmul(keys, own); // [1, m, t]
     const shares =
       cap > 0
         ? ops.softmax(ops.softcap(ops.scale(scores, scoreScale), cap), mask, 1)
         : ops.softmax(scores, mask, scoreScale);
-    const mixed = ops.matmul(ops.contiguous(ops.slice(this.latentT, 2, 0, end)), shares); // [H, m, r]
-    ops.copyTo(ops.slice(this.features, 1, start, rows), mixed);
+    const mixed = ops.matmul(ops.slice(this.latentT, 2, 0, end), shares); // [1, m, r]
+    ops.copyTo(ops.slice(ops.slice(this.features, 0, head, 1), 1, start, rows), mixed);
     return [];
   }
 
+  /** Sums of f f^T, f, o f^T and o, f without its 1. */
   private valueEquations(ops: Ops): Tensor[] {
     const { tokens } = this;
     const { numHeads, headDim } = this.shape;
-    const ones = ops.reshape(this.ones, [1, tokens, 1]);
-    const perHead = ops.concat(
-      Array.from({ length: numHeads }, () => ones),
-      0,
-    );
-    const features = ops.concat([this.features, perHead], 2); // [H, T, r + 1]
-    const featuresT = ops.contiguous(ops.permute(features, [0, 2, 1]));
+    const ones = this.onesOf(ops, [numHeads, 1, tokens]);
+    const featuresT = ops.contiguous(ops.permute(this.features, [0, 2, 1])); // [H, r, T]
     const targets = ops.reshape(this.targets, [tokens, numHeads, headDim]);
     const targetsT = ops.contiguous(ops.permute(targets, [1, 2, 0])); // [H, d, T]
-    return [ops.matmul(featuresT, featuresT), ops.matmul(featuresT, targetsT)];
+    const sums = [ops.matmul(featuresT, ones), ops.matmul(featuresT, targetsT), ops.matmul(targetsT, ones)];
+    return [ops.matmul(featuresT, featuresT), ...sums];
   }
 
+  /** Sums of g g^T, g, o g^T and o, without their 1. */
   private outputEquations(ops: Ops): Tensor[] {
     const heads = this.flatHeads(ops, ops.matmul(this.valueUp, this.features));
     ops.copyTo(this.heads, heads);
-    const withOnesT = (x: Tensor): Tensor =>
-      ops.contiguous(ops.permute(ops.concat([x, ops.reshape(this.ones, [this.tokens, 1])], 1), [1, 0]));
-    const [g, o] = [withOnesT(heads), withOnesT(this.targets)];
-    return [ops.matmul(g, g), ops.matmul(g, o), ops.matmul(o, o)];
+    const [g, o] = [heads, this.targets].map((x) => ops.contiguous(ops.permute(x, [1, 0]))) as [Tensor, Tensor];
+    const ones = this.onesOf(ops, [1, this.tokens]);
+    return [ops.matmul(g, g), ops.matmul(g, ones), ops.matmul(g, o), ops.matmul(o, ones)];
   }
 
   private advance(ops: Ops): Tensor[] {
@@ -267,9 +292,14 @@ export class RefitPrograms implements Disposable {
     return ops.reshape(ops.contiguous(ops.permute(heads, [1, 0, 2])), [this.tokens, numHeads * headDim]);
   }
 
+  private onesOf(ops: Ops, shape: readonly number[]): Tensor {
+    const length = shape.reduce((a, b) => a * b, 1);
+    return ops.reshape(ops.slice(this.ones, 0, 0, length), shape);
+  }
+
   private uploadConstants(): void {
     const { kernels, tokens } = this;
-    kernels.upload(this.ones, bytesOf(new Float32Array(tokens).fill(1)));
+    kernels.upload(this.ones, bytesOf(new Float32Array(dim(this.ones, 0)).fill(1)));
     kernels.upload(this.positions, bytesOf(Int32Array.from({ length: tokens }, (_, t) => t)));
     kernels.upload(this.mask, bytesOf(wholeMask(tokens)));
     kernels.upload(this.sourceFrequencies, bytesOf(Float32Array.from(this.model.rope.frequencies)));
@@ -285,6 +315,12 @@ export class RefitPrograms implements Disposable {
   private downloadStream(index: number, first: number, x: Float32Array): void {
     this.download(index, this.layer.routes ? first : first + 1, x);
     if (this.layer.routes) this.layer.addExperts(x);
+  }
+
+  private read(index: number, output: number, length: number): Float32Array {
+    const values = new Float32Array(length);
+    this.download(index, output, values);
+    return values;
   }
 
   private download(index: number, output: number, into: Float32Array): void {

@@ -39,6 +39,8 @@ interface Attended {
   readonly targets: Float32Array; // [T, H d]
   features: Float32Array; // [H, T, r]; empty before and after use
   heads: Float32Array; // [T, H d]
+  /** Sum of |W_O o|^2, of the targets o. */
+  energy: number;
 }
 
 export class RefitSession implements Disposable {
@@ -61,7 +63,7 @@ export class RefitSession implements Disposable {
     this.originals = own.streams.map((stream) => stream.slice());
     const none = new Float32Array(0);
     const size = own.tokens * model.numHeads * attention.headDim;
-    this.attended = own.streams.map(() => ({ targets: new Float32Array(size), features: none, heads: none }));
+    this.attended = own.streams.map(() => ({ targets: new Float32Array(size), features: none, heads: none, energy: 0 }));
   }
 
   /** Sizes of every layer that follows. */
@@ -83,7 +85,9 @@ export class RefitSession implements Disposable {
   original(): void {
     const { programs } = this.started();
     programs.begin();
-    this.attended.forEach(({ targets }, i) => programs.runOriginal(this.window(this.originals, i), targets));
+    this.attended.forEach((attended, i) => {
+      attended.energy = programs.runOriginal(this.window(this.originals, i), attended.targets);
+    });
   }
 
   /** @param maps layerMapFields  @returns valueEquationFields, by segment */
@@ -128,16 +132,11 @@ export class RefitSession implements Disposable {
     const attended = this.window(this.attended, i);
     attended.features = new Float32Array(numHeads * this.own.tokens * latentDim);
     const fields = valueEquationFields(shape);
-    const sums = new Float32Array(fieldsLength(fields));
-    const { features, targets } = splitFields(sums, fields);
-    programs.runAttention(this.window(this.own.streams, i), attended.targets, attended.features, [features, targets]);
-    const all = Float64Array.from(sums);
-    const { energy } = splitFields(all, fields);
-    attended.targets.forEach((value, at) => {
-      const head = Math.floor((at % (numHeads * headDim)) / headDim);
-      energy[head] = (energy[head] ?? 0) + value * value;
-    });
-    return all;
+    const sums = new Float64Array(fieldsLength(fields));
+    const equations = splitFields(sums, fields);
+    programs.runAttention(this.window(this.own.streams, i), attended.targets, attended.features, equations);
+    addEnergies(attended.targets, headDim, equations.energy);
+    return sums;
   }
 
   private outputEquations(i: number): Float64Array {
@@ -145,11 +144,12 @@ export class RefitSession implements Disposable {
     const attended = this.window(this.attended, i);
     attended.heads = new Float32Array(attended.targets.length);
     const fields = outputEquationFields(shape);
-    const sums = new Float32Array(fieldsLength(fields));
-    const { features, targets, originals } = splitFields(sums, fields);
-    programs.runValues(attended.features, attended.targets, attended.heads, [features, targets, originals]);
+    const sums = new Float64Array(fieldsLength(fields));
+    const equations = splitFields(sums, fields);
+    programs.runValues(attended.features, attended.targets, attended.heads, equations);
     attended.features = new Float32Array(0);
-    return Float64Array.from(sums);
+    equations.energy.set([attended.energy]);
+    return sums;
   }
 
   private started(): { programs: RefitPrograms; shape: RefitShape } {
@@ -166,5 +166,15 @@ export class RefitSession implements Disposable {
 
   private upload(tensor: Tensor, values: Float32Array): void {
     this.kernels.upload(tensor, bytesOf(values));
+  }
+}
+
+/** @param targets [T, H d]  @param energy sums of squares of each head [H], grow */
+function addEnergies(targets: Float32Array, headDim: number, energy: Float64Array): void {
+  for (let start = 0; start < targets.length; start += headDim) {
+    let sum = 0;
+    for (let i = start; i < start + headDim; i++) sum += (targets[i] ?? 0) ** 2;
+    const head = (start / headDim) % energy.length;
+    energy[head] = (energy[head] ?? 0) + sum;
   }
 }

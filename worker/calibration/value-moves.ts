@@ -1,33 +1,46 @@
-/** How far each value would move each head's output, for all pairs of tokens. Read next: statistics-programs.ts. */
+/** How far each value would move each head's output, for all pairs of tokens. Read next: pair-program.ts. */
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import { dim } from './operation-helpers.ts';
 
-export interface Grams {
-  /** W_O,h^T W_O,h of the heads that read one KV head. [count, d, d] */
-  readonly grams: Tensor;
+/** Of one head. */
+export interface Moving {
+  /** W_O,h^T W_O,h [1, d, d] */
+  readonly gram: Tensor;
   /** At least as many as the longer of tokens and d. */
   readonly ones: Tensor;
+  /** [1, at least as many rows, width - d - 2] */
+  readonly zeros: Tensor;
 }
 
 /**
- * |(v_t - o_m) W_O,h|^2 scoreScale^2 for all pairs, as one product of rows extended by two columns:
- * [v_t, v_t G v_t, 1] . [-2 G o_m, 1, o_m G o_m]. @param v [1, t, d]  @param o [count, m, d]  @returns [count, m, t]
+ * |(v_t - o_m) W_O,h|^2 = [v_t, v_t G v_t, 1, 0 ..] . [-2 G o_m, 1, o_m G o_m, 0 ..]: rows of a product that gives it for
+ * all pairs. This is the left side, which serves all queries. @param v [1, t, d]  @returns [1, t, width]
  */
-export function moves(ops: Ops, { grams, ones }: Grams, v: Tensor, o: Tensor, scoreScale: number): Tensor {
-  const [count, headDim] = [dim(o, 0), dim(o, 2)];
-  const perHead = (of: (head: number) => Tensor): Tensor =>
-    ops.concat(
-      Array.from({ length: count }, (_, i) => of(i)),
-      0,
-    );
-  const repeated = perHead(() => v);
-  const gramV = perHead((i) => ops.matmul(ops.slice(grams, 0, i, 1), v));
-  const gramO = ops.matmul(grams, o);
-  const onesD = ops.reshape(ops.slice(ones, 0, 0, headDim), [1, 1, headDim]);
-  const quadraticV = ops.matmul(onesD, ops.multiply(repeated, gramV)); // [count, t, 1]
-  const quadraticO = ops.matmul(onesD, ops.multiply(o, gramO)); // [count, m, 1]
-  const column = (length: number): Tensor => perHead(() => ops.reshape(ops.slice(ones, 0, 0, length), [1, length, 1]));
-  const left = ops.concat([repeated, quadraticV, column(dim(v, 1))], 2);
-  const right = ops.concat([ops.scale(gramO, -2), column(dim(o, 1)), quadraticO], 2);
-  return ops.matmul(left, ops.scale(right, scoreScale * scoreScale));
+export function movingValues(ops: Ops, moving: Moving, v: Tensor): Tensor {
+  const { quadratic } = withGram(ops, moving, v);
+  return ops.concat([v, quadratic, ones(ops, moving, v), zeros(ops, moving, v)], 2);
+}
+
+/** The right side. @param o [1, m, d]  @param factor of the result  @returns [1, m, width] */
+export function movedOutputs(ops: Ops, moving: Moving, o: Tensor, factor: number): Tensor {
+  const { gramX, quadratic } = withGram(ops, moving, o);
+  const rows = ops.concat([ops.scale(gramX, -2), ones(ops, moving, o), quadratic, zeros(ops, moving, o)], 2);
+  return ops.scale(rows, factor);
+}
+
+/** G x [1, rows, d] and x G x [1, rows, 1]. */
+function withGram(ops: Ops, moving: Moving, x: Tensor): { gramX: Tensor; quadratic: Tensor } {
+  const headDim = dim(x, 2);
+  const gramX = ops.matmul(moving.gram, x);
+  const onesD = ops.reshape(ops.slice(moving.ones, 0, 0, headDim), [1, 1, headDim]);
+  return { gramX, quadratic: ops.matmul(onesD, ops.multiply(x, gramX)) };
+}
+
+function ones(ops: Ops, moving: Moving, x: Tensor): Tensor {
+  const rows = dim(x, 1);
+  return ops.reshape(ops.slice(moving.ones, 0, 0, rows), [1, rows, 1]);
+}
+
+function zeros(ops: Ops, moving: Moving, x: Tensor): Tensor {
+  return ops.contiguous(ops.slice(moving.zeros, 1, 0, dim(x, 1)));
 }

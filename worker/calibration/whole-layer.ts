@@ -10,7 +10,7 @@ import type { Checkpoint, LayerRole } from '../../model/checkpoint.ts';
 import { fromFloat32, toFloat32 } from '../../model/dequantize.ts';
 import { weightLayout } from '../../model/tensor-types.ts';
 import type { Backend } from '../backend.ts';
-import type { Tensor } from '../kernels/kernels.ts';
+import type { Ops, ProgramSet, Tensor, TensorUse } from '../kernels/kernels.ts';
 import { normRows } from '../post-norm.ts';
 import { bytesOf } from '../rank-parts.ts';
 import { RoutedPart } from './routed-part.ts';
@@ -44,6 +44,7 @@ export class WholeLayer implements Disposable {
   private readonly feedForwardType: FeedForwardType;
   private readonly tensors: Tensor[] = [];
   private readonly routed: RoutedPart | undefined;
+  private readonly gramProgram: ProgramSet;
   private loaded = 0;
   private feedForwardGain: Float32Array | undefined; // [D]
 
@@ -69,13 +70,14 @@ export class WholeLayer implements Disposable {
     this.feedForwardNorm = this.allocate([hidden]);
     // A model whose layers all route has no dense part; one block keeps the type.
     const dense = model.experts?.layers.every(Boolean) === true ? weightLayout('q8_0').blockSize : feedForward.dim;
-    this.gate = this.allocate([dense, hidden], this.feedForwardType);
-    this.up = this.allocate([dense, hidden], this.feedForwardType);
-    this.down = this.allocate([hidden, dense], this.feedForwardType);
+    this.gate = this.allocate([dense, hidden], this.feedForwardType, 'matmul');
+    this.up = this.allocate([dense, hidden], this.feedForwardType, 'matmul');
+    this.down = this.allocate([hidden, dense], this.feedForwardType, 'matmul');
     this.postNorms = model.postNorms
       ? { attention: this.allocate([hidden]), feedForward: this.allocate([hidden]) }
       : undefined;
     this.routed = model.experts === null ? undefined : new RoutedPart(checkpoint, backend);
+    this.gramProgram = backend.kernels.compile([(ops) => this.grams(ops)]);
   }
 
   /** Positions that a token of the loaded layer sees, its own included; 0: all. */
@@ -94,7 +96,7 @@ export class WholeLayer implements Disposable {
       this.upload(this[role], await this.floats(role, layer));
     const output = await this.floats('output', layer);
     this.upload(this.output, output);
-    this.uploadGrams(output);
+    this.computeGrams();
     for (const role of ['queryBias', 'keyBias', 'valueBias', 'outputBias'] as const)
       if (this.checkpoint.shapeOf(role, layer) !== undefined) this.upload(this[role], await this.floats(role, layer));
     if (this.postNorms !== undefined) {
@@ -116,11 +118,12 @@ export class WholeLayer implements Disposable {
 
   [Symbol.dispose](): void {
     this.routed?.[Symbol.dispose]();
+    this.gramProgram[Symbol.dispose]();
     this.backend.kernels.release(this.tensors);
   }
 
-  private allocate(shape: readonly number[], type: FeedForwardType = 'f32'): Tensor {
-    const tensor = this.backend.kernels.allocate(type, shape);
+  private allocate(shape: readonly number[], type: FeedForwardType = 'f32', use: TensorUse = 'any'): Tensor {
+    const tensor = this.backend.kernels.allocate(type, shape, use);
     this.tensors.push(tensor);
     return tensor;
   }
@@ -142,27 +145,26 @@ export class WholeLayer implements Disposable {
     kernels.upload(this[role], quantize('q8_0', values, weight.rows, weight.cols));
   }
 
-  /** @param output [D, H d] */
-  private uploadGrams(output: Float32Array): void {
+  /** From the uploaded W_O. */
+  private computeGrams(): void {
+    this.gramProgram.run(0);
     const [numHeads = 0, headDim = 0] = this.outputGrams.shape;
-    const queryDim = numHeads * headDim;
-    const grams = new Float64Array(numHeads * headDim * headDim);
-    for (let row = 0; row < output.length; row += queryDim) {
-      for (let head = 0; head < numHeads; head++) {
-        for (let i = 0; i < headDim; i++) {
-          const left = output[row + head * headDim + i] ?? 0;
-          const place = (head * headDim + i) * headDim;
-          for (let j = 0; j < headDim; j++)
-            grams[place + j] = (grams[place + j] ?? 0) + left * (output[row + head * headDim + j] ?? 0);
-        }
-      }
-    }
-    this.upload(this.outputGrams, Float32Array.from(grams));
+    const grams = new Float32Array(numHeads * headDim * headDim);
+    this.backend.kernels.download(this.outputGrams, grams);
     for (let head = 0; head < numHeads; head++) {
       let trace = 0;
       for (let i = 0; i < headDim; i++) trace += grams[(head * headDim + i) * headDim + i] ?? 0;
       this.gramMeans[head] = trace / headDim;
     }
+  }
+
+  private grams(ops: Ops): Tensor[] {
+    const [numHeads = 0, headDim = 0] = this.outputGrams.shape;
+    const [hidden = 0] = this.output.shape;
+    const columns = ops.contiguous(ops.permute(this.output, [1, 0])); // [H d, D]
+    const perHead = ops.reshape(columns, [numHeads, headDim, hidden]);
+    ops.copyTo(this.outputGrams, ops.matmul(perHead, perHead));
+    return [];
   }
 }
 

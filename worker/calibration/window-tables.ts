@@ -13,10 +13,10 @@ export function wholeMask(tokens: number, sliding = 0): Float32Array {
   return mask;
 }
 
-/** Rows cos(theta_l t), then rows sin(theta_l t), then a row of ones. [2 * frequencies + 1, T] */
+/** Rows cos(theta_l t), then rows sin(theta_l t). [2 * frequencies, T] */
 export function angleRows(frequencies: readonly number[], tokens: number): Float32Array {
   const half = frequencies.length;
-  const rows = new Float32Array((2 * half + 1) * tokens).fill(1);
+  const rows = new Float32Array(2 * half * tokens);
   frequencies.forEach((frequency, l) => {
     for (let t = 0; t < tokens; t++) {
       rows[l * tokens + t] = Math.cos(frequency * t);
@@ -24,4 +24,27 @@ export function angleRows(frequencies: readonly number[], tokens: number): Float
     }
   });
   return rows;
+}
+
+/**
+ * cos(theta (m - t)) = cos m cos t + sin m sin t, sin(theta (m - t)) = sin m cos t - cos m sin t: what cos t and sin t are
+ * multiplied by. [T (m), 2 * frequencies] each
+ */
+export function rotations(
+  frequencies: readonly number[],
+  tokens: number,
+): { forReal: Float32Array; forImaginary: Float32Array } {
+  const half = frequencies.length;
+  const forReal = new Float32Array(tokens * 2 * half);
+  const forImaginary = new Float32Array(tokens * 2 * half);
+  for (let m = 0; m < tokens; m++) {
+    frequencies.forEach((frequency, l) => {
+      const [cos, sin] = [Math.cos(frequency * m), Math.sin(frequency * m)];
+      forReal.set([cos], m * 2 * half + l);
+      forReal.set([sin], m * 2 * half + half + l);
+      forImaginary.set([sin], m * 2 * half + l);
+      forImaginary.set([-cos], m * 2 * half + half + l);
+    });
+  }
+  return { forReal, forImaginary };
 }

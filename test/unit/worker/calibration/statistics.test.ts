@@ -13,7 +13,7 @@ import { random } from '../../model/transmla/random-layer.ts';
 
 type Fields = Record<StatisticsField, Float64Array>;
 
-const tokens = 13;
+const tokens = 19;
 
 function windowsOf(vocabSize: number, count: number): number[][] {
   const next = random(5);
@@ -95,7 +95,7 @@ async function definition(checkpoint: Checkpoint, layer: number, streams: Float6
     ),
   ) as Record<LayerRole, Float32Array>;
   const fields: Fields = {
-    keyMoment: new Float64Array((2 * G * d + 1) ** 2),
+    keyMoment: new Float64Array((G * d + 1) ** 2),
     valueMoment: new Float64Array((2 * G * d + 1) ** 2),
     plainMoment: new Float64Array((2 * G * d + 1) ** 2),
     queryMoments: new Float64Array(H * d * d),
@@ -150,7 +150,7 @@ async function definition(checkpoint: Checkpoint, layer: number, streams: Float6
     }
     h.forEach((_, t) => {
       const augmented = Float64Array.of(...k[t]!, ...v[t]!, 1);
-      addOuter(fields.keyMoment, augmented, omega[t]!);
+      addOuter(fields.keyMoment, Float64Array.of(...k[t]!, 1), omega[t]!);
       addOuter(fields.valueMoment, augmented, nu[t]!);
       addOuter(fields.plainMoment, augmented, 1);
     });
