@@ -64,14 +64,14 @@ export function valueEquationFields({ numHeads, headDim, latentDim }: RefitShape
 }
 
 /**
- * Normal equations of W_O, features g = [all heads' refitted outputs; 1], targets o = [all heads' original outputs; 1]:
- * features: sums of g g^T, targets: sums of o g^T, each [H d + 1, H d + 1]; energy [1]: sum of |W_O o|^2.
+ * Normal equations of W_O, features g = [all heads' refitted outputs; 1], targets y = the layer's original attention output:
+ * features [H d + 1, H d + 1]: sums of g g^T; targets [D, H d + 1]: sums of y g^T; energy [1]: sum of |y|^2.
  */
-export function outputEquationFields({ numHeads, headDim }: RefitShape) {
-  const moment = (numHeads * headDim + 1) ** 2;
+export function outputEquationFields({ hiddenDim, numHeads, headDim }: RefitShape) {
+  const width = numHeads * headDim + 1;
   return [
-    ['features', moment],
-    ['targets', moment],
+    ['features', width * width],
+    ['targets', hiddenDim * width],
     ['energy', 1],
   ] as const;
 }

@@ -8,6 +8,7 @@ import { averageStatistics, type KeyValueStatistics } from '../../model/transmla
 import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
 import {
   applyRecipe,
+  applyWithoutRank,
   planRecipe,
   recipeLosses,
   recipeRotation,
@@ -77,7 +78,7 @@ async function convertLayers(
     const notMeasured = { headsMissed: null, headsMissedRefitted: null, outputMissed: null };
     losses.push({ ...recipeLosses(plan, latentDim), ...notMeasured });
     if (fullRank > latentDim) {
-      const whole = applyRecipe(maps, output, own, layout, rope, plan, fullRank);
+      const whole = applyWithoutRank(maps, output, own, layout, rope, plan);
       withoutRank.push(await store(layer, whole.maps, undefined, whole.output));
     }
     progress.update(layer + 1);

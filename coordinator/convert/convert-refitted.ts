@@ -22,13 +22,14 @@ import { averageStatistics, type KeyValueStatistics } from '../../model/transmla
 import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
 import {
   applyRecipe,
+  applyWithoutRank,
   planRecipe,
   recipeLosses,
   recipeRotation,
   type RecipeLayer,
   type RecipeSettings,
 } from '../../model/transmla/recipe.ts';
-import { missedOutput, refitOutput, refitValues } from '../../model/transmla/refit.ts';
+import { refitOutput, refitValues } from '../../model/transmla/refit.ts';
 import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
 import type { LayerLoss } from './conversion-options.ts';
@@ -87,7 +88,7 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
 
   const attending = inBackground(calibration.attend(layerMaps(oneShot.maps, shape, dtype)));
   const fullRank = 2 * layout.numKvHeads * layout.headDim - ropeDim;
-  const whole = fullRank > latentDim ? applyRecipe(maps, output, statistics, layout, rope, plan, fullRank) : undefined;
+  const whole = fullRank > latentDim ? applyWithoutRank(maps, output, statistics, layout, rope, plan) : undefined;
   const rotation = recipeRotation(statistics, plan, latentDim);
   const valueSums = splitFields(await attending, valueEquationFields(shape));
 
@@ -99,16 +100,16 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
     outputEquationFields(shape),
   );
   const refitted = refitOutput(outputSums, output, values.bias);
-  const advancing = inBackground(calibration.advance(outputMaps(refitted, shape, dtype)));
+  const advancing = inBackground(calibration.advance(outputMaps(refitted.output, shape, dtype)));
   const loss = {
     ...recipeLosses(plan, latentDim),
     headsMissed: values.missedBefore,
     headsMissedRefitted: values.missedAfter,
-    outputMissed: missedOutput(outputSums, output, refitted),
+    outputMissed: refitted.missed,
   };
   const refittedMaps = { ...oneShot.maps, latentUp: joinUp(keyUp, values.valueUp, shape) };
   await advancing;
-  return { final: { maps: refittedMaps, output: refitted }, rotation, withoutRank: whole, loss };
+  return { final: { maps: refittedMaps, output: refitted.output }, rotation, withoutRank: whole, loss };
 }
 
 /** A failure is reported by the await that follows, or not wanted any more after an error of ours. */

@@ -1,6 +1,12 @@
-/** Linear equations with a symmetric positive definite matrix, in float64, by Cholesky's factorisation. */
+/**
+ * Linear equations with a symmetric positive definite matrix, in float64, by Cholesky's factorisation. Columns go in
+ * panels, so that nearly all the work is products of matrices. Read next: products.ts.
+ */
 import { InvariantError, invariant } from '../../config/errors.ts';
-import type { Dense } from './dense.ts';
+import { type Dense, transpose } from './dense.ts';
+import { addProduct, dot, partOf } from './products.ts';
+
+const panelCols = 32;
 
 /**
  * X with X A = B, row by row: A [n, n] symmetric positive definite (its lower triangle is read), B [m, n].
@@ -11,53 +17,58 @@ export function solveRows(a: Dense, b: Dense): Dense {
   const n = a.rows;
   invariant(a.cols === n && b.cols === n, `solveRows: [${b.rows}, ${b.cols}] by [${a.rows}, ${a.cols}]`);
   const lower = factorise(a);
-  const upper = transposed(lower, n);
-  const x = b.data.slice();
-  for (let row = 0; row < b.rows; row++) {
-    const values = x.subarray(row * n, (row + 1) * n);
-    // L y = b, then L^T x = y; both walk along rows of what they read.
-    for (let i = 0; i < n; i++) {
-      const diagonal = lower[i * n + i]!;
-      values[i] = (values[i]! - dot(lower, i * n, values, 0, i)) / diagonal;
-    }
-    for (let i = n - 1; i >= 0; i--) {
-      const diagonal = lower[i * n + i]!;
-      values[i] = (values[i]! - dot(upper, i * n + i + 1, values, i + 1, n - i - 1)) / diagonal;
+  const upper = transpose(lower);
+  const x = { ...b, data: b.data.slice() };
+  // L y = b, then L^T x = y: what other panels contribute first, then within the panel.
+  for (let start = 0; start < n; start += panelCols) {
+    const end = Math.min(start + panelCols, n);
+    addProduct(
+      partOf(x, 0, start, x.rows, end - start),
+      partOf(x, 0, 0, x.rows, start),
+      partOf(lower, start, 0, end - start, start),
+      -1,
+    );
+    for (let row = 0; row < x.rows * n; row += n) {
+      for (let i = start; i < end; i++) {
+        const known = dot(lower.data, i * n + start, x.data, row + start, i - start);
+        x.data[row + i] = (x.data[row + i]! - known) / lower.data[i * n + i]!;
+      }
     }
   }
-  return { rows: b.rows, cols: n, data: x };
+  const lastPanel = n - (n % panelCols || panelCols);
+  for (let start = lastPanel; start >= 0; start -= panelCols) {
+    const end = Math.min(start + panelCols, n);
+    addProduct(partOf(x, 0, start, x.rows, end - start), partOf(x, 0, end), partOf(upper, start, end, end - start), -1);
+    for (let row = 0; row < x.rows * n; row += n) {
+      for (let i = end - 1; i >= start; i--) {
+        const known = dot(upper.data, i * n + i + 1, x.data, row + i + 1, end - i - 1);
+        x.data[row + i] = (x.data[row + i]! - known) / lower.data[i * n + i]!;
+      }
+    }
+  }
+  return x;
 }
 
 /** L with L L^T = A; what lies above the diagonal is zero. [n, n] */
-function factorise({ rows: n, data: a }: Dense): Float64Array {
-  const lower = new Float64Array(n * n);
-  for (let i = 0; i < n; i++) {
-    for (let j = 0; j <= i; j++) {
-      const rest = a[i * n + j]! - dot(lower, i * n, lower, j * n, j);
-      if (i !== j) lower[i * n + j] = rest / lower[j * n + j]!;
-      else if (rest > 0) lower[i * n + i] = Math.sqrt(rest);
-      else throw new InvariantError(`solveRows: not positive definite at row ${i} of ${n} (${rest})`);
+function factorise({ rows: n, data }: Dense): Dense {
+  const lower = { rows: n, cols: n, data: data.slice() };
+  for (let start = 0; start < n; start += panelCols) {
+    const end = Math.min(start + panelCols, n);
+    addProduct(
+      partOf(lower, start, start, n - start, end - start),
+      partOf(lower, start, 0, n - start, start),
+      partOf(lower, start, 0, end - start, start),
+      -1,
+    );
+    for (let i = start; i < n; i++) {
+      for (let j = start; j < Math.min(end, i + 1); j++) {
+        const rest = lower.data[i * n + j]! - dot(lower.data, i * n + start, lower.data, j * n + start, j - start);
+        if (i !== j) lower.data[i * n + j] = rest / lower.data[j * n + j]!;
+        else if (rest > 0) lower.data[i * n + i] = Math.sqrt(rest);
+        else throw new InvariantError(`solveRows: not positive definite at row ${i} of ${n} (${rest})`);
+      }
     }
   }
+  for (let i = 0; i < n; i++) lower.data.fill(0, i * n + i + 1, (i + 1) * n);
   return lower;
-}
-
-/** Four sums side by side: one would wait for each addition. */
-function dot(x: Float64Array, from: number, y: Float64Array, start: number, count: number): number {
-  let [a, b, c, d] = [0, 0, 0, 0];
-  const whole = count - (count % 4);
-  for (let i = 0; i < whole; i += 4) {
-    a += x[from + i]! * y[start + i]!;
-    b += x[from + i + 1]! * y[start + i + 1]!;
-    c += x[from + i + 2]! * y[start + i + 2]!;
-    d += x[from + i + 3]! * y[start + i + 3]!;
-  }
-  for (let i = whole; i < count; i++) a += x[from + i]! * y[start + i]!;
-  return a + b + (c + d);
-}
-
-function transposed(x: Float64Array, n: number): Float64Array {
-  const out = new Float64Array(n * n);
-  for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) out[j * n + i] = x[i * n + j]!;
-  return out;
 }

@@ -1,8 +1,10 @@
 /**
  * Dense float64 matrices for the conversion: row-major, one flat array, loops that walk memory in order. It does not
- * know about attention. Eigenproblems are in eigen.ts; read next: attention-maps.ts, which gives the matrices meaning.
+ * know about attention. Products are in products.ts, eigenproblems in eigen.ts; read next: attention-maps.ts, which gives the
+ * matrices meaning.
  */
 import { invariant } from '../../config/errors.ts';
+import { addProduct, partOf } from './products.ts';
 
 /** Row i is data[i * cols .. (i + 1) * cols]. */
 export interface Dense {
@@ -39,31 +41,18 @@ export function diagonal(a: Dense): Float64Array {
   return Float64Array.from({ length: Math.min(a.rows, a.cols) }, (_, i) => a.data[i * a.cols + i]!);
 }
 
-/**
- * A B: [m, k] [k, n] -> [m, n]. Two rows of C grow together, by four rows of B at a time: each number that is read or
- * written serves several multiplications.
- */
+/** A B: [m, k] [k, n] -> [m, n]. */
 export function multiply(a: Dense, b: Dense): Dense {
   invariant(a.cols === b.rows, `multiply: [${a.rows}, ${a.cols}] with [${b.rows}, ${b.cols}]`);
-  const [k, n] = [a.cols, b.cols];
-  const out = zeros(a.rows, n);
-  const [x, y, z] = [a.data, b.data, out.data];
-  const whole = k - (k % 4);
-  for (let i = 0; i < a.rows; i += 2) {
-    const pair = i + 1 < a.rows;
-    for (let l = 0; l < whole; l += 4) {
-      if (pair) addTwoRows(x, i * k + l, k, y, l * n, n, z, i * n);
-      else addOneRow(x, i * k + l, 4, y, l * n, n, z, i * n);
-    }
-    addOneRow(x, i * k + whole, k - whole, y, whole * n, n, z, i * n);
-    if (pair) addOneRow(x, (i + 1) * k + whole, k - whole, y, whole * n, n, z, (i + 1) * n);
-  }
-  return out;
+  return multiplyTransposed(a, transpose(b));
 }
 
 /** A B^T: [m, k] [n, k] -> [m, n]. */
 export function multiplyTransposed(a: Dense, b: Dense): Dense {
-  return multiply(a, transpose(b));
+  invariant(a.cols === b.cols, `multiplyTransposed: [${a.rows}, ${a.cols}] with [${b.rows}, ${b.cols}]`);
+  const out = zeros(a.rows, b.rows);
+  addProduct(partOf(out), partOf(a), partOf(b), 1);
+  return out;
 }
 
 /** A S A^T for a symmetric S: the second moment of A x, given that of x. [m, k] [k, k] -> [m, m], exactly symmetric. */
@@ -129,48 +118,6 @@ export function joinCols(parts: readonly Dense[]): Dense {
     start += part.cols;
   }
   return out;
-}
-
-/** z[to ..] += sum of `count` factors x[from ..] times the rows of y that begin at `row`. */
-function addOneRow(
-  x: Float64Array,
-  from: number,
-  count: number,
-  y: Float64Array,
-  row: number,
-  n: number,
-  z: Float64Array,
-  to: number,
-): void {
-  for (let l = 0; l < count; l++) {
-    const factor = x[from + l]!;
-    const start = row + l * n;
-    if (factor !== 0) for (let j = 0; j < n; j++) z[to + j]! += factor * y[start + j]!;
-  }
-}
-
-/** The same with four factors each for two neighbouring rows; the second row's factors lie k further. */
-function addTwoRows(
-  x: Float64Array,
-  from: number,
-  k: number,
-  y: Float64Array,
-  row: number,
-  n: number,
-  z: Float64Array,
-  to: number,
-): void {
-  const [a0, a1, a2, a3] = [x[from]!, x[from + 1]!, x[from + 2]!, x[from + 3]!];
-  const [b0, b1, b2, b3] = [x[from + k]!, x[from + k + 1]!, x[from + k + 2]!, x[from + k + 3]!];
-  // Selectors, rotations and block diagonals are mostly zeros.
-  if (a0 === 0 && a1 === 0 && a2 === 0 && a3 === 0 && b0 === 0 && b1 === 0 && b2 === 0 && b3 === 0) return;
-  const second = to + n;
-  const [row1, row2, row3] = [row + n, row + 2 * n, row + 3 * n];
-  for (let j = 0; j < n; j++) {
-    const [y0, y1, y2, y3] = [y[row + j]!, y[row1 + j]!, y[row2 + j]!, y[row3 + j]!];
-    z[to + j]! += a0 * y0 + a1 * y1 + a2 * y2 + a3 * y3;
-    z[second + j]! += b0 * y0 + b1 * y1 + b2 * y2 + b3 * y3;
-  }
 }
 
 /** Makes rounding equal on both sides of the diagonal, which eigen solvers assume. */

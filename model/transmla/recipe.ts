@@ -23,6 +23,7 @@ import {
   congruence,
   type Dense,
   frobeniusNorm,
+  identity,
   multiply,
   joinCols,
   multiplyTransposed,
@@ -146,6 +147,38 @@ export function applyRecipe(
       frequencies: plan.kept.map((slot) => rope.frequencies[slot.frequency] ?? 0),
     },
     output: withMeanValue(output, rowsOf(statistics.mean, merged, 2 * merged), layout),
+  };
+}
+
+/** The same with nothing left out of the latent, which then needs no axes: the slots that lost RoPE, and the values. */
+export function applyWithoutRank(
+  maps: GqaMaps,
+  output: Dense,
+  statistics: KeyValueStatistics,
+  layout: HeadLayout,
+  rope: SourceRope,
+  plan: RecipePlan,
+): RecipeLayer {
+  const merged = layout.numKvHeads * layout.headDim;
+  const { kept, dropped } = plan;
+  const factor = rope.attentionFactor ** 2;
+  const keyUp = joinCols([keyFromSlots(dropped, layout), zeros(merged, merged)]);
+  const valueUp = joinCols([zeros(merged, 2 * dropped.length), identity(merged)]);
+  return {
+    maps: {
+      ropeDim: 2 * kept.length,
+      nopeDim: layout.headDim,
+      latentDim: 2 * dropped.length + merged,
+      query: queryRows(maps.query, scaled(keyFromSlots(kept, layout), factor), layout),
+      latentDown: stackRows([
+        multiply(slotsFromKey(dropped, layout), maps.key),
+        maps.value,
+        multiply(slotsFromKey(kept, layout), maps.key),
+      ]),
+      latentUp: latentUpRows(scaled(keyUp, factor), valueUp, statistics, layout),
+      frequencies: kept.map((slot) => rope.frequencies[slot.frequency] ?? 0),
+    },
+    output,
   };
 }
 

@@ -53,10 +53,10 @@ export function refitValues(
       rowsOf(valueUp, head * headDim, (head + 1) * headDim),
       rowsOf(mean, start, start + headDim),
     ]);
-    const solved = ridgeSolve(features, targets, prior, ridge);
-    fitted.push(solved);
+    const { map, saved } = ridgeSolve(features, targets, prior, ridge);
+    fitted.push(map);
     before += missed(prior, features, targets);
-    after += missed(solved, features, targets);
+    after += saved;
     energy += equations.energy[head] ?? 0;
   }
   const all = stackRows(fitted);
@@ -71,25 +71,31 @@ export function refitValues(
 
 export interface OutputEquations {
   readonly features: Float64Array; // [H d + 1, H d + 1]
-  readonly targets: Float64Array; // [H d + 1, H d + 1]
-  /** Of the original attention output W_O o. */
+  readonly targets: Float64Array; // [D, H d + 1]
+  /** Of the targets. */
   readonly energy: Float64Array; // [1]
 }
 
-/**
- * @param output the original W_O and bias [D, H d + 1]  @param bias of the refitted heads [H d, 1], which g lacks
- * @returns W_O and bias for heads without theirs [D, H d + 1]
- */
+export interface RefittedOutput {
+  /** W_O and bias for heads without theirs. [D, H d + 1] */
+  readonly output: Dense;
+  /** Share of the attention output's energy that is missed: |W_O o - W g|^2 over |W_O o|^2. */
+  readonly missed: number;
+}
+
+/** @param output the original W_O and bias [D, H d + 1]  @param bias of the refitted heads [H d, 1], which g lacks */
 export function refitOutput(
   equations: OutputEquations,
   output: Dense,
   bias: Dense,
   ridge: number = refitRidge.output,
-): Dense {
+): RefittedOutput {
   const width = output.cols;
   const features = denseFrom(width, width, equations.features);
-  const targets = multiply(output, denseFrom(width, width, equations.targets));
-  return ridgeSolve(features, targets, withHeadBias(output, bias), ridge);
+  const targets = denseFrom(output.rows, width, equations.targets);
+  const { map, saved } = ridgeSolve(features, targets, withHeadBias(output, bias), ridge);
+  const energy = equations.energy[0] ?? 0;
+  return { output: map, missed: energy > 0 ? Math.max(0, (energy + saved) / energy) : 0 };
 }
 
 /** What the heads' biases contribute becomes a bias of the output. @param output [D, H d + 1]  @param bias [H d, 1] */
@@ -99,13 +105,16 @@ export function withHeadBias(output: Dense, bias: Dense): Dense {
   return joinCols([weight, added(own, multiply(weight, bias), 1)]);
 }
 
-/** W = (T + l D W0) (F + l D I)^-1. @param features [n, n]  @param targets [m, n]  @param prior [m, n] */
-function ridgeSolve(features: Dense, targets: Dense, prior: Dense, ridge: number): Dense {
+/**
+ * W = (T + l D W0) (F + l D I)^-1. @param features [n, n]  @param targets [m, n]  @param prior [m, n]
+ * @returns saved: sum |o - W f|^2 less the energy of o; W F = T + l D (W0 - W) makes it sum W (l D (W0 - W) - T)
+ */
+function ridgeSolve(features: Dense, targets: Dense, prior: Dense, ridge: number): { map: Dense; saved: number } {
   const n = features.rows;
   let trace = 0;
   for (let i = 0; i < n; i++) trace += features.data[i * n + i] ?? 0;
   // A layer that attends to nothing has no features: its decoder stays.
-  if (!(trace > 0)) return prior;
+  if (!(trace > 0)) return { map: prior, saved: 0 };
   const strength = (ridge * trace) / n;
   const regular = zeros(n, n);
   for (let i = 0; i < n; i++) {
@@ -115,7 +124,12 @@ function ridgeSolve(features: Dense, targets: Dense, prior: Dense, ridge: number
       regular.data[i * n + j] = mean + (i === j ? strength : 0);
     }
   }
-  return solveRows(regular, added(targets, prior, strength));
+  const map = solveRows(regular, added(targets, prior, strength));
+  const saved = map.data.reduce(
+    (sum, w, i) => sum + w * (strength * ((prior.data[i] ?? 0) - w) - (targets.data[i] ?? 0)),
+    0,
+  );
+  return { map, saved };
 }
 
 /** sum |o - W f|^2 less the energy of o: tr(W F W^T) - 2 tr(W T^T). */
@@ -128,12 +142,4 @@ function part(values: Float64Array, head: number, rows: number, cols: number): D
   const own = values.subarray(head * rows * cols, (head + 1) * rows * cols);
   invariant(own.length === rows * cols, `normal equations of head ${head}: ${own.length} numbers`);
   return { rows, cols, data: own };
-}
-
-/** Share of the layer's attention output that is missed: |W_O o - W g|^2 over |W_O o|^2. */
-export function missedOutput({ features, targets, energy }: OutputEquations, output: Dense, refitted: Dense): number {
-  const width = output.cols;
-  const all = energy.reduce((sum, value) => sum + value, 0);
-  const saved = missed(refitted, denseFrom(width, width, features), multiply(output, denseFrom(width, width, targets)));
-  return all > 0 ? Math.max(0, (all + saved) / all) : 0;
 }

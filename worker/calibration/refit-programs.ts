@@ -48,7 +48,7 @@ export class RefitPrograms implements Disposable {
   private readonly latentT: Tensor; // [1, r, T]
   private readonly mask: Tensor; // [T, T]
   private maskWindow = 0;
-  private readonly ones: Tensor; // [max(H T, D)]
+  private readonly ones: Tensor; // [H T]
   private readonly queryBlocks: QueryBlocks;
   private readonly positions: Tensor; // [T] i32
   private readonly sourceFrequencies: Tensor; // [d / 2]
@@ -88,7 +88,7 @@ export class RefitPrograms implements Disposable {
     this.keys = this.allocate([numHeads, tokens, width]);
     this.latentT = this.allocate([1, latentDim, tokens]);
     this.mask = this.allocate([tokens, tokens]);
-    this.ones = this.allocate([Math.max(numHeads * tokens, hidden)]);
+    this.ones = this.allocate([numHeads * tokens]);
     this.queryBlocks = new QueryBlocks(kernels, tokens);
     this.positions = this.allocate([tokens], 'i32');
     this.sourceFrequencies = this.allocate([headDim / 2]);
@@ -121,15 +121,14 @@ export class RefitPrograms implements Disposable {
 
   /**
    * The original layer: replaces the stream x [T, D] by the one behind it.
-   * @param heads [T, H d], overwritten  @returns sum of |W_O o|^2
+   * @param heads [T, H d]  @param output of attention [T, D], both overwritten
    */
-  runOriginal(x: Float32Array, heads: Float32Array): number {
+  runOriginal(x: Float32Array, heads: Float32Array, output: Float32Array): void {
     this.kernels.upload(this.x, bytesOf(x));
     this.set.run(program.original);
     this.download(program.original, 0, heads);
-    const energies = this.read(program.original, 1, this.tokens);
+    this.download(program.original, 1, output);
     this.downloadStream(program.original, 2, x);
-    return energies.reduce((sum, energy) => sum + energy, 0);
   }
 
   /**
@@ -165,26 +164,25 @@ export class RefitPrograms implements Disposable {
 
   /**
    * The heads' outputs through W_UV.
-   * @param features [H, T, r]  @param targets [T, H d]  @param heads [T, H d], overwritten
+   * @param features [H, T, r]  @param outputs of the original attention [T, D]  @param heads [T, H d], overwritten
    * @param equations features and targets of outputEquationFields, overwritten
    */
   runValues(
     features: Float32Array,
-    targets: Float32Array,
+    outputs: Float32Array,
     heads: Float32Array,
     equations: { readonly features: Float64Array; readonly targets: Float64Array },
   ): void {
     const width = this.shape.numHeads * this.shape.headDim;
+    const { hiddenDim } = this.shape;
     this.kernels.upload(this.features, bytesOf(features));
-    this.kernels.upload(this.targets, bytesOf(targets));
+    this.kernels.upload(this.x, bytesOf(outputs));
     this.set.run(program.outputEquations);
     this.kernels.download(this.heads, heads);
-    const [moment, sums] = [this.read(program.outputEquations, 0, width ** 2), this.read(program.outputEquations, 1, width)];
-    withOnes(moment, sums, this.tokens, equations.features);
-    const outputs = this.read(program.outputEquations, 3, width);
-    withLastColumn(this.read(program.outputEquations, 2, width ** 2), outputs, equations.targets);
-    equations.targets.set(sums, width * (width + 1));
-    equations.targets[(width + 1) ** 2 - 1] = this.tokens;
+    const moment = this.read(program.outputEquations, 0, width ** 2);
+    withOnes(moment, this.read(program.outputEquations, 1, width), this.tokens, equations.features);
+    const mixed = this.read(program.outputEquations, 2, hiddenDim * width);
+    withLastColumn(mixed, this.read(program.outputEquations, 3, hiddenDim), equations.targets);
   }
 
   /** Replaces the stream x [T, D] by the one behind the converted layer. @param heads [T, H d] */
@@ -206,8 +204,7 @@ export class RefitPrograms implements Disposable {
     const out = originalHeads(ops, this.model, this.attention, layer, this.x, { mask, positions, frequencies });
     const heads = this.flatHeads(ops, out);
     const delta = ops.add(ops.matmul(layer.output, heads), layer.outputBias);
-    const energies = ops.matmul(this.onesOf(ops, [1, dim(delta, 1)]), ops.multiply(delta, delta)); // [T, 1]
-    return [heads, energies, ...this.behind(ops, delta)];
+    return [heads, delta, ...this.behind(ops, delta)];
   }
 
   private project(ops: Ops): Tensor[] {
@@ -264,13 +261,14 @@ export class RefitPrograms implements Disposable {
     return [ops.matmul(featuresT, featuresT), ...sums];
   }
 
-  /** Sums of g g^T, g, o g^T and o, without their 1. */
+  /** Sums of g g^T, g, y g^T and y, g without its 1; y is in x. */
   private outputEquations(ops: Ops): Tensor[] {
     const heads = this.flatHeads(ops, ops.matmul(this.valueUp, this.features));
     ops.copyTo(this.heads, heads);
-    const [g, o] = [heads, this.targets].map((x) => ops.contiguous(ops.permute(x, [1, 0]))) as [Tensor, Tensor];
+    const transposed = (x: Tensor): Tensor => ops.contiguous(ops.permute(x, [1, 0]));
+    const [g, y] = [transposed(heads), transposed(this.x)];
     const ones = this.onesOf(ops, [1, this.tokens]);
-    return [ops.matmul(g, g), ops.matmul(g, ones), ops.matmul(g, o), ops.matmul(o, ones)];
+    return [ops.matmul(g, g), ops.matmul(g, ones), ops.matmul(g, y), ops.matmul(y, ones)];
   }
 
   private advance(ops: Ops): Tensor[] {

@@ -39,8 +39,7 @@ interface Attended {
   readonly targets: Float32Array; // [T, H d]
   features: Float32Array; // [H, T, r]; empty before and after use
   heads: Float32Array; // [T, H d]
-  /** Sum of |W_O o|^2, of the targets o. */
-  energy: number;
+  readonly outputs: Float32Array; // [T, D] of the original attention
 }
 
 export class RefitSession implements Disposable {
@@ -63,7 +62,12 @@ export class RefitSession implements Disposable {
     this.originals = own.streams.map((stream) => stream.slice());
     const none = new Float32Array(0);
     const size = own.tokens * model.numHeads * attention.headDim;
-    this.attended = own.streams.map(() => ({ targets: new Float32Array(size), features: none, heads: none, energy: 0 }));
+    this.attended = own.streams.map((stream) => ({
+      targets: new Float32Array(size),
+      outputs: new Float32Array(stream.length),
+      features: none,
+      heads: none,
+    }));
   }
 
   /** Sizes of every layer that follows. */
@@ -85,9 +89,9 @@ export class RefitSession implements Disposable {
   original(): void {
     const { programs } = this.started();
     programs.begin();
-    this.attended.forEach((attended, i) => {
-      attended.energy = programs.runOriginal(this.window(this.originals, i), attended.targets);
-    });
+    this.attended.forEach(({ targets, outputs }, i) =>
+      programs.runOriginal(this.window(this.originals, i), targets, outputs),
+    );
   }
 
   /** @param maps layerMapFields  @returns valueEquationFields, by segment */
@@ -146,9 +150,9 @@ export class RefitSession implements Disposable {
     const fields = outputEquationFields(shape);
     const sums = new Float64Array(fieldsLength(fields));
     const equations = splitFields(sums, fields);
-    programs.runValues(attended.features, attended.targets, attended.heads, equations);
+    programs.runValues(attended.features, attended.outputs, attended.heads, equations);
     attended.features = new Float32Array(0);
-    equations.energy.set([attended.energy]);
+    addEnergies(attended.outputs, attended.outputs.length, equations.energy);
     return sums;
   }
 
@@ -169,12 +173,12 @@ export class RefitSession implements Disposable {
   }
 }
 
-/** @param targets [T, H d]  @param energy sums of squares of each head [H], grow */
-function addEnergies(targets: Float32Array, headDim: number, energy: Float64Array): void {
-  for (let start = 0; start < targets.length; start += headDim) {
+/** @param values runs of `length` for each of the sums in turn  @param energy sums of squares, grow */
+function addEnergies(values: Float32Array, length: number, energy: Float64Array): void {
+  for (let start = 0; start < values.length; start += length) {
     let sum = 0;
-    for (let i = start; i < start + headDim; i++) sum += (targets[i] ?? 0) ** 2;
-    const head = (start / headDim) % energy.length;
-    energy[head] = (energy[head] ?? 0) + sum;
+    for (let i = start; i < start + length; i++) sum += (values[i] ?? 0) ** 2;
+    const place = (start / length) % energy.length;
+    energy[place] = (energy[place] ?? 0) + sum;
   }
 }

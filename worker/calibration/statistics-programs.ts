@@ -139,12 +139,7 @@ export class StatisticsPrograms implements Disposable {
       const weights = ops.reshape(ops.contiguous(ops.slice(at.queryWeights, 0, head, 1)), [tokens]);
       return ops.matmul(qT, ops.multiply(qT, weights)); // [1, d, d]
     });
-    return [
-      ...momentOf(keysT, omega),
-      ...momentOf(at.keyValueT, nu),
-      ...momentOf(at.keyValueT, ones),
-      ...queries,
-    ];
+    return [...momentOf(keysT, omega), ...momentOf(at.keyValueT, nu), ...momentOf(at.keyValueT, ones), ...queries];
   }
 
   /** The stream behind attention, and, where any layer is dense, behind a dense feed-forward part. */

@@ -23,7 +23,13 @@ import {
   keyValueMoments,
   phasesOf,
 } from '../../../../model/transmla/layer-statistics.ts';
-import { applyRecipe, planRecipe, recipeLoss, recipeRotation } from '../../../../model/transmla/recipe.ts';
+import {
+  applyRecipe,
+  applyWithoutRank,
+  planRecipe,
+  recipeLoss,
+  recipeRotation,
+} from '../../../../model/transmla/recipe.ts';
 import { random, randomDense, randomInputs, randomLayer } from './random-layer.ts';
 import { apply, gqaAttention, mlaAttention, type Rope } from './reference-attention.ts';
 
@@ -114,6 +120,15 @@ describe.each(sizes)('H %i, G %i, d %i', (numHeads, numKvHeads, headDim) => {
       const converted = after(one, still, ropeDim, 2 * merged - ropeDim);
       expect(worst(converted, before(one, still))).toBeLessThan(1e-8);
     }
+  });
+
+  it('without axes is what it is with all of them', () => {
+    const one = makeCase([numHeads, numKvHeads, headDim], true, (l) => [0.9 ** l, 0.2]);
+    const plan = planRecipe(one.output, one.statistics, one.layout, 4);
+    const { maps, output } = applyWithoutRank(one.maps, one.output, one.statistics, one.layout, turning, plan);
+    expect(maps.latentDim).toBe(2 * merged - 4);
+    const converted = projected(mlaAttention(maps, one.layout, one.x).heads, output, one.x.rows);
+    expect(worst(converted, after(one, turning, 4, 2 * merged - 4))).toBeLessThan(1e-8);
   });
 
   it('keeps RoPE where the phase is lost, and loses nothing else', () => {
