@@ -50,6 +50,23 @@ export class Calibration {
     await this.#ask({ kind: 'calibration', action: 'advance' }, maps);
   }
 
+  /** Both streams of all windows as they are, original and converted. [windows][2][T * D] */
+  async streams(): Promise<Float32Array> {
+    const parts = (await this.#ask({ kind: 'calibration', action: 'streams' })).map(({ payload }) => payload);
+    const all = new Float32Array(parts.reduce((length, part) => length + part.length, 0));
+    let end = 0;
+    for (const part of parts) {
+      all.set(part, end);
+      end += part.length;
+    }
+    return all;
+  }
+
+  /** Goes on behind some layers. @param streams as `streams` gave them */
+  async restore(layers: number, streams: Float32Array): Promise<void> {
+    await this.#ask({ kind: 'calibration', action: 'restore', layers }, streams);
+  }
+
   /** Frees what the ranks hold. */
   async end(): Promise<void> {
     await this.#ask({ kind: 'calibration', action: 'end' });

@@ -201,6 +201,11 @@ export class RankWorker implements AsyncDisposable {
       case 'advance':
         refit.advance(maps);
         return undefined;
+      case 'streams':
+        return refit.streams();
+      case 'restore':
+        this.calibration.restore(request.layers, maps);
+        return undefined;
     }
   }
 
@@ -223,6 +228,8 @@ export class RankWorker implements AsyncDisposable {
       case 'attend':
       case 'values':
       case 'advance':
+      case 'streams':
+      case 'restore':
         throw new InvariantError(`calibration ${request.action} of a model that has a latent already`);
     }
   }

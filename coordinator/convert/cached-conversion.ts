@@ -3,22 +3,19 @@
  * weights, the settings and the calibration text. A folder has its name only when it is whole; two processes that convert
  * the same model at once both do the work, and the second takes the folder of the first.
  */
-import { createHash } from 'node:crypto';
-import { readFile, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { ClusterConfig } from '../../config/cluster.ts';
 import { ConfigError } from '../../config/errors.ts';
-import { type Checkpoint, layerRoles, modelRoles, type LayerRole, type ModelRole } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import type { CommandContext } from '../command-context.ts';
 import { cacheFolder } from '../fetch.ts';
 import { openText } from '../text.ts';
 import type { ConversionSettings } from './conversion-flags.ts';
+import { conversionKey } from './conversion-key.ts';
 import type { ConversionOptions } from './conversion-options.ts';
 import { convertCheckpoint } from './convert-checkpoint.ts';
 
-/** Counts changes of what the same settings give. */
-const cacheVersion = 1;
 const cacheSeed = 1;
 
 /**
@@ -31,7 +28,7 @@ export async function cachedConversion(
   cluster: Pick<ClusterConfig, 'compute' | 'collective' | 'ranks'>,
   context: CommandContext,
 ): Promise<string> {
-  const key = await keyOf(source, settings);
+  const key = await keyOf(source, settings, cluster);
   if (key === undefined) {
     context.log(`${basename(source)} has latent attention already; nothing to convert`);
     return source;
@@ -75,36 +72,15 @@ export async function textForConversion(model: string, context: CommandContext):
   }
 }
 
-/** Hex; undefined for a model that needs no conversion. */
-async function keyOf(source: string, settings: ConversionSettings): Promise<string | undefined> {
+/** undefined for a model that needs no conversion. */
+async function keyOf(
+  source: string,
+  settings: ConversionSettings,
+  cluster: ConversionOptions['cluster'],
+): Promise<string | undefined> {
   await using checkpoint = await openCheckpoint(source);
   if (checkpoint.config.attention.kind === 'mla') return undefined;
-  const hash = createHash('sha256').update(
-    JSON.stringify([
-      cacheVersion,
-      cacheSeed,
-      checkpoint.identity,
-      { ...settings, without: [...settings.without].sort() },
-    ]),
-  );
-  await addWeights(hash, checkpoint);
-  const { calibration } = settings;
-  // A file that cannot be read is reported by the conversion.
-  if (calibration !== 'self' && (await exists(calibration))) hash.update(await readFile(calibration));
-  return hash.digest('hex').slice(0, 16);
-}
-
-/** A row of every weight: enough to tell models of one shape apart without reading them whole. */
-async function addWeights(hash: ReturnType<typeof createHash>, checkpoint: Checkpoint): Promise<void> {
-  const add = async (role: ModelRole | LayerRole, layer?: number): Promise<void> => {
-    const shape = checkpoint.shapeOf(role, layer);
-    if (shape === undefined) return;
-    const row = Math.floor(shape.rows / 2);
-    hash.update((await checkpoint.read(role, layer, { start: row, end: row + 1 })).bytes);
-  };
-  for (const role of modelRoles) await add(role);
-  for (let layer = 0; layer < checkpoint.config.numLayers; layer++)
-    for (const role of layerRoles) await add(role, layer);
+  return await conversionKey(checkpoint, { ...settings, seed: cacheSeed, cluster });
 }
 
 async function exists(path: string): Promise<boolean> {

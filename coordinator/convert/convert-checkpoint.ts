@@ -34,6 +34,8 @@ import {
 } from './calibration-text.ts';
 import { candidateSettings, recipeCandidates } from './choose-settings.ts';
 import type { ConversionMethod, ConversionOptions, ConversionReport } from './conversion-options.ts';
+import { conversionKey } from './conversion-key.ts';
+import { ConversionProgress } from './conversion-progress.ts';
 import { convertPublishedModel } from './convert-published.ts';
 import { convertRecipeModel } from './convert-recipe.ts';
 import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
@@ -60,8 +62,10 @@ export async function convertCheckpoint(options: ConversionOptions): Promise<Con
   const counts = windowCounts(source, options);
   const prepared = await prepareText(options, counts);
   checkDisk(await predictConversion(source, options, methodOf(options), candidates, counts), options.out);
-  return await makeFolder(options.out, options.force, async (folder, scratch) => {
-    const run = { source, options, watch, counts, prepared, scratch };
+  const key = await conversionKey(source, options);
+  return await makeFolder(options.out, options.force, key, async (folder, scratch) => {
+    const progress = await ConversionProgress.open(scratch);
+    const run = { source, options, watch, counts, prepared, scratch, progress };
     const { text, originalPpl, layers } = await calibrateAndConvert(run);
     const { heldOut } = text;
     const afterRopePpl = layers.withoutRank && (await measureLayers(run, layers.withoutRank, heldOut));
@@ -94,6 +98,7 @@ interface Run {
   readonly prepared: PreparedText;
   /** A folder for what is needed until the checkpoint is written. */
   readonly scratch: string;
+  readonly progress: ConversionProgress;
 }
 
 /** What config.json says about how the checkpoint came about. */
@@ -192,23 +197,30 @@ interface Calibrated {
 }
 
 async function calibrateAndConvert(run: Run): Promise<Calibrated> {
-  const { source, options, watch, counts } = run;
+  const { source, options, watch, counts, progress } = run;
   await using cluster = await startCluster(source, options, 'gqa', counts);
   watch.lap('start');
-  const text = run.prepared ?? (await ownText(cluster, options, counts));
+  const { state } = progress;
+  const text = run.prepared ?? state.text ?? (await ownText(cluster, options, counts));
+  if (run.prepared === undefined) await progress.save({ text: copyOf(text) });
   watch.lap('text');
-  const originalPpl = await perplexity(cluster, text.heldOut, 'measure original');
+  const originalPpl = state.originalPpl ?? (await perplexity(cluster, text.heldOut, 'measure original'));
+  await progress.save({ originalPpl });
   watch.lap('measure original');
   const spill = new LayerSpill(run.scratch);
   const { portable } = options.sizes;
   const layout = headLayout(source.config);
   const { scoreScale } = convertibleAttention(source.config);
-  const store: ConversionJob['store'] = async (layer, maps, rotation, output) => {
+  const store: ConversionJob['store'] = async (kind, layer, maps, rotation, output) => {
     options.signal?.throwIfAborted();
     const written = portable ? portableMaps(maps, layout, scoreScale) : maps;
-    return await spill.store(encodeLayer(layer, written, portable ? undefined : rotation, options.dtype, output));
+    return await spill.store(
+      `${kind}-${layer}`,
+      encodeLayer(layer, written, portable ? undefined : rotation, options.dtype, output),
+    );
   };
-  const job = { source, cluster, text, options, watch, store };
+  const find: ConversionJob['find'] = (kind, layer) => spill.find(`${kind}-${layer}`);
+  const job = { source, cluster, text, options, watch, progress, store, find };
   const made = methodOf(options) === 'recipe' ? await convertRecipeModel(job) : await convertPublishedModel(job);
   const layers = { ...made, latentDim: made.latentDim + constantNumbers(options) };
   const { ropeDim, latentDim, freqfold } = layers;
@@ -225,7 +237,7 @@ async function measureLayers(
   heldOut: CalibrationText['heldOut'],
 ): Promise<number> {
   const folder = join(scratch, 'measured');
-  await mkdir(folder);
+  await mkdir(folder, { recursive: true });
   await writeConverted(source, layers, folder, formOf(options), {});
   const measured = await measure(folder, options, heldOut, 'without the dropped RoPE');
   await rm(folder, { recursive: true });
@@ -254,6 +266,10 @@ async function ownText(
   const total = (counts.calibration + counts.heldOut) * counts.length;
   using progress = startProgress('write calibration text', total, { name: 'tokens', size: 1 });
   return await writeOwnText(cluster, prompts, counts, seed, (done) => progress.update(done));
+}
+
+function copyOf({ windows, heldOut }: CalibrationText): { windows: number[][]; heldOut: number[][] } {
+  return { windows: windows.map((window) => [...window]), heldOut: heldOut.map((window) => [...window]) };
 }
 
 function countTokens(windows: CalibrationText['windows']): number {

@@ -25,7 +25,8 @@ import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
 export async function convertRecipeModel(job: ConversionJob): Promise<ConvertedLayers> {
   const { watch, options } = job;
   const candidates = recipeCandidates(options.sizes, headLayout(job.source.config));
-  const settings = await chooseSplit(job, candidates);
+  const settings = job.progress.state.settings ?? (await chooseSplit(job, candidates));
+  await job.progress.save({ settings });
   watch.lap('choose');
   const layers = options.without.has('refit')
     ? await convertLayers(job, settings, await gather(job))
@@ -74,12 +75,12 @@ async function convertLayers(
     const plan = planRecipe(output, own, layout, ropeDim, options.without, options.sizes.portable);
     const converted = applyRecipe(maps, output, own, layout, rope, plan, latentDim);
     const rotation = recipeRotation(own, plan, latentDim);
-    final.push(await store(layer, converted.maps, rotation, converted.output));
+    final.push(await store('final', layer, converted.maps, rotation, converted.output));
     const notMeasured = { headsMissed: null, headsMissedRefitted: null, outputMissed: null };
     losses.push({ ...recipeLosses(plan, latentDim), ...notMeasured });
     if (fullRank > latentDim) {
       const whole = applyWithoutRank(maps, output, own, layout, rope, plan);
-      withoutRank.push(await store(layer, whole.maps, undefined, whole.output));
+      withoutRank.push(await store('without-rank', layer, whole.maps, undefined, whole.output));
     }
     progress.update(layer + 1);
   }

@@ -14,6 +14,7 @@ import {
   valueEquationFields,
 } from '../../collective/refit-maps.ts';
 import { splitStatistics } from '../../collective/statistics.ts';
+import type { Checkpoint } from '../../model/checkpoint.ts';
 import { type MlaMaps, splitBias } from '../../model/transmla/attention-maps.ts';
 import { type Dense, rowsOf, stackRows } from '../../model/transmla/dense.ts';
 import { type FloatType, roundFloats } from '../../model/transmla/encode-floats.ts';
@@ -39,26 +40,57 @@ export async function convertRefitted(
   job: ConversionJob,
   settings: RecipeSettings,
 ): Promise<Pick<ConvertedLayers, 'final' | 'withoutRank' | 'losses'>> {
-  const { source, cluster, text } = job;
+  const { source, cluster, text, progress: saved } = job;
   const { numLayers } = source.config;
   const { calibration } = cluster;
-  const final: EncodedLayer[] = [];
-  const withoutRank: EncodedLayer[] = [];
-  const losses: LayerLoss[] = [];
   using progress = startProgress('convert', numLayers, { name: 'layers', size: 1 });
   await calibration.begin(text.windows, true);
   await calibration.sizes(settings.ropeDim, settings.latentDim);
-  for (let layer = 0; layer < numLayers; layer++) {
+  const { final, withoutRank, losses } = await goOn(job, settings);
+  for (let layer = losses.length; layer < numLayers; layer++) {
     const converted = await convertLayer(job, settings, layer);
     const { maps, output } = converted.final;
-    final.push(await job.store(layer, maps, converted.rotation, output));
+    final.push(await job.store('final', layer, maps, converted.rotation, output));
     const whole = converted.withoutRank;
-    if (whole !== undefined) withoutRank.push(await job.store(layer, whole.maps, undefined, whole.output));
+    if (whole !== undefined)
+      withoutRank.push(await job.store('without-rank', layer, whole.maps, undefined, whole.output));
     losses.push(converted.loss);
     progress.update(layer + 1);
+    if (saved.isDue()) await saved.saveLayers(losses, () => calibration.streams());
   }
   await calibration.end();
   return { final, withoutRank: withoutRank.length > 0 ? withoutRank : undefined, losses };
+}
+
+interface Finished {
+  readonly final: EncodedLayer[];
+  readonly withoutRank: EncodedLayer[];
+  readonly losses: LayerLoss[];
+}
+
+/** What an earlier run of the same conversion finished; the ranks then stand behind it. */
+async function goOn(
+  { source, cluster, options, progress, find }: ConversionJob,
+  settings: RecipeSettings,
+): Promise<Finished> {
+  const losses = [...(progress.state.losses ?? [])];
+  const [final, withoutRank]: [EncodedLayer[], EncodedLayer[]] = [[], []];
+  if (losses.length === 0) return { final, withoutRank, losses };
+  for (let layer = 0; layer < losses.length; layer++) {
+    final.push(await find('final', layer));
+    if (isCut(source, settings)) withoutRank.push(await find('without-rank', layer));
+  }
+  await cluster.calibration.restore(losses.length, await progress.streams());
+  options.log(
+    `an earlier run of this conversion finished ${losses.length} of ${source.config.numLayers} layers: going on`,
+  );
+  return { final, withoutRank, losses };
+}
+
+/** Whether the latent leaves anything out. */
+function isCut({ config }: Checkpoint, { ropeDim, latentDim }: RecipeSettings): boolean {
+  const { numKvHeads, headDim } = headLayout(config);
+  return 2 * numKvHeads * headDim - ropeDim > latentDim;
 }
 
 interface ConvertedLayer {
@@ -87,8 +119,7 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
   await passing;
 
   const attending = inBackground(calibration.attend(layerMaps(oneShot.maps, shape, dtype)));
-  const fullRank = 2 * layout.numKvHeads * layout.headDim - ropeDim;
-  const whole = fullRank > latentDim ? applyWithoutRank(maps, output, statistics, layout, rope, plan) : undefined;
+  const whole = isCut(source, settings) ? applyWithoutRank(maps, output, statistics, layout, rope, plan) : undefined;
   const rotation = recipeRotation(statistics, plan, latentDim);
   const valueSums = splitFields(await attending, valueEquationFields(shape));
 

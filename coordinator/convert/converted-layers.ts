@@ -7,6 +7,7 @@ import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import type { Cluster } from '../cluster.ts';
 import type { CalibrationText } from './calibration-text.ts';
 import type { ConversionOptions, LayerLoss } from './conversion-options.ts';
+import type { ConversionProgress } from './conversion-progress.ts';
 import type { Stopwatch } from './stopwatch.ts';
 
 export interface ConversionJob {
@@ -15,17 +16,24 @@ export interface ConversionJob {
   readonly text: CalibrationText;
   readonly options: ConversionOptions;
   readonly watch: Stopwatch;
+  readonly progress: ConversionProgress;
   /**
    * Encodes a finished layer and takes it out of memory; throws when the user has interrupted the run. Rotation and output
    * as for encodeLayer.
    */
   readonly store: (
+    kind: LayerKind,
     layer: number,
     maps: MlaMaps,
     rotation: LatentRotation | undefined,
     output?: Dense,
   ) => Promise<EncodedLayer>;
+  /** A layer that an earlier run stored. */
+  readonly find: (kind: LayerKind, layer: number) => Promise<EncodedLayer>;
 }
+
+/** As it will be written, or with a latent of full rank, to be measured. */
+export type LayerKind = 'final' | 'without-rank';
 
 export interface ConvertedLayers {
   readonly ropeDim: number;

@@ -1,11 +1,13 @@
 /**
  * A folder that appears whole or not at all: it is filled under a temporary name beside its place and renamed when its
- * maker has returned. What a killed maker left under a temporary name is removed by the next one. Refuses a place that holds anything, unless it is a checkpoint and replacing it was asked for.
+ * maker has returned. Refuses a place that holds anything, unless it is a checkpoint and replacing it was asked for. What
+ * a maker left that was killed or interrupted is taken over by one that makes the same thing, and otherwise removed.
  */
-import { mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
-import { ConfigError, messageOf } from '../../config/errors.ts';
+import { ConfigError, messageOf, PeerError } from '../../config/errors.ts';
+import { Interruption } from '../command-context.ts';
 
 /** @throws ConfigError naming the flag and what is in the way. Call before long work. */
 export async function checkOutputFolder(folder: string, force: boolean): Promise<void> {
@@ -26,23 +28,31 @@ export async function checkOutputFolder(folder: string, force: boolean): Promise
     );
 }
 
+/** Names what is being made, inside its temporary folder. */
+const keyFile = 'key';
+
 /**
+ * @param key of what is made: a maker with the same key finds the `scratch` of one that was killed or interrupted
  * @param fill writes into the folder it is given, which is renamed to `folder` afterwards; `scratch`, beside it, is for
- *   what is needed meanwhile. Both are removed when it throws.
+ *   what is needed meanwhile. When it throws, both are removed, except for a maker that may come back: after an
+ *   interruption or the death of a rank.
  * @throws ConfigError as checkOutputFolder, and for a disk that is full or must not be written to
  */
 export async function makeFolder<Result>(
   folder: string,
   force: boolean,
+  key: string,
   fill: (temporary: string, scratch: string) => Promise<Result>,
 ): Promise<Result> {
   await checkOutputFolder(folder, force);
   const place = resolve(folder);
-  const temporary = await makeTemporary(place, folder);
+  const temporary = await makeTemporary(place, folder, key);
+  let isKept = false;
   try {
     const [filled, scratch] = [join(temporary, 'new'), join(temporary, 'scratch')];
+    await rm(filled, { recursive: true, force: true });
     await mkdir(filled);
-    await mkdir(scratch);
+    await mkdir(scratch, { recursive: true });
     const result = await fill(filled, scratch);
     // Checked again: the work may have taken minutes.
     await checkOutputFolder(folder, force);
@@ -51,28 +61,49 @@ export async function makeFolder<Result>(
     await rename(filled, place);
     return result;
   } catch (error) {
+    isKept = error instanceof Interruption || error instanceof PeerError;
     throw diskError(error, folder) ?? error;
   } finally {
-    await rm(temporary, { recursive: true, force: true });
+    if (!isKept) await rm(temporary, { recursive: true, force: true });
   }
 }
 
-/** Temporary names say who made them, so that what a killed process left is known and removed by the next. */
-async function makeTemporary(place: string, folder: string): Promise<string> {
+/** Temporary names say who made them, so that what an ended process left is known to the next. */
+async function makeTemporary(place: string, folder: string, key: string): Promise<string> {
   const parent = dirname(place);
   const prefix = `.${basename(place)}.part-${hostname()}-`;
   try {
     await mkdir(parent, { recursive: true });
+    let taken: string | undefined;
     for (const name of await readdir(parent)) {
-      const pid = name.startsWith(prefix) ? /^(\d+)-/.exec(name.slice(prefix.length))?.[1] : undefined;
-      if (pid !== undefined && !isAlive(Number(pid))) await rm(join(parent, name), { recursive: true, force: true });
+      const [, pid, random] = (name.startsWith(prefix) && /^(\d+)-(.*)/.exec(name.slice(prefix.length))) || [];
+      if (pid === undefined || isAlive(Number(pid))) continue;
+      const left = join(parent, name);
+      if (taken === undefined && (await keyOf(left)) === key)
+        taken = await takeOver(left, join(parent, `${prefix}${process.pid}-${random ?? ''}`));
+      else await rm(left, { recursive: true, force: true });
     }
-    return await mkdtemp(join(parent, `${prefix}${process.pid}-`));
+    if (taken !== undefined) return taken;
+    const made = await mkdtemp(join(parent, `${prefix}${process.pid}-`));
+    await writeFile(join(made, keyFile), key);
+    return made;
   } catch (error) {
     throw (
       diskError(error, folder) ?? new ConfigError(`out: cannot make ${folder}: ${messageOf(error)}`, { cause: error })
     );
   }
+}
+
+async function keyOf(folder: string): Promise<string | undefined> {
+  return await readFile(join(folder, keyFile), 'utf8').catch(() => undefined);
+}
+
+/** undefined when another process was faster. */
+async function takeOver(left: string, name: string): Promise<string | undefined> {
+  return await rename(left, name).then(
+    () => name,
+    () => undefined,
+  );
 }
 
 function isAlive(pid: number): boolean {

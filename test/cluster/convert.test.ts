@@ -172,6 +172,37 @@ test('killed while it converts, it leaves nothing that looks whole, and the next
     expect(readFileSync(join(out, file)).equals(readFileSync(join(first, file))), file).toBe(true);
 });
 
+test.each(['SIGKILL', 'SIGINT'] as const)(
+  'cut off by %s behind a refitted layer, the same command goes on and gives the same bytes',
+  { timeout: 60_000 },
+  async (signal) => {
+    const flags = ['--rope-dim', '8', '--kv-rank', '20', '--seed', '5', '--calibration-tokens', '1024'];
+    const whole = await convert(`whole-${signal}`, ...flags);
+    const name = `cut-${signal}`;
+    const out = join(sandbox.folder, name);
+    const args = ['convert', stories, '--out', out, ...flags, '--ranks'];
+    const part = () => readdirSync(sandbox.folder).find((file) => file.startsWith(`.${name}.part-`));
+    const finished = (): number => {
+      const state = join(sandbox.folder, part() ?? '', 'scratch', 'state.json');
+      if (part() === undefined || !existsSync(state)) return 0;
+      return z.looseObject({ losses: z.array(z.unknown()).default([]) }).parse(JSON.parse(readFileSync(state, 'utf8')))
+        .losses.length;
+    };
+    const running = sandbox.start([...args, '1']);
+    await vi.waitUntil(() => finished() > 0, { timeout: 20_000, interval: 2 });
+    running.child.kill(signal);
+    await running.finished;
+    expect(existsSync(out)).toBe(false);
+    expect(part()).toBeDefined();
+    const again = await sandbox.run([...args, '2']);
+    expect(again.code, again.stderr).toBe(0);
+    expect(again.stderr).toMatch(/an earlier run of this conversion finished [1-5] of 5 layers: going on/);
+    for (const file of ['config.json', 'model.safetensors', 'tpla_rotation.safetensors'])
+      expect(readFileSync(join(out, file)).equals(readFileSync(join(whole.out, file))), file).toBe(true);
+    expect(part()).toBeUndefined();
+  },
+);
+
 test('the recipe gives the same bytes on 1 and 2 ranks, and steps can be left out', { timeout: 120_000 }, async () => {
   const flags = ['--rope-dim', '8', '--kv-rank', '20', '--seed', '5', '--calibration-tokens', '1024'];
   const [one, two] = await Promise.all([convert('rank1', ...flags), convert('rank2', ...flags, '--ranks', '2')]);

@@ -75,6 +75,13 @@ export class CalibrationSession implements Disposable {
     return sumSegments(segments, length, (window) => this.statisticsOf(streams[window - first]));
   }
 
+  /** Goes on behind some layers. @param streams of all windows [windows][2][T, D] */
+  restore(layers: number, streams: Float32Array): void {
+    invariant(this.refit !== undefined, 'streams restored without refit');
+    this.refit.restore(streams);
+    this.nextLayer = layers;
+  }
+
   [Symbol.dispose](): void {
     this.refit?.[Symbol.dispose]();
     this.programs[Symbol.dispose]();

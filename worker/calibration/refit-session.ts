@@ -126,6 +126,27 @@ export class RefitSession implements Disposable {
     });
   }
 
+  /** [own windows][original, converted][T * D] */
+  streams(): Float32Array {
+    const size = this.own.streams[0]?.length ?? 0;
+    const out = new Float32Array(this.originals.length * 2 * size);
+    this.originals.forEach((original, i) => {
+      out.set(original, 2 * i * size);
+      out.set(this.window(this.own.streams, i), (2 * i + 1) * size);
+    });
+    return out;
+  }
+
+  /** @param all of every rank's windows, as `streams` gives them */
+  restore(all: Float32Array): void {
+    const { first, streams } = this.own;
+    streams.forEach((stream, i) => {
+      const start = 2 * (first + i) * stream.length;
+      this.window(this.originals, i).set(all.subarray(start, start + stream.length));
+      stream.set(all.subarray(start + stream.length, start + 2 * stream.length));
+    });
+  }
+
   [Symbol.dispose](): void {
     this.programs?.[Symbol.dispose]();
   }
