@@ -25,13 +25,7 @@ import type { Cluster } from '../cluster.ts';
 import { startProgress } from '../progress.ts';
 import { seededRandom } from '../sampler.ts';
 import { formatBytes } from '../table.ts';
-import {
-  type CalibrationText,
-  type PreparedText,
-  prepareText,
-  type WindowCounts,
-  writeOwnText,
-} from './calibration-text.ts';
+import { type CalibrationText, type PreparedText, prepareText, type WindowCounts } from './calibration-text.ts';
 import { candidateSettings, recipeCandidates } from './choose-settings.ts';
 import type { ConversionMethod, ConversionOptions, ConversionReport } from './conversion-options.ts';
 import { conversionKey } from './conversion-key.ts';
@@ -41,6 +35,7 @@ import { convertRecipeModel } from './convert-recipe.ts';
 import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
 import { measure, perplexity, startCluster } from './measure.ts';
 import { checkOutputFolder, makeFolder } from './output-folder.ts';
+import { writeOwnText } from './own-text.ts';
 import { type ConversionPrediction, predictConversion } from './predict.ts';
 import { calibrationPrompts } from './prompts.ts';
 import { reportPage } from './report-page.ts';
@@ -262,7 +257,7 @@ async function ownText(
   const prompts =
     text === null
       ? calibrationPrompts.map(() => [Math.floor(random() * cluster.vocabSize)])
-      : calibrationPrompts.map((prompt) => text.encodeRaw(prompt));
+      : calibrationPrompts.map((prompt) => text.encodeRaw(`\n\n${prompt}`));
   const total = (counts.calibration + counts.heldOut) * counts.length;
   using progress = startProgress('write calibration text', total, { name: 'tokens', size: 1 });
   return await writeOwnText(cluster, prompts, counts, seed, (done) => progress.update(done));

@@ -1,7 +1,7 @@
 /**
  * Beginnings of texts, for calibrating a model on what it writes itself: one model's own continuations of them, in
- * several registers, excite its keys and values about as ordinary text does. Only the first words are ours.
- * Read next: calibration-text.ts.
+ * several registers, excite its keys and values about as ordinary text does. Encyclopedias, which most text resembles in
+ * its names, numbers and long sentences, have the largest share. Only the first words are ours. Read next: own-text.ts.
  */
 
 /** In the order of use: the registers alternate, so that a few windows already cover most of them. */
@@ -25,5 +25,32 @@ export const calibrationPrompts: readonly string[] = [
   'User: Can you explain why the sky is blue but sunsets are red?\n\nAssistant: Sunlight is a mixture of all colours. When it passes through the atmosphere,',
   'In the third century the city changed hands four times. The chroniclers disagree about the siege of 269: according to one account the walls were',
   'SELECT customers.name, SUM(orders.total) AS revenue\nFROM customers\nJOIN orders ON orders.customer_id = customers.id\n',
+  'The Battle of Korvald Bridge was fought on 14 October 1806 between a retreating column of infantry and two regiments of cavalry. It lasted less than three hours, but',
+  'Harbour Lights is the third studio album by the folk group Tern and Tide. It was recorded in a converted chapel over eleven days, and the band',
+  'Early life\n\nShe was born in a mining town in the north of the country, the fifth of seven children. Her father kept bees and taught himself Latin; her mother',
+  'The river rises in the hills east of the old border and flows for about 140 kilometres before it joins the sea. Its upper valley',
+  'The species was first described in 1835 from two specimens collected near a coastal village. Adults measure between 12 and 15 centimetres, and the upper parts are',
+  'Tropical Storm Ida formed on the afternoon of 4 September some 600 miles east of the islands. Forecasters expected the system to weaken, but',
+  'The castle was rebuilt in stone after the fire of 1312. Only the north tower and part of the curtain wall survive, and archaeologists who dug there in the 1970s',
+  'He joined the club at the age of sixteen and made his first appearance in the league that winter. In his second season he scored eleven goals, and',
+  'The bridge carries the road over the gorge on a single arch of 92 metres. Work began in 1928, was halted twice for lack of money, and',
+  'In chemistry, a buffer is a solution whose pH changes little when a small amount of acid or base is added. The simplest ones consist of',
+  'The novel follows three generations of a family of printers. Reviewers admired its portraits of ordinary work, although one newspaper complained that',
+  'The railway line opened in three stages between 1861 and 1870. Passenger traffic was heavy at first, but after the war',
+  'The ship was laid down in March 1911 and launched the following year. She displaced 14 000 tons and carried a main battery of',
+  'The festival is held every third summer in the squares of the lower town. According to tradition it recalls',
+  'Reception\n\nThe episode was watched by 9.4 million viewers on the night of its first broadcast. Writing for a weekly magazine, one critic called it',
+  'The highway begins at a junction west of the city and runs north through farmland for 31 miles. It was added to the state system in',
+  'The empire reached its greatest extent under his grandson, who conquered the southern ports and reformed the coinage. Historians still argue about',
+  'It was raining when the train stopped between stations, and for a long time nobody in the carriage spoke. Then the old woman opposite',
+  'Dear diary, today was the first day at the new school, and',
+  'Minutes of the meeting of 3 May. Present: the chair, the treasurer and nine members. The treasurer reported that',
+  'We study the problem of routing messages in networks whose links fail at random. Our main result is that',
+  'import csv\nfrom collections import defaultdict\n\n\ndef totals_by_month(path):\n    """Sum the amounts of a CSV file by month."""\n',
+  'Question: A tank holds 240 litres and is filled by two pipes, one at 8 and one at 12 litres a minute. How long does it take?\nAnswer: Together the pipes',
+  'Once upon a time a small robot lived in the cellar of a library. Every night, when the readers had gone,',
+  'The court held that the contract was void because neither party had signed the second page. In its reasons the judge wrote',
+  'For the dough, mix 500 g of flour with a spoonful of salt and 300 ml of warm water. Let it rest for an hour; meanwhile',
+  'Yesterday the central bank left its main interest rate unchanged for the fourth time in a row. Economists had expected',
   'Scientists have found traces of a previously unknown volcanic eruption in ice cores from Greenland. The study, published on Monday, suggests that',
 ];

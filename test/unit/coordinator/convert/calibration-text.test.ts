@@ -1,5 +1,6 @@
 import { expect, it } from 'vitest';
 import { windowsOfText } from '../../../../coordinator/convert/calibration-text.ts';
+import { windowsOfStream } from '../../../../coordinator/convert/own-text.ts';
 
 const ids = Array.from({ length: 1005 }, (_, i) => i);
 
@@ -21,4 +22,11 @@ it('says how much text is missing', () => {
   expect(() => windowsOfText(ids, { length: 100, calibration: 9, heldOut: 2 }, 'a.txt')).toThrow(
     'calibration: a.txt has 1005 tokens, expected at least 1100 = 9 windows to fit on and 2 to judge by, 100 tokens each; give a longer text or lower --calibration-tokens',
   );
+});
+
+it('cuts windows of what the model wrote inside its texts, and uses every token once', () => {
+  const stream = Array.from({ length: 120 }, (_, i) => i); // texts of 20 tokens
+  const windows = windowsOfStream(stream, 20, { length: 40, calibration: 2, heldOut: 1 });
+  expect(windows.map(([first]) => first)).toEqual([10, 50, 90]);
+  expect(windows.flat().sort((a, b) => a - b)).toEqual(stream);
 });
