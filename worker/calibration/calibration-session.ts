@@ -23,6 +23,8 @@ export interface CalibrationPart {
   readonly rank: number;
   /** Layers are refitted one by one: statistics are taken on the converted stream, which they do not move. */
   readonly refits: boolean;
+  /** false: no matrix of attention is 8-bit, whatever the backend is fast in. Default: true. */
+  readonly isFast?: boolean;
 }
 
 export class CalibrationSession implements Disposable {
@@ -37,7 +39,7 @@ export class CalibrationSession implements Disposable {
 
   /** @throws ConfigError for a model without GQA attention */
   static async begin(checkpoint: Checkpoint, backend: Backend, part: CalibrationPart): Promise<CalibrationSession> {
-    const { windows, worldSize, rank, refits } = part;
+    const { windows, worldSize, rank } = part;
     const tokens = windows[0]?.length ?? 1;
     invariant(
       windows.every((window) => window.length === tokens),
@@ -47,17 +49,22 @@ export class CalibrationSession implements Disposable {
     const streams: Float32Array[] = [];
     for (const window of windows.slice(range.start, range.end)) streams.push(await embed(checkpoint, window));
     const own = { first: range.start, streams, segments: segmentsWithin(range, windows.length), tokens };
-    return new CalibrationSession(checkpoint, backend, own, refits);
+    return new CalibrationSession(checkpoint, backend, own, part);
   }
 
-  private constructor(checkpoint: Checkpoint, backend: Backend, own: OwnWindows, refits: boolean) {
+  private constructor(
+    checkpoint: Checkpoint,
+    backend: Backend,
+    own: OwnWindows,
+    { refits, isFast = true }: Pick<CalibrationPart, 'refits' | 'isFast'>,
+  ) {
     const { attention, architecture } = checkpoint.config;
     if (attention.kind !== 'gqa')
       throw new ConfigError(`calibration: this ${architecture} model has latent attention already`);
     this.checkpoint = checkpoint;
     this.attention = attention;
     this.own = own;
-    this.layer = new WholeLayer(checkpoint, backend, attention);
+    this.layer = new WholeLayer(checkpoint, backend, attention, isFast);
     this.programs = new StatisticsPrograms(backend.kernels, checkpoint.config, attention, this.layer, own.tokens);
     this.refit = refits ? new RefitSession(backend.kernels, checkpoint.config, attention, this.layer, own) : undefined;
   }

@@ -71,14 +71,14 @@ export class RefitPrograms implements Disposable {
     this.tokens = tokens;
     const { hiddenDim: hidden, numHeads, headDim, ropeDim, latentDim } = shape;
     const width = headDim + ropeDim;
-    this.query = this.allocate([numHeads * width, hidden]);
+    this.query = this.matrix([numHeads * width, hidden]);
     this.queryBias = this.allocate([numHeads * width]);
-    this.latentDown = this.allocate([latentDim + ropeDim, hidden]);
+    this.latentDown = this.matrix([latentDim + ropeDim, hidden]);
     this.latentDownBias = this.allocate([latentDim + ropeDim]);
     this.keyUp = this.allocate([numHeads, headDim, latentDim]);
     this.frequencies = this.allocate([ropeDim / 2]);
     this.valueUp = this.allocate([numHeads, headDim, latentDim]);
-    this.output = this.allocate([hidden, numHeads * headDim]);
+    this.output = this.matrix([hidden, numHeads * headDim]);
     this.outputBias = this.allocate([hidden]);
     this.x = this.allocate([tokens, hidden]);
     this.targets = this.allocate([tokens, numHeads * headDim]);
@@ -301,6 +301,12 @@ export class RefitPrograms implements Disposable {
     kernels.upload(this.positions, bytesOf(Int32Array.from({ length: tokens }, (_, t) => t)));
     kernels.upload(this.mask, bytesOf(wholeMask(tokens)));
     kernels.upload(this.sourceFrequencies, bytesOf(Float32Array.from(this.model.rope.frequencies)));
+  }
+
+  private matrix(shape: readonly [number, number]): Tensor {
+    const tensor = this.layer.matrices.allocate(shape);
+    this.tensors.push(tensor);
+    return tensor;
   }
 
   private allocate(shape: readonly number[], type: 'f32' | 'i32' = 'f32'): Tensor {

@@ -100,7 +100,8 @@ export class RefitSession implements Disposable {
     const fields = splitFields(maps, layerMapFields(shape));
     const { keyUp, ...others } = fields;
     this.upload(programs.keyUp, keyUp);
-    for (const name of ['query', 'queryBias', 'latentDown', 'latentDownBias', 'frequencies'] as const)
+    for (const name of ['query', 'latentDown'] as const) this.layer.matrices.upload(programs[name], others[name]);
+    for (const name of ['queryBias', 'latentDownBias', 'frequencies'] as const)
       this.upload(programs[name], others[name]);
     const length = fieldsLength(valueEquationFields(shape));
     return sumSegments(this.own.segments, length, (window) => this.valueEquations(window - this.own.first));
@@ -118,7 +119,7 @@ export class RefitSession implements Disposable {
   advance(maps: Float32Array): void {
     const { programs, shape } = this.started();
     const { output, outputBias } = splitFields(maps, outputMapFields(shape));
-    this.upload(programs.output, output);
+    this.layer.matrices.upload(programs.output, output);
     this.upload(programs.outputBias, outputBias);
     this.attended.forEach((attended, i) => {
       programs.runAdvance(this.window(this.own.streams, i), attended.heads);

@@ -1,7 +1,7 @@
 /**
  * The whole weights of one layer at a time, for calibration: ranks divide windows, not heads, so each runs every layer
- * in full. Tensors are allocated once and filled again for each layer; peak memory is one layer. Attention is float32,
- * its statistics are differences; the feed-forward part is 8-bit where the backend can, it only carries the stream on.
+ * in full. Tensors are allocated once and filled again for each layer; peak memory is one layer. The matrices of attention
+ * are those of fast-matrices.ts, what is computed from them is float32; the feed-forward part is 8-bit where the backend can.
  * Experts are in routed-part.ts.
  */
 import { invariant } from '../../config/errors.ts';
@@ -13,6 +13,7 @@ import type { Backend } from '../backend.ts';
 import type { Ops, ProgramSet, Tensor, TensorUse } from '../kernels/kernels.ts';
 import { normRows } from '../post-norm.ts';
 import { bytesOf } from '../rank-parts.ts';
+import { FastMatrices } from './fast-matrices.ts';
 import { RoutedPart } from './routed-part.ts';
 
 type FeedForwardType = 'q8_0' | 'f16' | 'f32';
@@ -26,6 +27,7 @@ export class WholeLayer implements Disposable {
   readonly value: Tensor; // [G d, D]
   readonly valueBias: Tensor; // [G d]
   readonly output: Tensor; // [D, H d]
+  readonly matrices: FastMatrices;
   readonly outputBias: Tensor; // [D]
   /** W_O,h^T W_O,h of every head: what a difference of its values weighs in the residual stream. [H, d, d] */
   readonly outputGrams: Tensor;
@@ -44,11 +46,13 @@ export class WholeLayer implements Disposable {
   private readonly feedForwardType: FeedForwardType;
   private readonly tensors: Tensor[] = [];
   private readonly routed: RoutedPart | undefined;
+  private readonly outputFloats: Tensor; // [D, H d]
   private readonly gramProgram: ProgramSet;
   private loaded = 0;
   private feedForwardGain: Float32Array | undefined; // [D]
 
-  constructor(checkpoint: Checkpoint, backend: Backend, attention: GqaConfig) {
+  /** @param isFast whether matrices of attention may be 8-bit */
+  constructor(checkpoint: Checkpoint, backend: Backend, attention: GqaConfig, isFast: boolean) {
     this.checkpoint = checkpoint;
     this.backend = backend;
     const model = checkpoint.config;
@@ -56,14 +60,16 @@ export class WholeLayer implements Disposable {
     const queryDim = numHeads * attention.headDim;
     const keyDim = attention.numKvHeads * attention.headDim;
     this.feedForwardType = feedForwardTypeFor(model, backend);
+    this.matrices = new FastMatrices(backend, isFast);
     this.attentionNorm = this.allocate([hidden]);
-    this.query = this.allocate([queryDim, hidden]);
+    this.query = this.matrix(queryDim, hidden);
     this.queryBias = this.allocate([queryDim]);
-    this.key = this.allocate([keyDim, hidden]);
+    this.key = this.matrix(keyDim, hidden);
     this.keyBias = this.allocate([keyDim]);
-    this.value = this.allocate([keyDim, hidden]);
+    this.value = this.matrix(keyDim, hidden);
     this.valueBias = this.allocate([keyDim]);
-    this.output = this.allocate([hidden, queryDim]);
+    this.output = this.matrix(hidden, queryDim);
+    this.outputFloats = this.allocate([hidden, queryDim]);
     this.outputBias = this.allocate([hidden]);
     this.outputGrams = this.allocate([numHeads, attention.headDim, attention.headDim]);
     this.gramMeans = new Float64Array(numHeads);
@@ -92,10 +98,13 @@ export class WholeLayer implements Disposable {
 
   async load(layer: number): Promise<void> {
     this.loaded = layer;
-    for (const role of ['attentionNorm', 'query', 'key', 'value', 'feedForwardNorm'] as const)
+    for (const role of ['attentionNorm', 'feedForwardNorm'] as const)
       this.upload(this[role], await this.floats(role, layer));
+    for (const role of ['query', 'key', 'value'] as const)
+      this.matrices.upload(this[role], await this.floats(role, layer));
     const output = await this.floats('output', layer);
-    this.upload(this.output, output);
+    this.matrices.upload(this.output, output);
+    this.upload(this.outputFloats, output);
     this.computeGrams();
     for (const role of ['queryBias', 'keyBias', 'valueBias', 'outputBias'] as const)
       if (this.checkpoint.shapeOf(role, layer) !== undefined) this.upload(this[role], await this.floats(role, layer));
@@ -124,6 +133,12 @@ export class WholeLayer implements Disposable {
 
   private allocate(shape: readonly number[], type: FeedForwardType = 'f32', use: TensorUse = 'any'): Tensor {
     const tensor = this.backend.kernels.allocate(type, shape, use);
+    this.tensors.push(tensor);
+    return tensor;
+  }
+
+  private matrix(rows: number, cols: number): Tensor {
+    const tensor = this.matrices.allocate([rows, cols]);
     this.tensors.push(tensor);
     return tensor;
   }
@@ -161,7 +176,7 @@ export class WholeLayer implements Disposable {
   private grams(ops: Ops): Tensor[] {
     const [numHeads = 0, headDim = 0] = this.outputGrams.shape;
     const [hidden = 0] = this.output.shape;
-    const columns = ops.contiguous(ops.permute(this.output, [1, 0])); // [H d, D]
+    const columns = ops.contiguous(ops.permute(this.outputFloats, [1, 0])); // [H d, D]
     const perHead = ops.reshape(columns, [numHeads, headDim, hidden]);
     ops.copyTo(this.outputGrams, ops.matmul(perHead, perHead));
     return [];
