@@ -26,7 +26,8 @@ export function addPairs(ops: Ops, attention: GqaConfig, grams: Tensor, at: Wind
   const scores = ops.matmul(ops.slice(ofHead(at.keys, kvHead), 1, 0, end), q); // [1, m, t]
   const capped = cap > 0 ? ops.softcap(ops.scale(scores, scoreScale), cap) : undefined;
   const p = capped === undefined ? ops.softmax(scores, mask, scoreScale) : ops.softmax(capped, mask, 1);
-  const o = ops.matmul(ops.slice(ofHead(at.valuesT, kvHead), 2, 0, end), p); // [1, m, d]
+  const valuesT = ops.slice(at.keyValueT, 0, dim(at.keyValueT, 0) / 2 + kvHead * headDim, headDim); // [d, T]
+  const o = ops.matmul(ops.slice(ops.reshape(valuesT, [1, headDim, dim(valuesT, 1)]), 2, 0, end), p); // [1, m, d]
   const place = ops.slice(ops.slice(at.heads, 0, start, rows), 1, head * headDim, headDim);
   ops.copyTo(place, ops.reshape(o, [rows, headDim]));
 

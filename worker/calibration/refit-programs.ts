@@ -126,9 +126,9 @@ export class RefitPrograms implements Disposable {
   runOriginal(x: Float32Array, heads: Float32Array, output: Float32Array): void {
     this.kernels.upload(this.x, bytesOf(x));
     this.set.run(program.original);
-    this.download(program.original, 0, heads);
-    this.download(program.original, 1, output);
-    this.downloadStream(program.original, 2, x);
+    this.kernels.download(this.heads, heads);
+    this.download(program.original, 0, output);
+    this.downloadStream(program.original, 1, x);
   }
 
   /**
@@ -200,11 +200,10 @@ export class RefitPrograms implements Disposable {
   }
 
   private original(ops: Ops): Tensor[] {
-    const { layer, mask, positions, sourceFrequencies: frequencies } = this;
-    const out = originalHeads(ops, this.model, this.attention, layer, this.x, { mask, positions, frequencies });
-    const heads = this.flatHeads(ops, out);
+    const { layer, mask, positions, heads, sourceFrequencies: frequencies } = this;
+    originalHeads(ops, this.model, this.attention, layer, this.x, { mask, positions, frequencies }, heads);
     const delta = ops.add(ops.matmul(layer.output, heads), layer.outputBias);
-    return [heads, delta, ...this.behind(ops, delta)];
+    return [delta, ...this.behind(ops, delta)];
   }
 
   private project(ops: Ops): Tensor[] {
@@ -215,20 +214,20 @@ export class RefitPrograms implements Disposable {
       byHead(ops, ops.rope(x, this.positions, this.frequencies, { interleaved: false, attentionFactor: 1 }));
     const flat = ops.add(ops.matmul(this.query, h), this.queryBias);
     const q = ops.reshape(flat, [tokens, numHeads, headDim + ropeDim]);
-    const nope = byHead(ops, ops.slice(q, 2, 0, headDim));
+    ops.copyTo(ops.slice(this.queries, 2, 0, headDim), byHead(ops, ops.slice(q, 2, 0, headDim)));
     const rope = rotated(ops.contiguous(ops.slice(q, 2, headDim, ropeDim)));
-    ops.copyTo(this.queries, ops.concat([nope, rope], 2));
+    ops.copyTo(ops.slice(this.queries, 2, headDim, ropeDim), rope);
     const down = ops.add(ops.matmul(this.latentDown, h), this.latentDownBias);
     const latent = ops.contiguous(ops.slice(down, 1, 0, latentDim)); // [T, r]
     ops.copyTo(this.latentT, ops.reshape(ops.contiguous(ops.permute(latent, [1, 0])), [1, latentDim, tokens]));
     const shared = ops.contiguous(ops.slice(down, 1, latentDim, ropeDim));
     const ropeKey = rotated(ops.reshape(shared, [tokens, 1, ropeDim])); // [1, T, p]
-    const perHead = Array.from({ length: numHeads }, (_, head) => {
+    for (let head = 0; head < numHeads; head++) {
       const up = ops.reshape(ops.contiguous(ops.slice(keyUp, 0, head, 1)), [headDim, latentDim]);
-      const key = ops.reshape(ops.matmul(up, latent), [1, tokens, headDim]);
-      return ops.concat([key, ropeKey], 2);
-    });
-    ops.copyTo(this.keys, ops.concat(perHead, 0));
+      const own = ops.slice(this.keys, 0, head, 1);
+      ops.copyTo(ops.slice(own, 2, 0, headDim), ops.reshape(ops.matmul(up, latent), [1, tokens, headDim]));
+      ops.copyTo(ops.slice(own, 2, headDim, ropeDim), ropeKey);
+    }
     return [];
   }
 

@@ -19,7 +19,7 @@ import { withOnes } from './augmented.ts';
 import { afterAttention, afterFeedForward, byHead, dim, headsOf, sumOf } from './operation-helpers.ts';
 import { addPairs, type PairBlock } from './pair-program.ts';
 import { QueryBlocks } from './query-blocks.ts';
-import { movingValues } from './value-moves.ts';
+import { moveValues } from './value-moves.ts';
 import type { WholeLayer } from './whole-layer.ts';
 import { WindowTensors } from './window-tensors.ts';
 
@@ -111,16 +111,17 @@ export class StatisticsPrograms implements Disposable {
     const k = project(layer.key, layer.keyBias);
     ops.copyTo(at.keys, rotated(k));
     const v = project(layer.value, layer.valueBias);
-    ops.copyTo(at.valuesT, ops.contiguous(ops.permute(v, [1, 2, 0])));
     const values = byHead(ops, v); // [G, T, d]
     for (let head = 0; head < this.model.numHeads; head++) {
       const moving = { gram: ops.slice(layer.outputGrams, 0, head, 1), ones: at.ones, zeros: at.noMoves };
       const own = ops.contiguous(ops.slice(values, 0, this.kvHeadOf(head), 1));
-      ops.copyTo(ops.slice(at.moving, 0, head, 1), movingValues(ops, moving, own));
+      moveValues(ops, moving, own, ops.slice(at.moving, 0, head, 1));
     }
-    const flat = (x: Tensor): Tensor => ops.reshape(x, [tokens, dim(x, 1) * headDim]);
-    const joined = ops.concat([flat(k), flat(v)], 1);
-    ops.copyTo(at.keyValueT, ops.contiguous(ops.permute(joined, [1, 0])));
+    [k, v].forEach((x, i) => {
+      const merged = dim(x, 1) * headDim;
+      const transposed = ops.contiguous(ops.permute(ops.reshape(x, [tokens, merged]), [1, 0]));
+      ops.copyTo(ops.slice(at.keyValueT, 0, i * merged, merged), transposed);
+    });
     return [];
   }
 

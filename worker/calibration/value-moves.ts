@@ -13,18 +13,27 @@ export interface Moving {
 }
 
 /**
- * |(v_t - o_m) W_O,h|^2 = [v_t, v_t G v_t, 1, 0 ..] . [-2 G o_m, 1, o_m G o_m, 0 ..]: rows of a product that gives it for
- * all pairs. This is the left side, which serves all queries. @param v [1, t, d]  @returns [1, t, width]
+ * |(v_t - o_m) W_O,h|^2 = [v_t, 1, v_t G v_t, 0 ..] . [-2 G o_m, o_m G o_m, 1, 0 ..]: rows of a product that gives it for
+ * all pairs. This is the left side, which serves all queries. @param v [1, t, d]
+ * @param rows [1, t, width]: the 1 and the zeros are there already (`movingRows`), the rest is overwritten
  */
-export function movingValues(ops: Ops, moving: Moving, v: Tensor): Tensor {
-  const { quadratic } = withGram(ops, moving, v);
-  return ops.concat([v, quadratic, ones(ops, moving, v), zeros(ops, moving, v)], 2);
+export function moveValues(ops: Ops, moving: Moving, v: Tensor, rows: Tensor): void {
+  const headDim = dim(v, 2);
+  ops.copyTo(ops.slice(rows, 2, 0, headDim), v);
+  ops.copyTo(ops.slice(rows, 2, headDim + 1, 1), withGram(ops, moving, v).quadratic);
+}
+
+/** Left sides before any layer. [count, width] */
+export function movingRows(count: number, width: number, headDim: number): Float32Array {
+  const rows = new Float32Array(count * width);
+  for (let i = headDim; i < rows.length; i += width) rows[i] = 1;
+  return rows;
 }
 
 /** The right side. @param o [1, m, d]  @param factor of the result  @returns [1, m, width] */
 export function movedOutputs(ops: Ops, moving: Moving, o: Tensor, factor: number): Tensor {
   const { gramX, quadratic } = withGram(ops, moving, o);
-  const rows = ops.concat([ops.scale(gramX, -2), ones(ops, moving, o), quadratic, zeros(ops, moving, o)], 2);
+  const rows = ops.concat([ops.scale(gramX, -2), quadratic, ones(ops, moving, o), zeros(ops, moving, o)], 2);
   return ops.scale(rows, factor);
 }
 

@@ -5,6 +5,7 @@
 import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';
 import type { Kernels, Tensor } from '../kernels/kernels.ts';
 import { bytesOf } from '../rank-parts.ts';
+import { movingRows } from './value-moves.ts';
 import { angleRows, rotations } from './window-tables.ts';
 
 /** Inner sizes of products are padded to this: ggml's fast product takes no others. */
@@ -17,7 +18,6 @@ export class WindowTensors implements Disposable {
   readonly queries: Tensor; // [H, T, d] rotated
   readonly plainQueriesT: Tensor; // [H, d, T] before RoPE
   readonly keys: Tensor; // [G, T, d] rotated
-  readonly valuesT: Tensor; // [G, d, T]
   /** Left sides of value-moves.ts. [H, T, width] */
   readonly moving: Tensor;
   readonly heads: Tensor; // [T, H d]
@@ -54,8 +54,7 @@ export class WindowTensors implements Disposable {
     this.queries = this.allocate([numHeads, tokens, headDim]);
     this.plainQueriesT = this.allocate([numHeads, headDim, tokens]);
     this.keys = this.allocate([numKvHeads, tokens, headDim]);
-    this.valuesT = this.allocate([numKvHeads, headDim, tokens]);
-    this.moving = this.allocate([numHeads, tokens, width]);
+    this.moving = this.constant([numHeads, tokens, width], movingRows(numHeads * tokens, width, headDim));
     this.heads = this.allocate([tokens, numHeads * headDim]);
     this.omegas = this.allocate([numHeads, tokens]);
     this.squares = this.allocate([numHeads, tokens]);
