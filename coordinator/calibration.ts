@@ -67,6 +67,11 @@ export class Calibration {
     await this.#ask({ kind: 'calibration', action: 'restore', layers }, streams);
   }
 
+  /** The converted streams become the original ones: the layer counts as not converted. */
+  async align(): Promise<void> {
+    await this.#ask({ kind: 'calibration', action: 'align' });
+  }
+
   /** Frees what the ranks hold. */
   async end(): Promise<void> {
     await this.#ask({ kind: 'calibration', action: 'end' });

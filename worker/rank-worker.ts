@@ -201,6 +201,9 @@ export class RankWorker implements AsyncDisposable {
       case 'advance':
         refit.advance(maps);
         return undefined;
+      case 'align':
+        refit.align();
+        return undefined;
       case 'streams':
         return refit.streams();
       case 'restore':
@@ -228,6 +231,7 @@ export class RankWorker implements AsyncDisposable {
       case 'attend':
       case 'values':
       case 'advance':
+      case 'align':
       case 'streams':
       case 'restore':
         throw new InvariantError(`calibration ${request.action} of a model that has a latent already`);

@@ -1,63 +1,89 @@
 /**
- * The split of a cache between rotary key and latent, when only the cache's size was given: by what the recipe expects
- * to lose on a few early layers, which show the balance well and are reached soon. The statistics are those of the
- * original model on two windows. Read next: model/transmla/recipe.ts (recipeLosses), choose-settings.ts (candidates).
+ * The split of a cache between rotary key and latent, when only the cache's size was given. Each candidate is tried on a
+ * few early layers, which show the balance well and are reached soon: the layer is converted, the ranks run its attention
+ * on the original model's stream, and W_UV is refitted. The split whose heads miss the smallest share of the original
+ * heads' outputs is taken. Nothing is weighed by hand. Read next: choose-settings.ts (candidates), convert-refitted.ts.
  */
+import { type RefitShape, splitFields, valueEquationFields } from '../../collective/refit-maps.ts';
 import { splitStatistics } from '../../collective/statistics.ts';
 import { invariant } from '../../config/errors.ts';
+import { rowsOf } from '../../model/transmla/dense.ts';
 import { averageStatistics, type KeyValueStatistics } from '../../model/transmla/layer-statistics.ts';
-import { headLayout, readOutputMap } from '../../model/transmla/read-layer.ts';
-import { planRecipe, recipeLosses, type RecipeSettings } from '../../model/transmla/recipe.ts';
+import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
+import { applyRecipe, planRecipe, type RecipeSettings } from '../../model/transmla/recipe.ts';
+import { refitValues } from '../../model/transmla/refit.ts';
 import { startProgress } from '../progress.ts';
 import type { ConversionJob } from './converted-layers.ts';
-
-/**
- * A unit of loss by rotation over one by rank. First order would say 1. Errors of pairs that lost RoPE change sign from
- * key to key and partly cancel in the softmax; measured perplexities choose 40 of 128, 48 of 192 and 64 of 256 numbers
- * for the rotary key, and so does this weight; 1 chooses more.
- */
-const rotationShare = 0.15;
+import { layerMaps, splitUp } from './refit-payloads.ts';
 
 const windowsToLookAt = 2;
 
-/** @param candidates at least one; of several, the one of least expected loss */
+/** @param candidates at least one; of several, the one that misses least */
 export async function chooseSplit(job: ConversionJob, candidates: readonly RecipeSettings[]): Promise<RecipeSettings> {
   const [first] = candidates;
   invariant(first !== undefined, 'no candidate sizes');
   if (candidates.length === 1) return first;
   const { source, cluster, text, options } = job;
+  const { calibration } = cluster;
   const layout = headLayout(source.config);
   const layers = earlyLayers(source.config.numLayers);
   const scores = candidates.map(() => 0);
   const last = layers.at(-1) ?? 0;
   using progress = startProgress('choose sizes', last + 1, { name: 'layers', size: 1 });
-  await cluster.calibration.begin(text.windows.slice(0, windowsToLookAt), false);
+  await calibration.begin(text.windows.slice(0, windowsToLookAt), true);
   for (let layer = 0; layer <= last; layer++) {
-    const sums = await cluster.calibration.statistics(layer);
+    const sums = await calibration.statistics(layer);
+    // Programs need sizes, and `missedShare` sets its own.
+    if (layer === 0) await calibration.sizes(first.ropeDim, first.latentDim);
+    await calibration.original();
+    if (layers.includes(layer)) {
+      const statistics = averageStatistics(splitStatistics(sums, layout), layout, options.without);
+      for (const [i, candidate] of candidates.entries()) {
+        const share = await missedShare(job, layer, statistics, candidate);
+        // Shares of layers differ by orders of magnitude, so their logarithms are added.
+        scores[i] = (scores[i] ?? 0) + Math.log(Math.max(share, Number.MIN_VALUE));
+      }
+    }
+    await calibration.align();
     progress.update(layer + 1);
-    if (!layers.includes(layer)) continue;
-    const statistics = averageStatistics(splitStatistics(sums, layout), layout, options.without);
-    const losses = await lossesOf(job, layer, statistics, candidates);
-    // Losses of layers differ by orders of magnitude, so their logarithms are added.
-    losses.forEach((loss, i) => (scores[i] = (scores[i] ?? 0) + Math.log(Math.max(loss, Number.MIN_VALUE))));
   }
-  await cluster.calibration.end();
+  await calibration.end();
+  options.log(
+    `missed share of the heads' outputs, rope + latent: ${candidates
+      .map(({ ropeDim, latentDim }, i) => {
+        const share = Math.exp((scores[i] ?? 0) / layers.length);
+        return `${ropeDim} + ${latentDim}: ${share.toPrecision(3)}`;
+      })
+      .join(', ')}`,
+  );
   return candidates[scores.indexOf(Math.min(...scores))] ?? first;
 }
 
-async function lossesOf(
-  { source, options }: ConversionJob,
+/** Of the layer that the ranks are at. */
+async function missedShare(
+  { source, cluster, options }: ConversionJob,
   layer: number,
   statistics: KeyValueStatistics,
-  candidates: readonly RecipeSettings[],
-): Promise<number[]> {
+  { ropeDim, latentDim }: RecipeSettings,
+): Promise<number> {
   const layout = headLayout(source.config);
+  const shape: RefitShape = { hiddenDim: source.config.hiddenDim, ...layout, ropeDim, latentDim };
   const output = await readOutputMap(source, layer);
-  return candidates.map(({ ropeDim, latentDim }) => {
-    const plan = planRecipe(output, statistics, layout, ropeDim, options.without, options.sizes.portable);
-    const { rotation, rank } = recipeLosses(plan, latentDim);
-    return rotationShare * rotation + rank;
-  });
+  const plan = planRecipe(output, statistics, layout, ropeDim, options.without, options.sizes.portable);
+  const maps = await readGqaMaps(source, layer);
+  const converted = applyRecipe(maps, output, statistics, layout, source.config.rope, plan, latentDim);
+  await cluster.calibration.sizes(ropeDim, latentDim);
+  const sums = await cluster.calibration.attend(layerMaps(converted.maps, shape, options.dtype));
+  const merged = layout.numKvHeads * layout.headDim;
+  const mean = rowsOf(statistics.mean, merged, 2 * merged);
+  const [, valueUp] = splitUp(converted.maps, shape);
+  const { missedBefore, missedAfter } = refitValues(
+    splitFields(sums, valueEquationFields(shape)),
+    valueUp,
+    mean,
+    layout,
+  );
+  return options.without.has('refit') ? missedBefore : missedAfter;
 }
 
 /** Three of the first third. */

@@ -5,19 +5,15 @@
  * Formulas: model/transmla/recipe.ts, refit.ts.
  */
 import {
-  layerMapFields,
   outputEquationFields,
-  outputMapFields,
   type RefitShape,
   splitFields,
-  fieldsLength,
   valueEquationFields,
 } from '../../collective/refit-maps.ts';
 import { splitStatistics } from '../../collective/statistics.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
-import { type MlaMaps, splitBias } from '../../model/transmla/attention-maps.ts';
-import { type Dense, rowsOf, stackRows } from '../../model/transmla/dense.ts';
-import { type FloatType, roundFloats } from '../../model/transmla/encode-floats.ts';
+import { rowsOf } from '../../model/transmla/dense.ts';
+import { roundFloats } from '../../model/transmla/encode-floats.ts';
 import type { LatentRotation } from '../../model/transmla/latent-rotation.ts';
 import { averageStatistics, type KeyValueStatistics } from '../../model/transmla/layer-statistics.ts';
 import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
@@ -35,6 +31,7 @@ import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
 import type { LayerLoss } from './conversion-options.ts';
 import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
+import { joinUp, layerMaps, outputMaps, splitUp } from './refit-payloads.ts';
 
 export async function convertRefitted(
   job: ConversionJob,
@@ -153,46 +150,4 @@ async function statisticsOf({ source, cluster, options }: ConversionJob, layer: 
   const layout = headLayout(source.config);
   const sums = await cluster.calibration.statistics(layer);
   return averageStatistics(splitStatistics(sums, layout), layout, options.without);
-}
-
-/** As they will be written, so that the stream is that of the checkpoint. */
-function layerMaps(maps: MlaMaps, shape: RefitShape, dtype: FloatType): Float32Array {
-  const fields = layerMapFields(shape);
-  const payload = new Float32Array(fieldsLength(fields));
-  const places = splitFields(payload, fields);
-  const [query, down] = [splitBias(maps.query), splitBias(maps.latentDown)];
-  places.query.set(roundFloats(query.weight.data, dtype, 'query'));
-  places.queryBias.set(query.bias ?? []);
-  places.latentDown.set(roundFloats(down.weight.data, dtype, 'latentDown'));
-  places.latentDownBias.set(down.bias ?? []);
-  places.keyUp.set(roundFloats(splitUp(maps, shape)[0].data, dtype, 'latentUp'));
-  places.frequencies.set(maps.frequencies);
-  return payload;
-}
-
-function outputMaps(output: Dense, shape: RefitShape, dtype: FloatType): Float32Array {
-  const fields = outputMapFields(shape);
-  const payload = new Float32Array(fieldsLength(fields));
-  const places = splitFields(payload, fields);
-  const { weight, bias } = splitBias(output);
-  places.output.set(roundFloats(weight.data, dtype, 'output'));
-  places.outputBias.set(bias ?? []);
-  return payload;
-}
-
-/** W_UK and W_UV of all heads. [H d, r] each */
-function splitUp({ latentUp }: MlaMaps, { numHeads, headDim }: RefitShape): [Dense, Dense] {
-  const half = (head: number, which: number): Dense =>
-    rowsOf(latentUp, (2 * head + which) * headDim, (2 * head + which + 1) * headDim);
-  const all = (which: number): Dense => stackRows(Array.from({ length: numHeads }, (_, head) => half(head, which)));
-  return [all(0), all(1)];
-}
-
-/** The inverse of splitUp. [H (d + d), r] */
-function joinUp(keyUp: Dense, valueUp: Dense, { numHeads, headDim }: RefitShape): Dense {
-  const heads = Array.from({ length: numHeads }, (_, head) => [
-    rowsOf(keyUp, head * headDim, (head + 1) * headDim),
-    rowsOf(valueUp, head * headDim, (head + 1) * headDim),
-  ]);
-  return stackRows(heads.flat());
 }

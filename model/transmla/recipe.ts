@@ -109,11 +109,6 @@ export function recipeLosses(plan: RecipePlan, latentDim: number): { rotation: n
   return { rotation: scoreErrorWeight ** 2 * rotation, rank };
 }
 
-export function recipeLoss(plan: RecipePlan, latentDim: number): number {
-  const { rotation, rank } = recipeLosses(plan, latentDim);
-  return rotation + rank;
-}
-
 export function applyRecipe(
   maps: GqaMaps,
   output: Dense,

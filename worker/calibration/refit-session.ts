@@ -127,6 +127,11 @@ export class RefitSession implements Disposable {
     });
   }
 
+  /** Takes the converted streams to where the original ones are. */
+  align(): void {
+    this.own.streams.forEach((stream, i) => stream.set(this.window(this.originals, i)));
+  }
+
   /** [own windows][original, converted][T * D] */
   streams(): Float32Array {
     const size = this.own.streams[0]?.length ?? 0;

@@ -27,7 +27,7 @@ import {
   applyRecipe,
   applyWithoutRank,
   planRecipe,
-  recipeLoss,
+  recipeLosses,
   recipeRotation,
 } from '../../../../model/transmla/recipe.ts';
 import { random, randomDense, randomInputs, randomLayer } from './random-layer.ts';
@@ -177,7 +177,8 @@ describe.each(sizes)('H %i, G %i, d %i', (numHeads, numKvHeads, headDim) => {
     for (let i = 0; i < latentDim; i++) expect(at(latent, i, i) / plan.spectrum[i]!).toBeCloseTo(1, 8);
     expect(maps.latentDim).toBe(latentDim);
     const tail = plan.spectrum.subarray(latentDim).reduce((a, b) => a + b, 0);
-    expect(recipeLoss(plan, latentDim) / tail).toBeCloseTo(1, 9);
+    const { rotation, rank } = recipeLosses(plan, latentDim);
+    expect((rotation + rank) / tail).toBeCloseTo(1, 9);
     const total = congruence(plan.weighting, one.statistics.covariance);
     const trace = Array.from({ length: total.rows }, (_, i) => at(total, i, i)).reduce((a, b) => a + b, 0);
     expect(plan.spectrum.reduce((a, b) => a + b, 0) / trace).toBeCloseTo(1, 9);
