@@ -83,6 +83,13 @@ export class ConversionProgress {
     this.#saveMs = this.#lastSave - start;
   }
 
+  /** All layers are stored: their streams are not needed any more. */
+  async saveLastLayer(losses: NonNullable<State['losses']>): Promise<void> {
+    const before = this.#state.losses?.length;
+    await this.save({ losses });
+    if (before !== undefined) await rm(this.#streamsPath(before), { force: true });
+  }
+
   /** As they were behind the last of the saved layers. */
   async streams(): Promise<Float32Array> {
     const bytes = await readFile(this.#streamsPath(this.#state.losses?.length ?? 0));

@@ -40,10 +40,13 @@ export async function convertRefitted(
   const { source, cluster, text, progress: saved } = job;
   const { numLayers } = source.config;
   const { calibration } = cluster;
+  const { final, withoutRank, losses } = await finishedBefore(job, settings);
+  const result = { final, withoutRank: isCut(source, settings) ? withoutRank : undefined, losses };
+  if (losses.length === numLayers) return result;
   using progress = startProgress('convert', numLayers, { name: 'layers', size: 1 });
   await calibration.begin(text.windows, true);
   await calibration.sizes(settings.ropeDim, settings.latentDim);
-  const { final, withoutRank, losses } = await goOn(job, settings);
+  if (losses.length > 0) await calibration.restore(losses.length, await saved.streams());
   for (let layer = losses.length; layer < numLayers; layer++) {
     const converted = await convertLayer(job, settings, layer);
     const { maps, output } = converted.final;
@@ -53,10 +56,11 @@ export async function convertRefitted(
       withoutRank.push(await job.store('without-rank', layer, whole.maps, undefined, whole.output));
     losses.push(converted.loss);
     progress.update(layer + 1);
-    if (saved.isDue()) await saved.saveLayers(losses, () => calibration.streams());
+    if (layer + 1 < numLayers && saved.isDue()) await saved.saveLayers(losses, () => calibration.streams());
   }
+  await saved.saveLastLayer(losses);
   await calibration.end();
-  return { final, withoutRank: withoutRank.length > 0 ? withoutRank : undefined, losses };
+  return result;
 }
 
 interface Finished {
@@ -65,23 +69,20 @@ interface Finished {
   readonly losses: LayerLoss[];
 }
 
-/** What an earlier run of the same conversion finished; the ranks then stand behind it. */
-async function goOn(
-  { source, cluster, options, progress, find }: ConversionJob,
+async function finishedBefore(
+  { source, options, progress, find }: ConversionJob,
   settings: RecipeSettings,
 ): Promise<Finished> {
   const losses = [...(progress.state.losses ?? [])];
-  const [final, withoutRank]: [EncodedLayer[], EncodedLayer[]] = [[], []];
-  if (losses.length === 0) return { final, withoutRank, losses };
+  const finished: Finished = { final: [], withoutRank: [], losses };
   for (let layer = 0; layer < losses.length; layer++) {
-    final.push(await find('final', layer));
-    if (isCut(source, settings)) withoutRank.push(await find('without-rank', layer));
+    finished.final.push(await find('final', layer));
+    if (isCut(source, settings)) finished.withoutRank.push(await find('without-rank', layer));
   }
-  await cluster.calibration.restore(losses.length, await progress.streams());
-  options.log(
-    `an earlier run of this conversion finished ${losses.length} of ${source.config.numLayers} layers: going on`,
-  );
-  return { final, withoutRank, losses };
+  const all = source.config.numLayers;
+  if (losses.length > 0)
+    options.log(`an earlier run of this conversion finished ${losses.length} of ${all} layers: going on`);
+  return finished;
 }
 
 /** Whether the latent leaves anything out. */

@@ -69,13 +69,17 @@ export async function predictConversion(
     cacheBytesPerTokenAfter: 2 * numbers * config.numLayers,
     sourceBytes: source.weightFileBytes,
     outputBytes,
-    // Layers of both forms wait in files; then the one that is only measured, later the output, is written beside them.
-    peakDiskBytes: converted + measured + Math.max(outputBytes, measured > 0 ? measured + untouched : 0),
+    // Layers of both forms wait in files, at first with the streams to go on from, old and new; then the form that is only
+    // measured, later the output, is written beside them.
+    peakDiskBytes:
+      converted +
+      measured +
+      Math.max(outputBytes, measured > 0 ? measured + untouched : 0, 2 * streamBytes(config, options, method, counts)),
     freeDiskBytes: await freeBytes(options.out),
     calibrationTokens: counts.calibration * counts.length,
     heldOutTokens: counts.heldOut * counts.length,
     coordinatorMemoryBytes: coordinatorMemory(config, method),
-    rankMemoryBytes: rankMemory(source, options, method, counts),
+    rankMemoryBytes: rankMemory(source, options, method, counts, largest.latentDim),
   };
 }
 
@@ -111,6 +115,16 @@ function untouchedBytes(source: Checkpoint, { untouched }: ConversionOptions, me
   }, 0);
 }
 
+/** Of the original and the converted model's stream of all windows, where layers are refitted. */
+function streamBytes(
+  { hiddenDim }: ModelConfig,
+  { without }: ConversionOptions,
+  method: ConversionMethod,
+  { length, calibration }: WindowCounts,
+): number {
+  return method === 'recipe' && !without.has('refit') ? 2 * 4 * calibration * length * hiddenDim : 0;
+}
+
 /** float64: moments of all layers for the recipe, of one otherwise, and the maps of one layer before and after. */
 function coordinatorMemory(config: ModelConfig, method: ConversionMethod): number {
   const { numHeads, headDim, numKvHeads } = headLayout(config);
@@ -120,19 +134,25 @@ function coordinatorMemory(config: ModelConfig, method: ConversionMethod): numbe
   return 8 * (method === 'recipe' ? statistics * config.numLayers + 4 * hidden ** 2 + maps : 4 * hidden ** 2 + maps);
 }
 
-/** Its share of the weights; for the recipe one whole layer and the streams of its windows, otherwise all moments. */
+/** Its share of the weights; for the recipe one whole layer and what it holds of its windows, otherwise all moments. */
 function rankMemory(
   source: Checkpoint,
-  { cluster }: ConversionOptions,
+  options: ConversionOptions,
   method: ConversionMethod,
-  { length, calibration }: WindowCounts,
+  counts: WindowCounts,
+  latentDim: number,
 ): number {
+  const { cluster, without } = options;
+  const { length, calibration } = counts;
   const { config } = source;
   const ranks = Math.max(1, cluster.ranks.length);
   const { hiddenDim, numLayers, numHeads } = config;
   const weights = source.weightFileBytes / ranks;
   if (method === 'published') return weights + (4 * numLayers * hiddenDim ** 2) / ranks;
-  const streams = (4 * calibration * length * hiddenDim) / ranks;
+  // Streams; refitted: of each layer also the heads' outputs twice, attention's output and the features.
+  const { headDim } = headLayout(config);
+  const perToken = without.has('refit') ? hiddenDim : 3 * hiddenDim + numHeads * (2 * headDim + latentDim);
+  const streams = (4 * calibration * length * perToken) / ranks;
   const pairs = 4 * length ** 2 * (6 * (numHeads / headLayout(config).numKvHeads));
   return weights + layerBytes(source) + streams + pairs + 12 * (hiddenDim + 1) ** 2;
 }
