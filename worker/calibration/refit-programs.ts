@@ -12,25 +12,17 @@ import type { Kernels, Ops, ProgramSet, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
 import { bytesOf } from '../rank-parts.ts';
 import { withLastColumn, withOnes } from './augmented.ts';
-import { afterAttention, afterFeedForward, byHead, dim } from './operation-helpers.ts';
+import { afterAttention, afterFeedForward, byHead } from './operation-helpers.ts';
 import { originalHeads } from './original-heads.ts';
 import { QueryBlocks, type QueryBlock } from './query-blocks.ts';
+import { RefitTensors } from './refit-tensors.ts';
 import { wholeMask } from './window-tables.ts';
 import type { WholeLayer } from './whole-layer.ts';
 
 const program = { original: 0, project: 1, valueEquations: 2, outputEquations: 3, advance: 4, firstBlock: 5 } as const;
 
 export class RefitPrograms implements Disposable {
-  /** Maps of the converted layer, uploaded by the session. */
-  readonly query: Tensor; // [H (d + p), D]
-  readonly queryBias: Tensor; // [H (d + p)]
-  readonly latentDown: Tensor; // [r + p, D]
-  readonly latentDownBias: Tensor; // [r + p]
-  readonly keyUp: Tensor; // [H, d, r]
-  readonly frequencies: Tensor; // [p / 2]
-  readonly valueUp: Tensor; // [H, d, r]
-  readonly output: Tensor; // [D, H d]
-  readonly outputBias: Tensor; // [D]
+  readonly at: RefitTensors;
 
   private readonly kernels: Kernels;
   private readonly model: ModelConfig;
@@ -38,20 +30,8 @@ export class RefitPrograms implements Disposable {
   private readonly layer: WholeLayer;
   private readonly shape: RefitShape;
   private readonly tokens: number;
-  private readonly tensors: Tensor[] = [];
-  private readonly x: Tensor; // [T, D]
-  private readonly targets: Tensor; // [T, H d] the original heads' outputs
-  private readonly heads: Tensor; // [T, H d] the refitted heads' outputs
-  private readonly features: Tensor; // [H, T, r]
-  private readonly queries: Tensor; // [H, T, d + p]
-  private readonly keys: Tensor; // [H, T, d + p]
-  private readonly latentT: Tensor; // [1, r, T]
-  private readonly mask: Tensor; // [T, T]
   private maskWindow = 0;
-  private readonly ones: Tensor; // [H T]
   private readonly queryBlocks: QueryBlocks;
-  private readonly positions: Tensor; // [T] i32
-  private readonly sourceFrequencies: Tensor; // [d / 2]
   private readonly set: ProgramSet;
   private readonly blocks: number;
 
@@ -69,30 +49,9 @@ export class RefitPrograms implements Disposable {
     this.layer = layer;
     this.shape = shape;
     this.tokens = tokens;
-    const { hiddenDim: hidden, numHeads, headDim, ropeDim, latentDim } = shape;
-    const width = headDim + ropeDim;
-    this.query = this.matrix([numHeads * width, hidden]);
-    this.queryBias = this.allocate([numHeads * width]);
-    this.latentDown = this.matrix([latentDim + ropeDim, hidden]);
-    this.latentDownBias = this.allocate([latentDim + ropeDim]);
-    this.keyUp = this.allocate([numHeads, headDim, latentDim]);
-    this.frequencies = this.allocate([ropeDim / 2]);
-    this.valueUp = this.allocate([numHeads, headDim, latentDim]);
-    this.output = this.matrix([hidden, numHeads * headDim]);
-    this.outputBias = this.allocate([hidden]);
-    this.x = this.allocate([tokens, hidden]);
-    this.targets = this.allocate([tokens, numHeads * headDim]);
-    this.heads = this.allocate([tokens, numHeads * headDim]);
-    this.features = this.allocate([numHeads, tokens, latentDim]);
-    this.queries = this.allocate([numHeads, tokens, width]);
-    this.keys = this.allocate([numHeads, tokens, width]);
-    this.latentT = this.allocate([1, latentDim, tokens]);
-    this.mask = this.allocate([tokens, tokens]);
-    this.ones = this.allocate([numHeads * tokens]);
+    const { numHeads } = shape;
+    this.at = new RefitTensors(kernels, model, layer.matrices, shape, tokens);
     this.queryBlocks = new QueryBlocks(kernels, tokens);
-    this.positions = this.allocate([tokens], 'i32');
-    this.sourceFrequencies = this.allocate([headDim / 2]);
-    this.uploadConstants();
     const blocks = Array.from({ length: numHeads }, (_, head) =>
       this.queryBlocks.blocks.map((block) => ({ ...block, head })),
     ).flat();
@@ -115,7 +74,7 @@ export class RefitPrograms implements Disposable {
   begin(): void {
     if (this.layer.window === this.maskWindow) return;
     this.maskWindow = this.layer.window;
-    this.kernels.upload(this.mask, bytesOf(wholeMask(this.tokens, this.maskWindow)));
+    this.kernels.upload(this.at.mask, bytesOf(wholeMask(this.tokens, this.maskWindow)));
     this.queryBlocks.setWindow(this.maskWindow);
   }
 
@@ -124,9 +83,9 @@ export class RefitPrograms implements Disposable {
    * @param heads [T, H d]  @param output of attention [T, D], both overwritten
    */
   runOriginal(x: Float32Array, heads: Float32Array, output: Float32Array): void {
-    this.kernels.upload(this.x, bytesOf(x));
+    this.kernels.upload(this.at.x, bytesOf(x));
     this.set.run(program.original);
-    this.kernels.download(this.heads, heads);
+    this.kernels.download(this.at.heads, heads);
     this.download(program.original, 0, output);
     this.downloadStream(program.original, 1, x);
   }
@@ -143,11 +102,11 @@ export class RefitPrograms implements Disposable {
     equations: { readonly features: Float64Array; readonly targets: Float64Array },
   ): void {
     const { numHeads, headDim, latentDim: r } = this.shape;
-    this.kernels.upload(this.x, bytesOf(x));
-    this.kernels.upload(this.targets, bytesOf(targets));
+    this.kernels.upload(this.at.x, bytesOf(x));
+    this.kernels.upload(this.at.targets, bytesOf(targets));
     this.set.run(program.project);
     for (let block = 0; block < this.blocks; block++) this.set.run(program.firstBlock + block);
-    this.kernels.download(this.features, features);
+    this.kernels.download(this.at.features, features);
     this.set.run(program.valueEquations);
     const moments = this.read(program.valueEquations, 0, numHeads * r * r);
     const sums = this.read(program.valueEquations, 1, numHeads * r);
@@ -175,10 +134,10 @@ export class RefitPrograms implements Disposable {
   ): void {
     const width = this.shape.numHeads * this.shape.headDim;
     const { hiddenDim } = this.shape;
-    this.kernels.upload(this.features, bytesOf(features));
-    this.kernels.upload(this.x, bytesOf(outputs));
+    this.kernels.upload(this.at.features, bytesOf(features));
+    this.kernels.upload(this.at.x, bytesOf(outputs));
     this.set.run(program.outputEquations);
-    this.kernels.download(this.heads, heads);
+    this.kernels.download(this.at.heads, heads);
     const moment = this.read(program.outputEquations, 0, width ** 2);
     withOnes(moment, this.read(program.outputEquations, 1, width), this.tokens, equations.features);
     const mixed = this.read(program.outputEquations, 2, hiddenDim * width);
@@ -187,8 +146,8 @@ export class RefitPrograms implements Disposable {
 
   /** Replaces the stream x [T, D] by the one behind the converted layer. @param heads [T, H d] */
   runAdvance(x: Float32Array, heads: Float32Array): void {
-    this.kernels.upload(this.x, bytesOf(x));
-    this.kernels.upload(this.heads, bytesOf(heads));
+    this.kernels.upload(this.at.x, bytesOf(x));
+    this.kernels.upload(this.at.heads, bytesOf(heads));
     this.set.run(program.advance);
     this.downloadStream(program.advance, 0, x);
   }
@@ -196,35 +155,37 @@ export class RefitPrograms implements Disposable {
   [Symbol.dispose](): void {
     this.set[Symbol.dispose]();
     this.queryBlocks[Symbol.dispose]();
-    this.kernels.release(this.tensors);
+    this.at[Symbol.dispose]();
   }
 
   private original(ops: Ops): Tensor[] {
-    const { layer, mask, positions, heads, sourceFrequencies: frequencies } = this;
-    originalHeads(ops, this.model, this.attention, layer, this.x, { mask, positions, frequencies }, heads);
+    const { layer } = this;
+    const { mask, positions, heads, sourceFrequencies: frequencies } = this.at;
+    originalHeads(ops, this.model, this.attention, layer, this.at.x, { mask, positions, frequencies }, heads);
     const delta = ops.add(ops.matmul(layer.output, heads), layer.outputBias);
     return [delta, ...this.behind(ops, delta)];
   }
 
   private project(ops: Ops): Tensor[] {
-    const { tokens, keyUp } = this;
+    const { tokens } = this;
+    const { keyUp } = this.at;
     const { numHeads, headDim, ropeDim, latentDim } = this.shape;
-    const h = normed(ops, this.x, this.layer.attentionNorm, this.model.normEps);
+    const h = normed(ops, this.at.x, this.layer.attentionNorm, this.model.normEps);
     const rotated = (x: Tensor): Tensor =>
-      byHead(ops, ops.rope(x, this.positions, this.frequencies, { interleaved: false, attentionFactor: 1 }));
-    const flat = ops.add(ops.matmul(this.query, h), this.queryBias);
+      byHead(ops, ops.rope(x, this.at.positions, this.at.frequencies, { interleaved: false, attentionFactor: 1 }));
+    const flat = ops.add(ops.matmul(this.at.query, h), this.at.queryBias);
     const q = ops.reshape(flat, [tokens, numHeads, headDim + ropeDim]);
-    ops.copyTo(ops.slice(this.queries, 2, 0, headDim), byHead(ops, ops.slice(q, 2, 0, headDim)));
+    ops.copyTo(ops.slice(this.at.queries, 2, 0, headDim), byHead(ops, ops.slice(q, 2, 0, headDim)));
     const rope = rotated(ops.contiguous(ops.slice(q, 2, headDim, ropeDim)));
-    ops.copyTo(ops.slice(this.queries, 2, headDim, ropeDim), rope);
-    const down = ops.add(ops.matmul(this.latentDown, h), this.latentDownBias);
+    ops.copyTo(ops.slice(this.at.queries, 2, headDim, ropeDim), rope);
+    const down = ops.add(ops.matmul(this.at.latentDown, h), this.at.latentDownBias);
     const latent = ops.contiguous(ops.slice(down, 1, 0, latentDim)); // [T, r]
-    ops.copyTo(this.latentT, ops.reshape(ops.contiguous(ops.permute(latent, [1, 0])), [1, latentDim, tokens]));
+    ops.copyTo(this.at.latentT, ops.reshape(ops.contiguous(ops.permute(latent, [1, 0])), [1, latentDim, tokens]));
     const shared = ops.contiguous(ops.slice(down, 1, latentDim, ropeDim));
     const ropeKey = rotated(ops.reshape(shared, [tokens, 1, ropeDim])); // [1, T, p]
     for (let head = 0; head < numHeads; head++) {
       const up = ops.reshape(ops.contiguous(ops.slice(keyUp, 0, head, 1)), [headDim, latentDim]);
-      const own = ops.slice(this.keys, 0, head, 1);
+      const own = ops.slice(this.at.keys, 0, head, 1);
       ops.copyTo(ops.slice(own, 2, 0, headDim), ops.reshape(ops.matmul(up, latent), [1, tokens, headDim]));
       ops.copyTo(ops.slice(own, 2, headDim, ropeDim), ropeKey);
     }
@@ -235,16 +196,16 @@ export class RefitPrograms implements Disposable {
   private attend(ops: Ops, { head, queries, mask }: QueryBlock & { readonly head: number }): Tensor[] {
     const { start, end } = queries;
     const rows = end - start;
-    const keys = ops.slice(ops.slice(this.keys, 0, head, 1), 1, 0, end);
-    const own = ops.contiguous(ops.slice(ops.slice(this.queries, 0, head, 1), 1, start, rows));
+    const keys = ops.slice(ops.slice(this.at.keys, 0, head, 1), 1, 0, end);
+    const own = ops.contiguous(ops.slice(ops.slice(this.at.queries, 0, head, 1), 1, start, rows));
     const { scoreScale, scoreSoftcap: cap } = this.attention;
     const scores = ops.matmul(keys, own); // [1, m, t]
     const shares =
       cap > 0
         ? ops.softmax(ops.softcap(ops.scale(scores, scoreScale), cap), mask, 1)
         : ops.softmax(scores, mask, scoreScale);
-    const mixed = ops.matmul(ops.slice(this.latentT, 2, 0, end), shares); // [1, m, r]
-    ops.copyTo(ops.slice(ops.slice(this.features, 0, head, 1), 1, start, rows), mixed);
+    const mixed = ops.matmul(ops.slice(this.at.latentT, 2, 0, end), shares); // [1, m, r]
+    ops.copyTo(ops.slice(ops.slice(this.at.features, 0, head, 1), 1, start, rows), mixed);
     return [];
   }
 
@@ -253,8 +214,8 @@ export class RefitPrograms implements Disposable {
     const { tokens } = this;
     const { numHeads, headDim } = this.shape;
     const ones = this.onesOf(ops, [numHeads, 1, tokens]);
-    const featuresT = ops.contiguous(ops.permute(this.features, [0, 2, 1])); // [H, r, T]
-    const targets = ops.reshape(this.targets, [tokens, numHeads, headDim]);
+    const featuresT = ops.contiguous(ops.permute(this.at.features, [0, 2, 1])); // [H, r, T]
+    const targets = ops.reshape(this.at.targets, [tokens, numHeads, headDim]);
     const targetsT = ops.contiguous(ops.permute(targets, [1, 2, 0])); // [H, d, T]
     const sums = [ops.matmul(featuresT, ones), ops.matmul(featuresT, targetsT), ops.matmul(targetsT, ones)];
     return [ops.matmul(featuresT, featuresT), ...sums];
@@ -262,23 +223,23 @@ export class RefitPrograms implements Disposable {
 
   /** Sums of g g^T, g, y g^T and y, g without its 1; y is in x. */
   private outputEquations(ops: Ops): Tensor[] {
-    const heads = this.flatHeads(ops, ops.matmul(this.valueUp, this.features));
-    ops.copyTo(this.heads, heads);
+    const heads = this.flatHeads(ops, ops.matmul(this.at.valueUp, this.at.features));
+    ops.copyTo(this.at.heads, heads);
     const transposed = (x: Tensor): Tensor => ops.contiguous(ops.permute(x, [1, 0]));
-    const [g, y] = [transposed(heads), transposed(this.x)];
+    const [g, y] = [transposed(heads), transposed(this.at.x)];
     const ones = this.onesOf(ops, [1, this.tokens]);
     return [ops.matmul(g, g), ops.matmul(g, ones), ops.matmul(g, y), ops.matmul(y, ones)];
   }
 
   private advance(ops: Ops): Tensor[] {
-    const delta = ops.add(ops.matmul(this.output, this.heads), this.outputBias);
+    const delta = ops.add(ops.matmul(this.at.output, this.at.heads), this.at.outputBias);
     return this.behind(ops, delta);
   }
 
   /** The stream behind attention, and, where any layer is dense, behind a dense feed-forward part. @param delta [T, D] */
   private behind(ops: Ops, delta: Tensor): Tensor[] {
     const { layer, model } = this;
-    const attended = afterAttention(ops, model, layer, this.x, delta);
+    const attended = afterAttention(ops, model, layer, this.at.x, delta);
     if (model.experts?.layers.every(Boolean) === true) return [attended];
     return [attended, afterFeedForward(ops, model, layer, attended)];
   }
@@ -291,27 +252,7 @@ export class RefitPrograms implements Disposable {
 
   private onesOf(ops: Ops, shape: readonly number[]): Tensor {
     const length = shape.reduce((a, b) => a * b, 1);
-    return ops.reshape(ops.slice(this.ones, 0, 0, length), shape);
-  }
-
-  private uploadConstants(): void {
-    const { kernels, tokens } = this;
-    kernels.upload(this.ones, bytesOf(new Float32Array(dim(this.ones, 0)).fill(1)));
-    kernels.upload(this.positions, bytesOf(Int32Array.from({ length: tokens }, (_, t) => t)));
-    kernels.upload(this.mask, bytesOf(wholeMask(tokens)));
-    kernels.upload(this.sourceFrequencies, bytesOf(Float32Array.from(this.model.rope.frequencies)));
-  }
-
-  private matrix(shape: readonly [number, number]): Tensor {
-    const tensor = this.layer.matrices.allocate(shape);
-    this.tensors.push(tensor);
-    return tensor;
-  }
-
-  private allocate(shape: readonly number[], type: 'f32' | 'i32' = 'f32'): Tensor {
-    const tensor = this.kernels.allocate(type, shape);
-    this.tensors.push(tensor);
-    return tensor;
+    return ops.reshape(ops.slice(this.at.ones, 0, 0, length), shape);
   }
 
   /** @param first place among the program's outputs of what `behind` returned */

@@ -99,10 +99,10 @@ export class RefitSession implements Disposable {
     const { programs, shape } = this.started();
     const fields = splitFields(maps, layerMapFields(shape));
     const { keyUp, ...others } = fields;
-    this.upload(programs.keyUp, keyUp);
-    for (const name of ['query', 'latentDown'] as const) this.layer.matrices.upload(programs[name], others[name]);
+    this.upload(programs.at.keyUp, keyUp);
+    for (const name of ['query', 'latentDown'] as const) this.layer.matrices.upload(programs.at[name], others[name]);
     for (const name of ['queryBias', 'latentDownBias', 'frequencies'] as const)
-      this.upload(programs[name], others[name]);
+      this.upload(programs.at[name], others[name]);
     const length = fieldsLength(valueEquationFields(shape));
     return sumSegments(this.own.segments, length, (window) => this.valueEquations(window - this.own.first));
   }
@@ -110,7 +110,7 @@ export class RefitSession implements Disposable {
   /** @param maps valueMapFields  @returns outputEquationFields, by segment */
   values(maps: Float32Array): Float32Array {
     const { programs, shape } = this.started();
-    this.upload(programs.valueUp, splitFields(maps, valueMapFields(shape)).valueUp);
+    this.upload(programs.at.valueUp, splitFields(maps, valueMapFields(shape)).valueUp);
     const length = fieldsLength(outputEquationFields(shape));
     return sumSegments(this.own.segments, length, (window) => this.outputEquations(window - this.own.first));
   }
@@ -119,8 +119,8 @@ export class RefitSession implements Disposable {
   advance(maps: Float32Array): void {
     const { programs, shape } = this.started();
     const { output, outputBias } = splitFields(maps, outputMapFields(shape));
-    this.layer.matrices.upload(programs.output, output);
-    this.upload(programs.outputBias, outputBias);
+    this.layer.matrices.upload(programs.at.output, output);
+    this.upload(programs.at.outputBias, outputBias);
     this.attended.forEach((attended, i) => {
       programs.runAdvance(this.window(this.own.streams, i), attended.heads);
       attended.heads = new Float32Array(0);
