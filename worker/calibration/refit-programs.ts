@@ -34,6 +34,7 @@ export class RefitPrograms implements Disposable {
   private readonly queryBlocks: QueryBlocks;
   private readonly set: ProgramSet;
   private readonly blocks: number;
+  private readonly lastRead = new Map<string, Float32Array>();
 
   constructor(
     kernels: Kernels,
@@ -261,8 +262,11 @@ export class RefitPrograms implements Disposable {
     if (this.layer.routes) this.layer.addExperts(x);
   }
 
+  /** Until the same output is read again: large arrays made anew for every window keep the garbage collector busy. */
   private read(index: number, output: number, length: number): Float32Array {
-    const values = new Float32Array(length);
+    const key = `${index} ${output}`;
+    const values = this.lastRead.get(key) ?? new Float32Array(length);
+    this.lastRead.set(key, values);
     this.download(index, output, values);
     return values;
   }

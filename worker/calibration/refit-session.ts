@@ -37,8 +37,8 @@ export interface OwnWindows {
 /** Of one window and layer. */
 interface Attended {
   readonly targets: Float32Array; // [T, H d]
-  features: Float32Array; // [H, T, r]; empty before and after use
-  heads: Float32Array; // [T, H d]
+  features: Float32Array; // [H, T, r]
+  readonly heads: Float32Array; // [T, H d]
   readonly outputs: Float32Array; // [T, D] of the original attention
 }
 
@@ -60,13 +60,12 @@ export class RefitSession implements Disposable {
     this.layer = layer;
     this.own = own;
     this.originals = own.streams.map((stream) => stream.slice());
-    const none = new Float32Array(0);
     const size = own.tokens * model.numHeads * attention.headDim;
     this.attended = own.streams.map((stream) => ({
       targets: new Float32Array(size),
       outputs: new Float32Array(stream.length),
-      features: none,
-      heads: none,
+      features: new Float32Array(0),
+      heads: new Float32Array(size),
     }));
   }
 
@@ -75,6 +74,7 @@ export class RefitSession implements Disposable {
     const { hiddenDim, numHeads } = this.model;
     this.shape = { hiddenDim, numHeads, headDim: this.attention.headDim, ropeDim, latentDim };
     this.programs?.[Symbol.dispose]();
+    for (const attended of this.attended) attended.features = new Float32Array(numHeads * this.own.tokens * latentDim);
     this.programs = new RefitPrograms(
       this.kernels,
       this.model,
@@ -121,10 +121,7 @@ export class RefitSession implements Disposable {
     const { output, outputBias } = splitFields(maps, outputMapFields(shape));
     this.layer.matrices.upload(programs.at.output, output);
     this.upload(programs.at.outputBias, outputBias);
-    this.attended.forEach((attended, i) => {
-      programs.runAdvance(this.window(this.own.streams, i), attended.heads);
-      attended.heads = new Float32Array(0);
-    });
+    this.attended.forEach(({ heads }, i) => programs.runAdvance(this.window(this.own.streams, i), heads));
   }
 
   /** Takes the converted streams to where the original ones are. */
@@ -159,9 +156,8 @@ export class RefitSession implements Disposable {
 
   private valueEquations(i: number): Float64Array {
     const { programs, shape } = this.started();
-    const { numHeads, headDim, latentDim } = shape;
+    const { headDim } = shape;
     const attended = this.window(this.attended, i);
-    attended.features = new Float32Array(numHeads * this.own.tokens * latentDim);
     const fields = valueEquationFields(shape);
     const sums = new Float64Array(fieldsLength(fields));
     const equations = splitFields(sums, fields);
@@ -173,12 +169,10 @@ export class RefitSession implements Disposable {
   private outputEquations(i: number): Float64Array {
     const { programs, shape } = this.started();
     const attended = this.window(this.attended, i);
-    attended.heads = new Float32Array(attended.targets.length);
     const fields = outputEquationFields(shape);
     const sums = new Float64Array(fieldsLength(fields));
     const equations = splitFields(sums, fields);
     programs.runValues(attended.features, attended.outputs, attended.heads, equations);
-    attended.features = new Float32Array(0);
     addEnergies(attended.outputs, attended.outputs.length, equations.energy);
     return sums;
   }

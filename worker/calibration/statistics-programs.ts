@@ -35,6 +35,7 @@ export class StatisticsPrograms implements Disposable {
   private readonly at: WindowTensors;
   private readonly queryBlocks: QueryBlocks;
   private readonly blocks: number;
+  private readonly lastRead = new Map<Tensor, Float32Array>();
   private readonly set: ProgramSet;
 
   constructor(kernels: Kernels, model: ModelConfig, attention: GqaConfig, layer: WholeLayer, tokens: number) {
@@ -190,8 +191,10 @@ export class StatisticsPrograms implements Disposable {
     return Math.floor((head * this.attention.numKvHeads) / this.model.numHeads);
   }
 
+  /** Until the same tensor is read again: arrays made anew for every window keep the garbage collector busy. */
   private read(tensor: Tensor, length: number): Float32Array {
-    const values = new Float32Array(length);
+    const values = this.lastRead.get(tensor) ?? new Float32Array(length);
+    this.lastRead.set(tensor, values);
     this.kernels.download(tensor, values);
     return values;
   }
