@@ -199,7 +199,8 @@ const momentsSchema = z.strictObject({
  * layer, layers in order; end: free. With `refits`, each layer's statistics are followed by: original (the original
  * stream passes the layer), attend (maps in the payload; normal equations of W_UV), values (W_UV; normal equations of
  * W_O), advance (W_O; the converted stream passes the layer); payloads: refit-maps.ts. sizes: before the first original.
- * align: the converted streams become the original ones. streams: both streams of the rank's windows as they are [windows][2][T, D]; restore: those of all windows, behind `layers`
+ * align: the converted streams become the original ones; follow: nothing but original and align, of the next layer, whose
+ * statistics are not asked for. streams: both streams of the rank's windows as they are [windows][2][T, D]; restore: those of all windows, behind `layers`
  * layers, so that a calibration goes on where another was cut off.
  */
 const calibrationSchema = z.discriminatedUnion('action', [
@@ -210,7 +211,12 @@ const calibrationSchema = z.discriminatedUnion('action', [
     windows: z.array(z.array(count)),
     refits: z.boolean(),
   }),
-  z.strictObject({ kind: z.literal('calibration'), id: count, action: z.literal('statistics'), layer: count }),
+  z.strictObject({
+    kind: z.literal('calibration'),
+    id: count,
+    action: z.enum(['statistics', 'follow']),
+    layer: count,
+  }),
   z.strictObject({
     kind: z.literal('calibration'),
     id: count,

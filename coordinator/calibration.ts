@@ -67,6 +67,11 @@ export class Calibration {
     await this.#ask({ kind: 'calibration', action: 'restore', layers }, streams);
   }
 
+  /** Both streams pass the next layer as the original one; its statistics are not needed. */
+  async follow(layer: number): Promise<void> {
+    await this.#ask({ kind: 'calibration', action: 'follow', layer });
+  }
+
   /** The converted streams become the original ones: the layer counts as not converted. */
   async align(): Promise<void> {
     await this.#ask({ kind: 'calibration', action: 'align' });

@@ -184,6 +184,10 @@ export class RankWorker implements AsyncDisposable {
       this.calibration = undefined;
       return undefined;
     }
+    if (request.action === 'follow') {
+      await this.calibration.follow(request.layer);
+      return undefined;
+    }
     const { refit } = this.calibration;
     invariant(refit !== undefined, `calibration ${request.action} without refit`);
     const maps = given ?? new Float32Array(0);
@@ -232,6 +236,7 @@ export class RankWorker implements AsyncDisposable {
       case 'values':
       case 'advance':
       case 'align':
+      case 'follow':
       case 'streams':
       case 'restore':
         throw new InvariantError(`calibration ${request.action} of a model that has a latent already`);

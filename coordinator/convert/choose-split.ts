@@ -1,7 +1,7 @@
 /**
- * The split of a cache between rotary key and latent, when only the cache's size was given. Each candidate is tried on a
- * few early layers, which show the balance well and are reached soon: the layer is converted, the ranks run its attention
- * on the original model's stream, and W_UV is refitted. The split whose heads miss the smallest share of the original
+ * The split of a cache between rotary key and latent, when only the cache's size was given. Each candidate is tried on
+ * three layers spread over the depth, as early layers want more rotary numbers than later ones: the layer is converted, the
+ * ranks run its attention on the original model's stream, and W_UV is refitted. The split whose heads miss the smallest share of the original
  * heads' outputs is taken. Nothing is weighed by hand. Read next: choose-settings.ts (candidates), convert-refitted.ts.
  */
 import { type RefitShape, splitFields, valueEquationFields } from '../../collective/refit-maps.ts';
@@ -13,7 +13,7 @@ import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/rea
 import { applyRecipe, planRecipe, type RecipeSettings } from '../../model/transmla/recipe.ts';
 import { refitValues } from '../../model/transmla/refit.ts';
 import { startProgress } from '../progress.ts';
-import type { ConversionJob } from './converted-layers.ts';
+import { type ConversionJob, sampledLayers } from './converted-layers.ts';
 import { layerMaps, splitUp } from './refit-payloads.ts';
 
 const windowsToLookAt = 2;
@@ -26,25 +26,25 @@ export async function chooseSplit(job: ConversionJob, candidates: readonly Recip
   const { source, cluster, text, options } = job;
   const { calibration } = cluster;
   const layout = headLayout(source.config);
-  const layers = earlyLayers(source.config.numLayers);
+  const layers = sampledLayers(source.config.numLayers);
   const scores = candidates.map(() => 0);
   const last = layers.at(-1) ?? 0;
   using progress = startProgress('choose sizes', last + 1, { name: 'layers', size: 1 });
   await calibration.begin(text.windows.slice(0, windowsToLookAt), true);
+  // Programs need sizes from the start; `missedShare` sets its own.
+  await calibration.sizes(first.ropeDim, first.latentDim);
   for (let layer = 0; layer <= last; layer++) {
-    const sums = await calibration.statistics(layer);
-    // Programs need sizes, and `missedShare` sets its own.
-    if (layer === 0) await calibration.sizes(first.ropeDim, first.latentDim);
-    await calibration.original();
     if (layers.includes(layer)) {
-      const statistics = averageStatistics(splitStatistics(sums, layout), layout, options.without);
+      const sums = splitStatistics(await calibration.statistics(layer), layout);
+      await calibration.original();
+      const statistics = averageStatistics(sums, layout, options.without);
       for (const [i, candidate] of candidates.entries()) {
         const share = await missedShare(job, layer, statistics, candidate);
         // Shares of layers differ by orders of magnitude, so their logarithms are added.
         scores[i] = (scores[i] ?? 0) + Math.log(Math.max(share, Number.MIN_VALUE));
       }
-    }
-    await calibration.align();
+      await calibration.align();
+    } else await calibration.follow(layer);
     progress.update(layer + 1);
   }
   await calibration.end();
@@ -84,10 +84,4 @@ async function missedShare(
     layout,
   );
   return options.without.has('refit') ? missedBefore : missedAfter;
-}
-
-/** Three of the first third. */
-function earlyLayers(numLayers: number): number[] {
-  const places = [1 / 18, 1 / 6, 5 / 18].map((share) => Math.floor(share * numLayers));
-  return [...new Set(places)];
 }

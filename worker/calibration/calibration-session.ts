@@ -71,15 +71,18 @@ export class CalibrationSession implements Disposable {
 
   /** @returns sums of collective/statistics.ts over this rank's segments, see collective/window-sums.ts */
   async statistics(layer: number): Promise<Float32Array> {
-    invariant(layer === this.nextLayer, `calibration: layer ${layer} after layer ${this.nextLayer - 1}`);
-    this.nextLayer++;
+    await this.load(layer);
     const { streams, first, segments } = this.own;
-    if (streams.length > 0) {
-      await this.layer.load(layer);
-      this.programs.begin();
-    }
     const length = statisticsLength(this.shape());
     return sumSegments(segments, length, (window) => this.statisticsOf(streams[window - first]));
+  }
+
+  /** Takes both streams through the original layer. */
+  async follow(layer: number): Promise<void> {
+    invariant(this.refit !== undefined, 'streams follow without refit');
+    await this.load(layer);
+    this.refit.original();
+    this.refit.align();
   }
 
   /** Goes on behind some layers. @param streams of all windows [windows][2][T, D] */
@@ -99,6 +102,15 @@ export class CalibrationSession implements Disposable {
   private statisticsOf(stream: Float32Array | undefined): Float64Array {
     invariant(stream !== undefined, "a window that is another rank's");
     return this.programs.run(stream, this.refit === undefined);
+  }
+
+  private async load(layer: number): Promise<void> {
+    invariant(layer === this.nextLayer, `calibration: layer ${layer} after layer ${this.nextLayer - 1}`);
+    this.nextLayer++;
+    if (this.own.streams.length > 0) {
+      await this.layer.load(layer);
+      this.programs.begin();
+    }
   }
 
   private shape(): StatisticsShape {
