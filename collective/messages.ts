@@ -16,7 +16,7 @@ import { helloSchema, offerSchema, refusedSchema, type Offer } from './greetings
 import { expertShardings, schemes } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
-export const protocolVersion = 5;
+export const protocolVersion = 6;
 
 const count = z.number().int().nonnegative();
 const range = z.strictObject({ start: count, end: count });
