@@ -199,9 +199,8 @@ const momentsSchema = z.strictObject({
  * layer, layers in order; end: free. With `refits`, each layer's statistics are followed by: original (the original
  * stream passes the layer), attend (maps in the payload; normal equations of W_UV), values (W_UV; normal equations of
  * W_O), advance (W_O; the converted stream passes the layer); payloads: refit-maps.ts. sizes: before the first original.
- * align: the converted streams become the original ones; follow: nothing but original and align, of the next layer, whose
- * statistics are not asked for. streams: both streams of the rank's windows as they are [windows][2][T, D]; restore: those of all windows, behind `layers`
- * layers, so that a calibration goes on where another was cut off.
+ * align: converted streams become the original ones; follow: original and align of the next layer, without statistics.
+ * streams: both of the rank's windows [windows][2][T, D]; restore: those of all windows before `layer`, to go on there.
  */
 const calibrationSchema = z.discriminatedUnion('action', [
   z.strictObject({
@@ -214,7 +213,7 @@ const calibrationSchema = z.discriminatedUnion('action', [
   z.strictObject({
     kind: z.literal('calibration'),
     id: count,
-    action: z.enum(['statistics', 'follow']),
+    action: z.enum(['statistics', 'follow', 'restore']),
     layer: count,
   }),
   z.strictObject({
@@ -229,7 +228,6 @@ const calibrationSchema = z.discriminatedUnion('action', [
     id: count,
     action: z.enum(['original', 'attend', 'values', 'advance', 'align', 'streams', 'end']),
   }),
-  z.strictObject({ kind: z.literal('calibration'), id: count, action: z.literal('restore'), layers: count }),
 ]);
 export type CalibrationRequest = z.infer<typeof calibrationSchema>;
 

@@ -62,9 +62,9 @@ export class Calibration {
     return all;
   }
 
-  /** Goes on behind some layers. @param streams as `streams` gave them */
-  async restore(layers: number, streams: Float32Array): Promise<void> {
-    await this.#ask({ kind: 'calibration', action: 'restore', layers }, streams);
+  /** Goes on before a layer. @param streams as `streams` gave them */
+  async restore(layer: number, streams: Float32Array): Promise<void> {
+    await this.#ask({ kind: 'calibration', action: 'restore', layer }, streams);
   }
 
   /** Both streams pass the next layer as the original one; its statistics are not needed. */

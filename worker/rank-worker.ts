@@ -211,7 +211,7 @@ export class RankWorker implements AsyncDisposable {
       case 'streams':
         return refit.streams();
       case 'restore':
-        this.calibration.restore(request.layers, maps);
+        this.calibration.restore(request.layer, maps);
         return undefined;
     }
   }
