@@ -155,8 +155,10 @@ const readySchema = z.strictObject({
   epoch: count,
   loadMs: z.number(),
   weightBytes: count,
-  /** Bytes that one token takes in this rank's cache, all layers, as allocated. */
+  /** Bytes that one token takes in this rank's cache, all layers, measured from what was allocated. */
   cacheBytesPerToken: z.number(),
+  /** All memory of the cache: every slot at full context, and what is kept beside it. */
+  cacheBytes: count,
   device: z.string(),
   /** 'zeromq ring', 'zeromq direct', 'shared memory', 'none': what carries the sums. */
   transport: z.string(),

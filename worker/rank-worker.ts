@@ -92,6 +92,7 @@ export class RankWorker implements AsyncDisposable {
       loadMs: performance.now() - started,
       weightBytes: uploader.uploadedBytes,
       cacheBytesPerToken: cache.bytesPerToken,
+      cacheBytes: cache.allocatedBytes,
       device: kernels.device,
       rssBytes: process.memoryUsage.rss(),
     });
