@@ -68,6 +68,8 @@ export const workerOptionsSchema = z.strictObject({
   corrections: z.string(),
   /** exact: prefill/decode separation; sliced: prefill uses the decode arithmetic. */
   prefill: z.enum(['exact', 'sliced']),
+  /** sliced: decode norms the columns of the shard alone; only for models that norm their latent. */
+  norm: z.enum(['exact', 'sliced']),
   /** Deadline of every receive of a collective. */
   timeoutMs: count,
 });

@@ -24,6 +24,7 @@ export interface ClusterFlags {
   readonly sinks?: number | undefined;
   readonly corrections?: string | undefined;
   readonly prefill?: string | undefined;
+  readonly norm?: string | undefined;
   readonly backend?: string | undefined;
   readonly device?: string | undefined;
   readonly transport?: string | undefined;
@@ -53,6 +54,7 @@ const flagPaths: Readonly<Record<Exclude<keyof ClusterFlags, 'ranks' | 'device'>
   sinks: ['attention', 'sinks'],
   corrections: ['attention', 'corrections'],
   prefill: ['attention', 'prefill'],
+  norm: ['attention', 'norm'],
   backend: ['compute', 'backend'],
   threads: ['compute', 'threads'],
   weights: ['compute', 'weights'],

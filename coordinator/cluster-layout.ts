@@ -41,6 +41,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
     exactTokens: exactTokensOf(config, scheme, latentGroups),
   });
   checkCacheType(model, plan, config);
+  checkNorm(model, config, plan);
   const contextTokens = contextOf(model, config.cache.contextTokens);
   return {
     plan,
@@ -59,6 +60,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
       // Only attention over a shard has anything to correct.
       corrections: scheme === 'tpla' && latentGroups > 1 ? config.attention.corrections : '',
       prefill: config.attention.prefill,
+      norm: config.attention.norm,
       timeoutMs: config.collective.timeoutMs,
     },
   };
@@ -66,8 +68,23 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
 
 /** Nothing is kept beside the shard where that is the whole latent, unless the user asks for it. */
 function exactTokensOf({ attention }: ClusterConfig, scheme: Scheme, latentGroups: number): ExactTokens {
-  const usual = scheme === 'tpla' && latentGroups > 1 ? defaultExactTokens : { window: 0, sinks: 0 };
+  const usual =
+    scheme === 'tpla' && latentGroups > 1 && attention.norm === 'exact' ? defaultExactTokens : { window: 0, sinks: 0 };
   return { sinks: attention.sinks ?? usual.sinks, window: attention.window ?? usual.window };
+}
+
+/** @throws ConfigError where there is no norm to cut, or the whole latent is kept */
+function checkNorm({ attention, architecture }: ModelConfig, config: ClusterConfig, plan: ShardPlan): void {
+  if (config.attention.norm === 'exact') return;
+  if (attention.kind === 'gqa' || attention.latentNormEps === null)
+    throw new ConfigError(`norm: sliced needs a model that norms its latent; this ${architecture} model does not`);
+  if (plan.latentGroups === 1)
+    throw new ConfigError(`norm: sliced has no meaning for scheme ${plan.scheme} with a whole latent; leave it out`);
+  const { sinks, window } = plan.exactTokens;
+  if (sinks + window > 0)
+    throw new ConfigError(
+      `norm: sliced leaves no whole latents for a window of ${window} and ${sinks} sinks; leave them out`,
+    );
 }
 
 function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; reason: string } {

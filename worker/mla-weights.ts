@@ -8,7 +8,9 @@ import type { MlaConfig, ModelConfig } from '../config/model-config.ts';
 import { size, times, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint, LayerRole } from '../model/checkpoint.ts';
 import type { LayerFit } from '../model/tpla/decode-fit.ts';
+import { shardNormFactor } from '../model/tpla/rotation.ts';
 import type { Tensor } from './kernels/kernels.ts';
+import { times2d, timesTransposed } from './matrix-products.ts';
 import { corrected } from './schemes/corrected-projection.ts';
 import { columnsOf, type WeightUploader } from './weight-uploader.ts';
 
@@ -27,6 +29,11 @@ export interface MlaWeights {
   readonly latentDownBias: Tensor | undefined; // [r + p]
   readonly latentShard: Range; // columns that the cache keeps
   readonly ropeShard: Range; // columns of the rotary key that the cache keeps
+  /**
+   * Set where decode norms the shard alone (TPLA, section 4.1): sqrt(s r / w), s the share of the latent's energy that lies
+   * in the shard's w columns, makes its root mean square stand for that of the whole.
+   */
+  readonly shardNormFactor: number | undefined;
   readonly decode: MlaProjection;
   /** The same object as `decode` when the cache holds the whole latent; undefined: this rank has no heads in prefill. */
   readonly prefill: MlaProjection | undefined;
@@ -79,6 +86,7 @@ export async function loadMla(
   frequencies: Tensor,
   rotation: Float32Array | undefined,
   fit: LayerFit | undefined,
+  energyShares: Float64Array | undefined, // [r]; undefined: the norm is exact
 ): Promise<MlaWeights> {
   const config = checkpoint.config.attention;
   invariant(config.kind === 'mla', 'loadMla called for a model without a latent');
@@ -111,6 +119,7 @@ export async function loadMla(
     ...(await loadLatentDown(config, checkpoint.config.hiddenDim, uploader, layer, rotation)),
     latentShard: rank.latent,
     ropeShard: rank.ropeKey,
+    shardNormFactor: energyShares === undefined ? undefined : shardNormFactor(energyShares, rank.latent),
     decode,
     prefill:
       plan.latentGroups === 1
@@ -275,27 +284,4 @@ const largestHalf = 65504;
 function scaleColumns(values: Float32Array, factors: Float32Array): void {
   const cols = factors.length;
   for (let i = 0; i < values.length; i++) values[i] = (values[i] ?? 0) * (factors[i % cols] ?? 0);
-}
-
-/** a [m, k] times b^T, b [n, k] -> [m, n] */
-function timesTransposed(a: Float32Array, b: Float32Array, m: number, k: number, n: number): Float32Array {
-  const out = new Float32Array(m * n);
-  for (let i = 0; i < m; i++)
-    for (let j = 0; j < n; j++) {
-      let sum = 0;
-      for (let l = 0; l < k; l++) sum += (a[i * k + l] ?? 0) * (b[j * k + l] ?? 0);
-      out[i * n + j] = sum;
-    }
-  return out;
-}
-
-/** a [m, k] times the first k rows of b [.., n] -> [m, n] */
-function times2d(a: Float32Array, b: Float32Array, m: number, k: number, n: number): Float32Array {
-  const out = new Float64Array(m * n);
-  for (let i = 0; i < m; i++)
-    for (let l = 0; l < k; l++) {
-      const factor = a[i * k + l] ?? 0;
-      for (let j = 0; j < n; j++) out[i * n + j] = (out[i * n + j] ?? 0) + factor * (b[l * n + j] ?? 0);
-    }
-  return Float32Array.from(out);
 }

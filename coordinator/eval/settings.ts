@@ -3,7 +3,7 @@ import type { Checkpoint } from '../../model/checkpoint.ts';
 import type { Layout } from '../cluster-layout.ts';
 
 export function schemeSettings(checkpoint: Checkpoint, { plan, options }: Layout) {
-  const { backend, weights, cacheType, contextTokens, reparameterization, corrections, prefill } = options;
+  const { backend, weights, cacheType, contextTokens, reparameterization, corrections, prefill, norm } = options;
   return {
     model: checkpoint.path,
     modelIdentity: checkpoint.identity,
@@ -14,6 +14,7 @@ export function schemeSettings(checkpoint: Checkpoint, { plan, options }: Layout
     reparameterization,
     corrections,
     prefill,
+    norm,
     backend,
     weights,
     cacheType,

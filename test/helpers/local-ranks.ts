@@ -38,6 +38,7 @@ export const exactOptions: WorkerOptions = {
   reparameterization: 'weighted',
   corrections: '',
   prefill: 'exact',
+  norm: 'exact',
   timeoutMs: 20_000,
 };
 

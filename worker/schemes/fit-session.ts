@@ -62,7 +62,7 @@ export class FitSession implements Disposable {
     const { kernels, quantize } = backend;
     const uploader = new WeightUploader(checkpoint, kernels, 'f32', quantize);
     const rotations = await loadRotations(setup.modelPath, model, options.reparameterization);
-    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, undefined);
+    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, undefined, undefined);
     const cacheOptions = { type: 'f32', contextTokens: 1, slots: 1, exactPrefill: false } as const;
     const parts = { kernels, model, weights, cache: new LatentCache(kernels, model, plan, rank, cacheOptions) };
     const tokens = windows[0]?.length ?? 1;

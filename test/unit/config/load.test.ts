@@ -44,6 +44,7 @@ describe('what is accepted', () => {
         reparameterization: 'weighted',
         corrections: '',
         prefill: 'exact',
+        norm: 'exact',
       },
       cache: { type: 'f16', contextTokens: 0, slots: 0 },
       compute: { backend: 'ggml', threads: 1, weights: 'keep', expertSharding: 'columns', maxStepTokens: 256 },
