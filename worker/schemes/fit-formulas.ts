@@ -22,6 +22,14 @@ export interface FitSizes {
   readonly numHeads: number;
 }
 
+/** Attention sinks: their latents are unlike any other, and a few of them would bend a regression over all. */
+const usualSinks = 4;
+
+/** Tokens at the beginning that the keys are not fitted to. */
+export function firstTokens({ exactTokens, tokens }: FitSizes): number {
+  return Math.min(Math.max(exactTokens.sinks, usualSinks), Math.floor(tokens / 2));
+}
+
 /** Allocated once for a layer. */
 export interface FitTensors {
   readonly x: Tensor; // [T, hidden]
@@ -34,8 +42,6 @@ export interface FitTensors {
   readonly keys: Tensor; // [heads, r, n]
   readonly slopes: readonly Tensor[]; // of each group [heads, 1, n]
   readonly offsets: readonly Tensor[]; // of each group [heads, T, 1]
-  readonly left: Tensor; // [heads, r, 2 T]
-  readonly right: Tensor; // [heads, r, 2 T]
   readonly rows: Tensor; // [heads, r + 1 + v, T]: features and targets
   readonly mixed: Tensor; // [heads, T, r]
   readonly values: Tensor; // [heads, v, r]
@@ -57,9 +63,15 @@ export class FitFormulas {
     this.tensors = tensors;
   }
 
-  /** Of the latents within each query. [heads, r, r] */
-  covariance(ops: Ops): readonly Tensor[] {
-    return [ops.matmul(this.tensors.right, this.tensors.left)];
+  /** Sums over the tokens behind the first ones: of products of latent columns [r, r], of columns [1, r]. */
+  latentMoments(ops: Ops): readonly Tensor[] {
+    const { tokens } = this.sizes;
+    const first = firstTokens(this.sizes);
+    const { latent } = this.inputs(ops);
+    const kept = ops.slice(latent, 0, first, tokens - first);
+    const columns = ops.contiguous(ops.permute(kept, [1, 0])); // [r, tokens - first]
+    const ones = ops.reshape(ops.slice(this.tensors.ones, 2, 0, tokens - first), [1, tokens - first]);
+    return [ops.matmul(columns, columns), ops.matmul(columns, ones)];
   }
 
   /** [heads, r + 1 + v, r + 1] */
@@ -80,12 +92,13 @@ export class FitFormulas {
     return { latent: ops.contiguous(latent), ropeKey, nope, rope };
   }
 
-  exactAttention(ops: Ops): { latent: Tensor; probabilities: Tensor; heads: Tensor } {
+  /** Outputs of all heads, uncut. [heads, T, v] */
+  exactHeads(ops: Ops): readonly Tensor[] {
     const { latent, ropeKey, nope, rope } = this.inputs(ops);
     const scores = this.exactScores(ops, latent, ropeKey, nope, rope);
     const probabilities = ops.softmax(scores, this.tensors.causal, this.sizes.config.scoreScale);
     const mixed = ops.matmul(columnsFirst(ops, latent), probabilities); // [heads, T, r]
-    return { latent, probabilities, heads: ops.matmul(this.mla.decode.valueUp, mixed) };
+    return [ops.matmul(this.mla.decode.valueUp, mixed)];
   }
 
   /** [heads, T queries, T keys], not scaled */
@@ -93,18 +106,6 @@ export class FitFormulas {
     invariant(this.mla.decode.keyUp !== undefined, 'a fit of keys without a nope part');
     const query = headsFirst(ops, absorbed(ops, this.mla.decode.keyUp, nope, rope));
     return ops.matmul(batch(ops, ops.concat([latent, ropeKey], 1)), query);
-  }
-
-  /** latent [T, r]; mixed over old tokens [heads, T, r]; their mass [heads, T, 1]; what a token receives as an old one [heads, T, 1] */
-  moments(ops: Ops): readonly Tensor[] {
-    const { latent, probabilities } = this.exactAttention(ops);
-    const old = ops.multiply(probabilities, this.tensors.old);
-    return [
-      latent,
-      ops.matmul(columnsFirst(ops, latent), old),
-      ops.matmul(this.tensors.ones, old),
-      ops.matmul(this.tensors.ones, ops.contiguous(ops.permute(old, [0, 2, 1]))),
-    ];
   }
 
   /** mixtures [heads, T, r]; mass of old tokens, exact and in each group [heads, T, 1] */

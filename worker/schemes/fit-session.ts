@@ -131,7 +131,7 @@ export class FitSession implements Disposable {
     fit: Record<'keys' | 'offsets', Float32Array>,
   ): Promise<void> {
     const moments = new KeyMoments(this.sizes);
-    for (const { cut } of this.streams) moments.add(programs.exactMoments(cut));
+    for (const { cut } of this.streams) moments.add(programs.latentMoments(cut));
     await this.group.allReduceSum(moments.sums, `fit of layer ${layer}, keys`);
     moments.solve(matrices, fit.keys, fit.offsets);
   }

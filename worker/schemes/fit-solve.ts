@@ -2,15 +2,16 @@
  * The equations of a layer's fit: sums over windows and ranks in float32, solved in float64. Read next: fit-session.ts.
  *
  * Keys. A shard I sees the columns c_I of a latent, not the others c_J. Given c_I, the best guess of c_J is
- * m_J + M (c_I - m_I), M = C_JI C_II^-1, with C the covariance of latents under a head's attention to old tokens, within
- * each query. So W_UK,I becomes W_UK,I + M^T W_UK,J, and Q_J (m_J - M m_I) is added to all scores of the query.
+ * m_J + M (c_I - m_I), M = C_JI C_II^-1, with C the covariance of latents over all tokens but the first few. Weighing tokens
+ * by the attention that they get fits those that have it and lets others, which must not get it, score anything: twice
+ * the loss of no fit. So W_UK,I becomes W_UK,I + M^T W_UK,J, and Q_J (m_J - M m_I) is added to all scores of the query.
  * Values. The mixtures of all groups and a constant against the output of exact attention, ridge towards W_UV.
  */
 import { invariant } from '../../config/errors.ts';
 import type { Range } from '../../config/shard-plan.ts';
 import { type Dense, denseFrom, zeros } from '../../model/transmla/dense.ts';
 import { ridge } from '../../model/tpla/ridge.ts';
-import type { FitSizes } from './fit-formulas.ts';
+import { firstTokens, type FitSizes } from './fit-formulas.ts';
 
 /** Strength of the pull towards no correction, relative to the mean square of a feature. */
 const keyRidge = 0.01;
@@ -23,19 +24,22 @@ export interface LayerMatrices {
 }
 
 export class KeyMoments {
-  /** [heads, r, r]: covariance within queries, then [heads, r + 1]: sum, and weight. */
+  /** Products of columns [r, r], then columns [r], then how many tokens. */
   readonly sums: Float32Array;
   private readonly sizes: FitSizes;
 
   constructor(sizes: FitSizes) {
     this.sizes = sizes;
     const { latentDim } = sizes.config;
-    this.sums = new Float32Array(sizes.numHeads * (latentDim * latentDim + latentDim + 1));
+    this.sums = new Float32Array(latentDim * latentDim + latentDim + 1);
   }
 
-  add({ covariance, means }: { covariance: Float32Array; means: Float32Array }): void {
-    addTo(this.sums, covariance, 0);
-    addTo(this.sums, means, covariance.length);
+  /** Sums over the tokens of one window. */
+  add({ products, columns }: { products: Float32Array; columns: Float32Array }): void {
+    addTo(this.sums, products, 0);
+    addTo(this.sums, columns, products.length);
+    const count = products.length + columns.length;
+    this.sums[count] = (this.sums[count] ?? 0) + this.sizes.tokens - firstTokens(this.sizes);
   }
 
   /** @param keys [heads, r, n], offsets [groups, heads, n + 1]; overwritten */
@@ -44,34 +48,38 @@ export class KeyMoments {
     const { latentDim: r, nopeDim: n } = config;
     keys.set(keyUp);
     offsets.fill(0);
-    for (let head = 0; head < numHeads; head++) {
-      const covariance = denseFrom(r, r, this.sums.subarray(head * r * r, (head + 1) * r * r));
-      const first = numHeads * r * r + head * (r + 1);
-      const means = this.sums.subarray(first, first + r + 1);
-      const weight = means[r] ?? 0;
-      // A head that never looks at old tokens has nothing to correct.
-      if (weight <= 1e-6) continue;
-      const up = keyUp.subarray(head * r * n, (head + 1) * r * n); // [r, n]
-      groups.forEach((own, group) => {
-        const guess = guessOf(covariance, own); // [r - own, own]
-        const others = othersOf(r, own);
-        const place = (group * numHeads + head) * (n + 1);
-        others.forEach((column, row) => {
-          let shift = (means[column] ?? 0) / weight;
-          for (let i = own.start; i < own.end; i++) {
-            const factor = guess.data[row * guess.cols + i - own.start] ?? 0;
-            shift -= (factor * (means[i] ?? 0)) / weight;
-            for (let j = 0; j < n; j++) {
-              const to = (head * r + i) * n + j;
-              keys[to] = (keys[to] ?? 0) + factor * (up[column * n + j] ?? 0);
-            }
-          }
-          for (let j = 0; j < n; j++)
-            offsets[place + j] = (offsets[place + j] ?? 0) + shift * (up[column * n + j] ?? 0);
-        });
+    const { mean, covariance } = this.statistics();
+    groups.forEach((own, group) => {
+      const guess = guessOf(covariance, own); // [r - own, own]
+      othersOf(r, own).forEach((column, row) => {
+        let shift = mean[column] ?? 0;
+        for (let i = own.start; i < own.end; i++)
+          shift -= (guess.data[row * guess.cols + i - own.start] ?? 0) * (mean[i] ?? 0);
+        for (let head = 0; head < numHeads; head++) {
+          const up = keyUp.subarray((head * r + column) * n, (head * r + column + 1) * n); // [n]
+          for (let i = own.start; i < own.end; i++)
+            addScaled(keys, (head * r + i) * n, up, guess.data[row * guess.cols + i - own.start] ?? 0);
+          addScaled(offsets, (group * numHeads + head) * (n + 1), up, shift);
+        }
       });
-    }
+    });
   }
+
+  private statistics(): { mean: Float64Array; covariance: Dense } {
+    const { latentDim: r } = this.sizes.config;
+    const count = this.sums[r * r + r] ?? 1;
+    const mean = Float64Array.from(this.sums.subarray(r * r, r * r + r), (sum) => sum / count);
+    const covariance = denseFrom(r, r, this.sums.subarray(0, r * r));
+    for (let i = 0; i < r; i++)
+      for (let j = 0; j < r; j++)
+        covariance.data[i * r + j] = (covariance.data[i * r + j] ?? 0) / count - (mean[i] ?? 0) * (mean[j] ?? 0);
+    return { mean, covariance };
+  }
+}
+
+/** target[from + i] += factor * values[i] */
+function addScaled(target: Float32Array, from: number, values: Float32Array, factor: number): void {
+  for (let i = 0; i < values.length; i++) target[from + i] = (target[from + i] ?? 0) + factor * (values[i] ?? 0);
 }
 
 /** M = C_JI C_II^-1, J: all columns but `own`. */
