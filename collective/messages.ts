@@ -35,6 +35,7 @@ export const shardPlanSchema = z.strictObject({
         prefillHeads: range,
         kvHeads: range,
         latent: range,
+        sharedLatent: range,
         ropeKey: range,
         positions: z.strictObject({ part: count, parts: count, block: count }),
         feedForward: range,

@@ -36,6 +36,8 @@ const attentionSchema = z.strictObject({
   reparameterization: z.enum(reparameterizationNames).default('weighted'),
   /** Folder of `tpla rotate` with corrections of cut attention; empty: none. */
   corrections: z.string().default(''),
+  /** Of scheme tpla: first latent columns that every group keeps, in place of the last. */
+  overlap: wholeNumber.min(0).max(4096).default(0),
   prefill: z.enum(prefillNames).default('exact'),
   /** Of a latent that the model norms: by all its columns, or in decode by those of the rank, as in the paper. */
   norm: z.enum(normNames).default('exact'),

@@ -25,6 +25,7 @@ export interface ClusterFlags {
   readonly corrections?: string | undefined;
   readonly prefill?: string | undefined;
   readonly norm?: string | undefined;
+  readonly overlap?: number | undefined;
   readonly backend?: string | undefined;
   readonly device?: string | undefined;
   readonly transport?: string | undefined;
@@ -55,6 +56,7 @@ const flagPaths: Readonly<Record<Exclude<keyof ClusterFlags, 'ranks' | 'device'>
   corrections: ['attention', 'corrections'],
   prefill: ['attention', 'prefill'],
   norm: ['attention', 'norm'],
+  overlap: ['attention', 'overlap'],
   backend: ['compute', 'backend'],
   threads: ['compute', 'threads'],
   weights: ['compute', 'weights'],

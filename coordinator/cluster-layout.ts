@@ -39,6 +39,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
     expertSharding: config.compute.expertSharding,
     shares: config.ranks.map((rank) => rank.share),
     exactTokens: exactTokensOf(config, scheme, latentGroups),
+    latentOverlap: config.attention.overlap,
   });
   checkCacheType(model, plan, config);
   checkNorm(model, config, plan);

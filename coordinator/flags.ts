@@ -89,6 +89,11 @@ export function computeFlags<T>(program: Argv<T>) {
       describe:
         'norm of a DeepSeek latent over all its columns (exact), or in decode over those of the rank (sliced), for comparison with the paper (default: exact)',
     })
+    .option('overlap', {
+      type: 'number',
+      describe:
+        'first latent columns that every latent group of scheme tpla keeps, in place of the last ones: sharper attention for the same cache (default: 0)',
+    })
     .option('sinks', {
       type: 'number',
       describe: `first tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 4 where the latent is cut)`,

@@ -115,8 +115,8 @@ export function writeLatent(
   const { latentShard, ropeShard, shardNormFactor } = weights;
   const shard =
     shardNormFactor === undefined || inputs.staging !== undefined
-      ? columns(ops, latent, latentShard)
-      : normedShard(ops, config, columns(ops, raw, latentShard), shardNormFactor);
+      ? columnsIn(ops, latent, latentShard)
+      : normedShard(ops, config, columnsIn(ops, raw, latentShard), shardNormFactor);
   const row = ops.concat([shard, columns(ops, ropeKey, ropeShard)], 1);
   ops.scatterRows(rows, row, inputs.cacheRows);
   return { latent, ropeKey };
@@ -246,6 +246,12 @@ export function rotated(
     interleaved: model.rope.interleaved,
     attentionFactor: model.rope.attentionFactor,
   });
+}
+
+/** Parts of the last axis side by side; of their parts, at least one. */
+export function columnsIn(ops: Ops, x: Tensor, ranges: readonly Range[]): Tensor {
+  const parts = ranges.map((range) => columns(ops, x, range));
+  return joined(ops, parts, x.shape.length - 1);
 }
 
 /** Part of the last axis. */

@@ -4,7 +4,7 @@
  * by forward.ts; which columns a row has, by the shard plan.
  */
 import type { ModelConfig } from '../config/model-config.ts';
-import { heldPositions, size, type Deal, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import { heldPositions, latentWidth, size, type Deal, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Kernels, Tensor, TensorType } from './kernels/kernels.ts';
 import { RecentTokens } from './schemes/recent-tokens.ts';
 import { allocateValues, type ValueCache } from './value-cache.ts';
@@ -118,6 +118,6 @@ export function paddedLength(rows: number, readStep: number): number {
 
 /** Numbers of a token in one tensor of a layer. */
 function rowWidth({ attention }: ModelConfig, rank: RankPlan): number {
-  if (attention.kind === 'mla') return size(rank.latent) + size(rank.ropeKey);
+  if (attention.kind === 'mla') return latentWidth(rank) + size(rank.ropeKey);
   return size(rank.kvHeads) * attention.headDim;
 }

@@ -257,6 +257,7 @@ async function fitsOf({ plan, options }: Setup, checkpoint: Checkpoint): Promise
     modelIdentity: identity,
     reparameterization: options.reparameterization,
     exactTokens,
+    overlap: plan.ranks[0]?.sharedLatent.end ?? 0,
     shape: { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim },
     numLayers,
   });

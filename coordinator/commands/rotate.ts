@@ -36,6 +36,7 @@ const rotateFlags = <T>(command: Argv<T>) =>
     .option('latent-groups', number('latent-groups', 2, maxWorldSize, true, 2, 'latent shards to correct for'))
     .option('window', number('window', 0, maxExactTokens, true, 64, 'last tokens that will be scored exactly'))
     .option('sinks', number('sinks', 0, maxExactTokens, true, 4, 'first tokens that will be scored exactly'))
+    .option('overlap', number('overlap', 0, 4096, true, 0, 'first latent columns that every group will keep'))
     .option('reparam', {
       choices: reparameterizationNames,
       default: 'weighted' as const,
@@ -98,13 +99,14 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
       progress.update(layer + 1);
     }
   }
-  const path = join(flags.out, fitFileName(latentGroups, flags));
+  const path = join(flags.out, fitFileName(latentGroups, flags, flags.overlap));
   const calibrationHash = createHash('sha256').update(Int32Array.from(windows.flat())).digest('hex');
   const origin = {
     modelIdentity: checkpoint.identity,
     latentGroups,
     window: flags.window,
     sinks: flags.sinks,
+    overlap: flags.overlap,
     reparameterization: flags.reparam,
     calibrationHash,
   };
@@ -118,6 +120,6 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
   context.write(
     flags.json
       ? `${JSON.stringify(report)}\n`
-      : `${path}: ${numLayers} layers fitted on ${report.tokens} tokens in ${report.seconds.toFixed(0)} s; use it with --corrections ${flags.out} --latent-groups ${latentGroups} --window ${flags.window} --sinks ${flags.sinks}\n`,
+      : `${path}: ${numLayers} layers fitted on ${report.tokens} tokens in ${report.seconds.toFixed(0)} s; use it with --corrections ${flags.out} --latent-groups ${latentGroups} --window ${flags.window} --sinks ${flags.sinks}${flags.overlap > 0 ? ` --overlap ${flags.overlap}` : ''}\n`,
   );
 }

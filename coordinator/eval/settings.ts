@@ -11,6 +11,7 @@ export function schemeSettings(checkpoint: Checkpoint, { plan, options }: Layout
     ranks: plan.worldSize,
     latentGroups: plan.latentGroups,
     exactTokens: plan.exactTokens,
+    overlap: plan.ranks[0]?.sharedLatent.end ?? 0,
     reparameterization,
     corrections,
     prefill,

@@ -87,7 +87,7 @@ function settingsOf({ path, config }: Checkpoint, groups: number, folder: string
     const windowed = { ...base, scheme: 'tpla', ...kept, name: `${name}, softmax cut, window 64 + 4` };
     const corrections = join(folder, reparam);
     const corrected = [none, kept]
-      .filter((tokens) => folder !== '' && existsSync(join(corrections, fitFileName(groups, tokens))))
+      .filter((tokens) => folder !== '' && existsSync(join(corrections, fitFileName(groups, tokens, 0))))
       .map((tokens): Setting => {
         const at = `window ${tokens.window} + ${tokens.sinks}, corrected`;
         return { ...base, scheme: 'tpla', ...tokens, corrections, name: `${name}, softmax cut, ${at}` };

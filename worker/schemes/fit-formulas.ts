@@ -5,10 +5,16 @@
 import { invariant } from '../../config/errors.ts';
 import { size, type ExactTokens, type Range } from '../../config/shard-plan.ts';
 import type { MlaConfig, ModelConfig } from '../../config/model-config.ts';
-import { absorbed, biased, latentOfTokens, outputOfHeads, queryParts, tokensFirst } from '../attention.ts';
+import { absorbed, biased, columnsIn, latentOfTokens, outputOfHeads, queryParts, tokensFirst } from '../attention.ts';
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
 import type { MlaWeights } from '../mla-weights.ts';
+
+/** Latent columns of one group, and where they stand when the columns of all groups lie side by side: r numbers in all. */
+export interface FitGroup {
+  readonly columns: readonly Range[];
+  readonly place: Range;
+}
 
 export interface FitSizes {
   /** T: tokens of a window. */
@@ -16,8 +22,7 @@ export interface FitSizes {
   /** The first of them, which run exactly. */
   readonly prompt: number;
   readonly exactTokens: ExactTokens;
-  /** Latent columns of every group. */
-  readonly groups: readonly Range[];
+  readonly groups: readonly FitGroup[];
   readonly config: MlaConfig;
   readonly numHeads: number;
 }
@@ -115,9 +120,9 @@ export class FitFormulas {
     const exact = this.exactScores(ops, latent, ropeKey, nope, rope);
     const kept = ops.multiply(exact, this.tensors.exactly);
     const oldMass = (p: Tensor): Tensor => ops.matmul(this.tensors.ones, ops.multiply(p, this.tensors.old));
-    const parts = groups.map((own, group) => {
-      const keyUp = ops.contiguous(ops.slice(this.tensors.keys, 1, own.start, size(own)));
-      const columns = ops.contiguous(ops.slice(latent, 1, own.start, size(own))); // [T, columns]
+    const parts = groups.map(({ columns: own, place }, group) => {
+      const keyUp = ops.contiguous(ops.slice(this.tensors.keys, 1, place.start, size(place)));
+      const columns = ops.contiguous(columnsIn(ops, latent, own)); // [T, columns]
       const local = headsFirst(ops, absorbed(ops, keyUp, nope, rope)); // [heads, T, columns + p]
       const offset = ops.add(ops.matmul(at(this.tensors.slopes, group), nope), at(this.tensors.offsets, group)); // [heads, T, 1]
       const query = ops.concat([local, ops.reshape(offset, [H, T, 1])], 2);
@@ -138,15 +143,11 @@ export class FitFormulas {
     ];
   }
 
-  /** Deltas [T, hidden] of headOutputs; of mixed by the refitted W_UV; of mixed by W_UV. */
+  /** Deltas [T, hidden] of headOutputs; of mixed by the refitted W_UV. */
   heads(ops: Ops): readonly Tensor[] {
     const delta = (heads: Tensor): Tensor =>
       biased(ops, outputOfHeads(ops, this.mla.decode, tokensFirst(ops, heads)), this.mla.outputBias);
-    return [
-      delta(this.tensors.headOutputs),
-      delta(ops.matmul(this.tensors.values, this.tensors.mixed)),
-      delta(ops.matmul(this.mla.decode.valueUp, this.tensors.mixed)),
-    ];
+    return [delta(this.tensors.headOutputs), delta(ops.matmul(this.tensors.values, this.tensors.mixed))];
   }
 }
 

@@ -191,16 +191,19 @@ export class FitPrograms implements Disposable {
     return delta ?? new Float32Array(0);
   }
 
-  /** Corrected behind the prompt, exact in it. @param mixed [heads, T, r]  @returns [T, hidden] */
-  deltaOfMixtures(mixed: Float32Array): Float32Array {
+  /**
+   * Corrected behind the prompt; in it, which sees nothing that is cut, the exact one.
+   * @param mixed [heads, T, r]  @param exact [T, hidden]  @returns [T, hidden]
+   */
+  deltaOfMixtures(mixed: Float32Array, exact: Float32Array): Float32Array {
     const { tokens: T, prompt } = this.sizes;
     const hidden = this.parts.model.hiddenDim;
     this.upload(this.inputs.mixed, mixed);
-    const [, cut, whole] = this.run('heads', [T * hidden, T * hidden, T * hidden]);
-    invariant(cut !== undefined && whole !== undefined, 'the heads program has three outputs');
+    const [, cut] = this.run('heads', [0, T * hidden]);
+    invariant(cut !== undefined, 'the heads program has two outputs');
     for (let t = prompt; t < T; t++)
       for (let i = 0; i < hidden; i++) cut[t * hidden + i] = (cut[t * hidden + i] ?? 0) + (this.bias[i] ?? 0);
-    cut.set(whole.subarray(0, prompt * hidden));
+    cut.set(exact.subarray(0, prompt * hidden));
     return cut;
   }
 

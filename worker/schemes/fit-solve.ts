@@ -8,10 +8,9 @@
  * Values. The mixtures of all groups and a constant against the output of exact attention, ridge towards W_UV.
  */
 import { invariant } from '../../config/errors.ts';
-import type { Range } from '../../config/shard-plan.ts';
 import { type Dense, denseFrom, zeros } from '../../model/transmla/dense.ts';
 import { ridge } from '../../model/tpla/ridge.ts';
-import { firstTokens, type FitSizes } from './fit-formulas.ts';
+import { firstTokens, type FitGroup, type FitSizes } from './fit-formulas.ts';
 
 /** Strength of the pull towards no correction, relative to the mean square of a feature. */
 const keyRidge = 0.01;
@@ -42,26 +41,37 @@ export class KeyMoments {
     this.sums[count] = (this.sums[count] ?? 0) + this.sizes.tokens - firstTokens(this.sizes);
   }
 
-  /** @param keys [heads, r, n], offsets [groups, heads, n + 1]; overwritten */
+  /** @param keys [heads, r, n] in the order of the groups, offsets [groups, heads, n + 1]; overwritten */
   solve({ keyUp }: LayerMatrices, keys: Float32Array, offsets: Float32Array): void {
     const { numHeads, groups, config } = this.sizes;
     const { latentDim: r, nopeDim: n } = config;
-    keys.set(keyUp);
+    keys.fill(0);
     offsets.fill(0);
     const { mean, covariance } = this.statistics();
-    groups.forEach((own, group) => {
-      const guess = guessOf(covariance, own); // [r - own, own]
-      othersOf(r, own).forEach((column, row) => {
-        let shift = mean[column] ?? 0;
-        for (let i = own.start; i < own.end; i++)
-          shift -= (guess.data[row * guess.cols + i - own.start] ?? 0) * (mean[i] ?? 0);
-        for (let head = 0; head < numHeads; head++) {
-          const up = keyUp.subarray((head * r + column) * n, (head * r + column + 1) * n); // [n]
-          for (let i = own.start; i < own.end; i++)
-            addScaled(keys, (head * r + i) * n, up, guess.data[row * guess.cols + i - own.start] ?? 0);
-          addScaled(offsets, (group * numHeads + head) * (n + 1), up, shift);
-        }
-      });
+    const rowOf = (head: number, column: number): Float32Array =>
+      keyUp.subarray((head * r + column) * n, (head * r + column + 1) * n);
+    groups.forEach((group, index) => {
+      const own = columnNumbers(group);
+      const others = Array.from({ length: r }, (_, i) => i).filter((i) => !own.includes(i));
+      const guess = guessOf(covariance, own, others); // [others, own]
+      const shifts = others.map((column, row) =>
+        own.reduce(
+          (shift, i, j) => shift - (guess.data[row * own.length + j] ?? 0) * (mean[i] ?? 0),
+          mean[column] ?? 0,
+        ),
+      );
+      for (let head = 0; head < numHeads; head++) {
+        own.forEach((column, j) => {
+          const to = (head * r + group.place.start + j) * n;
+          addScaled(keys, to, rowOf(head, column), 1);
+          others.forEach((other, row) =>
+            addScaled(keys, to, rowOf(head, other), guess.data[row * own.length + j] ?? 0),
+          );
+        });
+        others.forEach((other, row) =>
+          addScaled(offsets, (index * numHeads + head) * (n + 1), rowOf(head, other), shifts[row] ?? 0),
+        );
+      }
     });
   }
 
@@ -82,22 +92,21 @@ function addScaled(target: Float32Array, from: number, values: Float32Array, fac
   for (let i = 0; i < values.length; i++) target[from + i] = (target[from + i] ?? 0) + factor * (values[i] ?? 0);
 }
 
-/** M = C_JI C_II^-1, J: all columns but `own`. */
-function guessOf(covariance: Dense, own: Range): Dense {
-  const width = own.end - own.start;
+/** M = C_JI C_II^-1. @param own I  @param others J  @returns [others, own] */
+function guessOf(covariance: Dense, own: readonly number[], others: readonly number[]): Dense {
   const r = covariance.rows;
-  const others = othersOf(r, own);
   const part = (rows: readonly number[]): Dense => {
-    const out = zeros(rows.length, width);
-    rows.forEach((row, i) => out.data.set(covariance.data.subarray(row * r + own.start, row * r + own.end), i * width));
+    const out = zeros(rows.length, own.length);
+    rows.forEach((row, i) =>
+      own.forEach((column, j) => (out.data[i * own.length + j] = covariance.data[row * r + column] ?? 0)),
+    );
     return out;
   };
-  const inside = Array.from({ length: width }, (_, i) => own.start + i);
-  return ridge(part(inside), part(others), zeros(others.length, width), keyRidge);
+  return ridge(part(own), part(others), zeros(others.length, own.length), keyRidge);
 }
 
-function othersOf(r: number, own: Range): number[] {
-  return Array.from({ length: r }, (_, i) => i).filter((i) => i < own.start || i >= own.end);
+function columnNumbers({ columns }: FitGroup): number[] {
+  return columns.flatMap(({ start, end }) => Array.from({ length: end - start }, (_, i) => start + i));
 }
 
 export class ValueMoments {
@@ -127,7 +136,7 @@ export class ValueMoments {
       const cross = denseFrom(v, width, own.subarray(width * width));
       const prior = zeros(v, width);
       for (let i = 0; i < v; i++)
-        prior.data.set(valueUp.subarray((head * v + i) * r, (head * v + i + 1) * r), i * width);
+        this.setPrior(prior, i * width, valueUp.subarray((head * v + i) * r, (head * v + i + 1) * r));
       const solved = ridge(gram, cross, prior, valueRidge);
       for (let i = 0; i < v; i++) {
         values.set(solved.data.subarray(i * width, i * width + r), (head * v + i) * r);
@@ -135,6 +144,16 @@ export class ValueMoments {
       }
     }
     return bias;
+  }
+
+  /** W_UV in the order of the groups; of columns that several groups keep, the first counts. @param row [r] */
+  private setPrior(prior: Dense, from: number, row: Float32Array): void {
+    const seen = new Set<number>();
+    for (const group of this.sizes.groups)
+      columnNumbers(group).forEach((column, i) => {
+        if (!seen.has(column)) prior.data[from + group.place.start + i] = row[column] ?? 0;
+        seen.add(column);
+      });
   }
 }
 
