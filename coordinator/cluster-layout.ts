@@ -8,6 +8,7 @@ import type { ModelConfig } from '../config/model-config.ts';
 import {
   chooseScheme,
   defaultLatentGroups,
+  latentWidth,
   planShards,
   size,
   type ExactTokens,
@@ -81,6 +82,8 @@ function checkNorm({ attention, architecture }: ModelConfig, config: ClusterConf
     throw new ConfigError(`norm: sliced needs a model that norms its latent; this ${architecture} model does not`);
   if (plan.latentGroups === 1)
     throw new ConfigError(`norm: sliced has no meaning for scheme ${plan.scheme} with a whole latent; leave it out`);
+  if (config.attention.overlap > 0)
+    throw new ConfigError(`norm: sliced is for shards without an overlap of ${config.attention.overlap}; leave it out`);
   const { sinks, window } = plan.exactTokens;
   if (sinks + window > 0)
     throw new ConfigError(
@@ -124,8 +127,9 @@ function checkCacheType(model: ModelConfig, plan: ShardPlan, { cache, compute }:
     );
   const { blockSize } = weightLayout('q8_0');
   const { attention } = model;
-  for (const { rank, latent, ropeKey } of plan.ranks) {
-    const parts = attention.kind === 'gqa' ? [attention.headDim] : [size(latent), size(ropeKey)];
+  for (const plannedRank of plan.ranks) {
+    const { rank, ropeKey } = plannedRank;
+    const parts = attention.kind === 'gqa' ? [attention.headDim] : [latentWidth(plannedRank), size(ropeKey)];
     if (parts.every((part) => part % blockSize === 0)) continue;
     const kept =
       attention.kind === 'gqa'

@@ -63,9 +63,11 @@ export function addRotateCommand(program: Argv, context: CommandContext): Argv {
 async function rotate(flags: RotateFlags, context: CommandContext): Promise<void> {
   const source = await readGivenText(flags.calibration, '--calibration');
   const length = Math.min(windowTokens, flags.calibrationTokens);
+  // --calibration is for the fit here; opening the model would take it for a conversion's.
+  const { calibration, calibrationTokens, ...modelFlags } = flags;
   await using model = await openModel(
     {
-      ...flags,
+      ...modelFlags,
       scheme: 'tpla',
       ranks: flags.ranks ?? flags.latentGroups,
       weights: 'f32',
@@ -82,8 +84,8 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
       `${flags.model}: has a key-value cache per head and no latent; convert it first (tpla convert)`,
     );
   const ids = (await openText(checkpoint.path)).encode(source);
-  const counts = { length, calibration: Math.floor(flags.calibrationTokens / length), heldOut: 0 };
-  const { windows } = windowsOfText(ids, counts, flags.calibration);
+  const counts = { length, calibration: Math.floor(calibrationTokens / length), heldOut: 0 };
+  const { windows } = windowsOfText(ids, counts, calibration);
   const { nopeDim, valueDim, latentDim } = attention;
   const { latentGroups } = flags;
   const shape: FitShape = { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim };

@@ -43,6 +43,7 @@ describe('what is accepted', () => {
         latentGroups: 0,
         reparameterization: 'weighted',
         corrections: '',
+        overlap: 0,
         prefill: 'exact',
         norm: 'exact',
       },
