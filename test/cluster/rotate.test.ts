@@ -31,4 +31,4 @@ test('corrections are fitted to a converted model and used', async () => {
   const other = await sandbox.run([...scored, ...setting, ...piece, '--recent-window', '9']);
   expect(other.code).toBe(2);
   expect(other.stderr).toContain('tpla_fit_g2_w9_s1_o2.safetensors is not there; run tpla rotate');
-});
+}, 120_000);
