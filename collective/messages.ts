@@ -35,6 +35,7 @@ export const shardPlanSchema = z.strictObject({
         prefillHeads: range,
         kvHeads: range,
         latent: range,
+        sharedLatent: range,
         ropeKey: range,
         positions: z.strictObject({ part: count, parts: count, block: count }),
         feedForward: range,
@@ -68,6 +69,8 @@ export const workerOptionsSchema = z.strictObject({
   corrections: z.string(),
   /** exact: prefill/decode separation; sliced: prefill uses the decode arithmetic. */
   prefill: z.enum(['exact', 'sliced']),
+  /** sliced: decode norms the columns of the shard alone; only for models that norm their latent. */
+  norm: z.enum(['exact', 'sliced']),
   /** Deadline of every receive of a collective. */
   timeoutMs: count,
 });
@@ -155,8 +158,10 @@ const readySchema = z.strictObject({
   epoch: count,
   loadMs: z.number(),
   weightBytes: count,
-  /** Bytes that one token takes in this rank's cache, all layers, as allocated. */
+  /** Bytes that one token takes in this rank's cache, all layers, measured from what was allocated. */
   cacheBytesPerToken: z.number(),
+  /** All memory of the cache: every slot at full context, and what is kept beside it. */
+  cacheBytes: count,
   device: z.string(),
   /** 'zeromq ring', 'zeromq direct', 'shared memory', 'none': what carries the sums. */
   transport: z.string(),

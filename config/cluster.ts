@@ -13,6 +13,7 @@ export const cacheTypeNames = ['f16', 'f32', 'q8_0'] as const;
 export const weightNames = ['keep', 'f32', 'f16', 'q8_0', 'q4_0', 'q4_K'] as const;
 export const reparameterizationNames = ['weighted', 'pca', 'hadamard', 'none'] as const;
 export const prefillNames = ['exact', 'sliced'] as const;
+export const normNames = ['exact', 'sliced'] as const;
 
 /** Where `contextTokens: 0` stops: long contexts take memory that a first run should not. */
 export const defaultContextCeiling = 4096;
@@ -35,7 +36,11 @@ const attentionSchema = z.strictObject({
   reparameterization: z.enum(reparameterizationNames).default('weighted'),
   /** Folder of `tpla rotate` with corrections of cut attention; empty: none. */
   corrections: z.string().default(''),
+  /** Of scheme tpla: first latent columns that every group keeps, in place of the last. */
+  overlap: wholeNumber.min(0).max(4096).default(0),
   prefill: z.enum(prefillNames).default('exact'),
+  /** Of a latent that the model norms: by all its columns, or in decode by those of the rank, as in the paper. */
+  norm: z.enum(normNames).default('exact'),
   /** Last tokens that scheme tpla scores with whole latents. Absent: 64 where the latent is cut, else 0. */
   window: wholeNumber.min(0).max(maxExactTokens).optional(),
   /** First tokens, likewise. Absent: 4 where the latent is cut, else 0. */

@@ -24,6 +24,8 @@ export interface ClusterFlags {
   readonly sinks?: number | undefined;
   readonly corrections?: string | undefined;
   readonly prefill?: string | undefined;
+  readonly norm?: string | undefined;
+  readonly overlap?: number | undefined;
   readonly backend?: string | undefined;
   readonly device?: string | undefined;
   readonly transport?: string | undefined;
@@ -53,6 +55,8 @@ const flagPaths: Readonly<Record<Exclude<keyof ClusterFlags, 'ranks' | 'device'>
   sinks: ['attention', 'sinks'],
   corrections: ['attention', 'corrections'],
   prefill: ['attention', 'prefill'],
+  norm: ['attention', 'norm'],
+  overlap: ['attention', 'overlap'],
   backend: ['compute', 'backend'],
   threads: ['compute', 'threads'],
   weights: ['compute', 'weights'],

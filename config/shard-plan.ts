@@ -61,8 +61,10 @@ export interface RankPlan {
   readonly prefillHeads: Range;
   /** KV heads read by `heads`; empty for a latent cache. */
   readonly kvHeads: Range;
-  /** Latent columns that the cache of this rank keeps and decode reads; empty for gqa. */
+  /** Latent columns of this rank's group alone that its cache keeps and decode reads; empty for gqa. */
   readonly latent: Range;
+  /** First latent columns, which every group keeps beside its own; empty but in `tpla` with an overlap. */
+  readonly sharedLatent: Range;
   /** Columns of the rotary key that the cache of this rank keeps; empty for gqa. */
   readonly ropeKey: Range;
   readonly positions: Deal;
@@ -89,6 +91,8 @@ export interface PlanRequest {
   readonly shares?: readonly number[];
   /** None when absent. */
   readonly exactTokens?: ExactTokens;
+  /** First latent columns that every group keeps; the last of the latent make room for them. 0 when absent. */
+  readonly latentOverlap?: number;
 }
 
 export const maxWorldSize = 64;
@@ -122,7 +126,7 @@ export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan 
       heads,
       prefillHeads: ownHeads,
       kvHeads: kvHeadsOf(model, heads),
-      latent: latentOf(model, latentGroups, group),
+      ...latentOf(model, latentGroups, group, request.latentOverlap ?? 0),
       ropeKey: ropeKeyOf(model, request, rank),
       positions: scheme === 'dcp' ? { part: rank, parts: worldSize, block: dealBlock } : wholeDeal,
       feedForward: at(feedForward, rank),
@@ -242,6 +246,15 @@ function checkRequest(model: ModelConfig, request: PlanRequest): void {
     throw new ConfigError(
       `window: exact attention to some tokens (window ${window}, sinks ${sinks}) is for scheme tpla, not for ${scheme}; leave both out`,
     );
+  const overlap = request.latentOverlap ?? 0;
+  if (overlap > 0 && (scheme !== 'tpla' || latentGroups === 1))
+    throw new ConfigError(
+      `overlap: columns that every latent group keeps are for scheme tpla in several groups; leave out the ${overlap}`,
+    );
+  if (model.attention.kind === 'mla' && overlap * latentGroups > model.attention.latentDim)
+    throw new ConfigError(
+      `overlap: ${overlap} columns in each of ${latentGroups} groups are more than the latent's ${model.attention.latentDim}; use at most ${Math.floor(model.attention.latentDim / latentGroups)}`,
+    );
   if (worldSize % latentGroups !== 0)
     throw new ConfigError(
       `latentGroups: ${latentGroups} does not divide worldSize ${worldSize}; use ${validLatentGroups(worldSize).join(', ')}`,
@@ -276,9 +289,28 @@ function kvHeadsOf(model: ModelConfig, heads: Range): Range {
   return { start: Math.floor(heads.start / queriesPerKvHead), end: Math.floor((heads.end - 1) / queriesPerKvHead) + 1 };
 }
 
-function latentOf(model: ModelConfig, latentGroups: number, group: number): Range {
-  if (model.attention.kind !== 'mla') return { start: 0, end: 0 };
-  return at(cut(model.attention.latentDim, new Array<number>(latentGroups).fill(1), 1), group);
+/** With an overlap of k columns in g groups, the last (g - 1) k columns are nobody's: the cache stays as large. */
+function latentOf(
+  model: ModelConfig,
+  latentGroups: number,
+  group: number,
+  overlap: number,
+): Pick<RankPlan, 'latent' | 'sharedLatent'> {
+  const sharedLatent = { start: 0, end: overlap };
+  if (model.attention.kind !== 'mla') return { latent: sharedLatent, sharedLatent };
+  const dealt = model.attention.latentDim - latentGroups * overlap;
+  const own = at(cut(dealt, new Array<number>(latentGroups).fill(1), 1), group);
+  return { latent: shift(own, overlap), sharedLatent };
+}
+
+/** Latent columns in the order in which a rank's cache has them. */
+export function cachedLatent({ latent, sharedLatent }: RankPlan): Range[] {
+  return [sharedLatent, latent].filter((range) => size(range) > 0);
+}
+
+/** Numbers of the latent that a rank keeps of a token. */
+export function latentWidth({ latent, sharedLatent }: RankPlan): number {
+  return size(sharedLatent) + size(latent);
 }
 
 /** Partial scores are summed before softmax in `tpla-exact`, so that the rotary key can be cut too. */

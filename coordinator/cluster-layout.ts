@@ -8,6 +8,7 @@ import type { ModelConfig } from '../config/model-config.ts';
 import {
   chooseScheme,
   defaultLatentGroups,
+  latentWidth,
   planShards,
   size,
   type ExactTokens,
@@ -39,8 +40,10 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
     expertSharding: config.compute.expertSharding,
     shares: config.ranks.map((rank) => rank.share),
     exactTokens: exactTokensOf(config, scheme, latentGroups),
+    latentOverlap: config.attention.overlap,
   });
   checkCacheType(model, plan, config);
+  checkNorm(model, config, plan);
   const contextTokens = contextOf(model, config.cache.contextTokens);
   return {
     plan,
@@ -59,6 +62,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
       // Only attention over a shard has anything to correct.
       corrections: scheme === 'tpla' && latentGroups > 1 ? config.attention.corrections : '',
       prefill: config.attention.prefill,
+      norm: config.attention.norm,
       timeoutMs: config.collective.timeoutMs,
     },
   };
@@ -66,8 +70,25 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
 
 /** Nothing is kept beside the shard where that is the whole latent, unless the user asks for it. */
 function exactTokensOf({ attention }: ClusterConfig, scheme: Scheme, latentGroups: number): ExactTokens {
-  const usual = scheme === 'tpla' && latentGroups > 1 ? defaultExactTokens : { window: 0, sinks: 0 };
+  const usual =
+    scheme === 'tpla' && latentGroups > 1 && attention.norm === 'exact' ? defaultExactTokens : { window: 0, sinks: 0 };
   return { sinks: attention.sinks ?? usual.sinks, window: attention.window ?? usual.window };
+}
+
+/** @throws ConfigError where there is no norm to cut, or the whole latent is kept */
+function checkNorm({ attention, architecture }: ModelConfig, config: ClusterConfig, plan: ShardPlan): void {
+  if (config.attention.norm === 'exact') return;
+  if (attention.kind === 'gqa' || attention.latentNormEps === null)
+    throw new ConfigError(`norm: sliced needs a model that norms its latent; this ${architecture} model does not`);
+  if (plan.latentGroups === 1)
+    throw new ConfigError(`norm: sliced has no meaning for scheme ${plan.scheme} with a whole latent; leave it out`);
+  if (config.attention.overlap > 0)
+    throw new ConfigError(`norm: sliced is for shards without an overlap of ${config.attention.overlap}; leave it out`);
+  const { sinks, window } = plan.exactTokens;
+  if (sinks + window > 0)
+    throw new ConfigError(
+      `norm: sliced leaves no whole latents for a window of ${window} and ${sinks} sinks; leave them out`,
+    );
 }
 
 function schemeOf(model: ModelConfig, config: ClusterConfig): { scheme: Scheme; reason: string } {
@@ -106,8 +127,9 @@ function checkCacheType(model: ModelConfig, plan: ShardPlan, { cache, compute }:
     );
   const { blockSize } = weightLayout('q8_0');
   const { attention } = model;
-  for (const { rank, latent, ropeKey } of plan.ranks) {
-    const parts = attention.kind === 'gqa' ? [attention.headDim] : [size(latent), size(ropeKey)];
+  for (const plannedRank of plan.ranks) {
+    const { rank, ropeKey } = plannedRank;
+    const parts = attention.kind === 'gqa' ? [attention.headDim] : [latentWidth(plannedRank), size(ropeKey)];
     if (parts.every((part) => part % blockSize === 0)) continue;
     const kept =
       attention.kind === 'gqa'

@@ -8,6 +8,7 @@ import {
   cacheTypeNames,
   defaultContextCeiling,
   maxExactTokens,
+  normNames,
   prefillNames,
   reparameterizationNames,
   schemeNames,
@@ -82,6 +83,16 @@ export function computeFlags<T>(program: Argv<T>) {
     .option('prefill', {
       choices: prefillNames,
       describe: 'exact: the prompt is read with whole latents; sliced: with the arithmetic of decode (default: exact)',
+    })
+    .option('norm', {
+      choices: normNames,
+      describe:
+        'norm of a DeepSeek latent over all its columns (exact), or in decode over those of the rank (sliced), for comparison with the paper (default: exact)',
+    })
+    .option('overlap', {
+      type: 'number',
+      describe:
+        'first latent columns that every latent group of scheme tpla keeps, in place of the last ones: sharper attention for the same cache (default: 0)',
     })
     .option('sinks', {
       type: 'number',

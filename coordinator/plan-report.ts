@@ -4,6 +4,7 @@
  */
 import type { ModelConfig } from '../config/model-config.ts';
 import {
+  latentWidth,
   planShards,
   size,
   validLatentGroups,
@@ -101,7 +102,7 @@ function weightBytesOf(
       bytes += part(kvHeads, 'key', layer) + part(kvHeads, 'value', layer);
       continue;
     }
-    const latent = size(rank.latent) / attention.latentDim;
+    const latent = latentWidth(rank) / attention.latentDim;
     bytes += part(1, 'queryDown', layer) + part(1, 'latentDown', layer) + part(heads * latent, 'latentUp', layer);
     // Exact prefill keeps the whole latent's projection for its own heads beside the shard's.
     if (plan.latentGroups > 1) bytes += part(size(rank.prefillHeads) / numHeads, 'latentUp', layer);

@@ -22,7 +22,9 @@ type RankReport = Usage['perRank'][number] & {
   readonly device: string;
   readonly transport: string;
   readonly weightBytes: number;
+  /** Both measured by the rank. */
   readonly cacheBytesPerToken: number;
+  readonly cacheBytes: number;
 };
 
 export function reportOf(cluster: Cluster, usage: Usage): RunReport {
@@ -33,9 +35,11 @@ export function reportOf(cluster: Cluster, usage: Usage): RunReport {
     promptTokens,
     generatedTokens,
     timings: { loadMs: cluster.loadMs, ttftMs, prefillTokensPerSecond, decodeTokensPerSecond },
-    perRank: cluster.ranks.flatMap(({ rank, pid, device, transport, weightBytes, cacheBytesPerToken }) => {
+    perRank: cluster.ranks.flatMap(({ rank, pid, device, transport, weightBytes, cacheBytesPerToken, cacheBytes }) => {
       const sums = usage.perRank[rank];
-      return sums === undefined ? [] : [{ ...sums, pid, device, transport, weightBytes, cacheBytesPerToken }];
+      return sums === undefined
+        ? []
+        : [{ ...sums, pid, device, transport, weightBytes, cacheBytesPerToken, cacheBytes }];
     }),
   };
 }

@@ -6,6 +6,7 @@ import type { ModelConfig } from '../config/model-config.ts';
 import {
   defaultLatentGroups,
   isExact,
+  latentWidth,
   planShards,
   schemes,
   size,
@@ -67,7 +68,7 @@ export function cacheNumbersOf(model: ModelConfig, rank: RankPlan): number {
     case 'gqa':
       return 2 * size(rank.kvHeads) * model.attention.headDim;
     case 'mla':
-      return (size(rank.latent) + size(rank.ropeKey)) / rank.positions.parts;
+      return (latentWidth(rank) + size(rank.ropeKey)) / rank.positions.parts;
   }
 }
 

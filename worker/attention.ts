@@ -111,14 +111,24 @@ export function writeLatent(
   h: Tensor,
   inputs: AttentionInputs,
 ): { latent: Tensor; ropeKey: Tensor } {
-  const { latent, ropeKey } = latentOfTokens(ops, model, config, weights, h, inputs);
-  const { latentShard, ropeShard } = weights;
-  const row = ops.concat([columns(ops, latent, latentShard), columns(ops, ropeKey, ropeShard)], 1);
+  const { raw, latent, ropeKey } = latentOfTokens(ops, model, config, weights, h, inputs);
+  const { latentShard, ropeShard, shardNormFactor } = weights;
+  const shard =
+    shardNormFactor === undefined || inputs.staging !== undefined
+      ? columnsIn(ops, latent, latentShard)
+      : normedShard(ops, config, columnsIn(ops, raw, latentShard), shardNormFactor);
+  const row = ops.concat([shard, columns(ops, ropeKey, ropeShard)], 1);
   ops.scatterRows(rows, row, inputs.cacheRows);
   return { latent, ropeKey };
 }
 
-/** The whole latent, normed where the model norms it, and the rotated shared key. [tokens, r], [tokens, p] */
+/** The norm cut: by the root mean square of the shard's own columns, times a constant. @param raw [tokens, latentShard] */
+function normedShard(ops: Ops, { latentNormEps }: MlaConfig, raw: Tensor, factor: number): Tensor {
+  invariant(latentNormEps !== null, 'a norm to cut in a model without one');
+  return ops.scale(ops.rmsNorm(ops.contiguous(raw), latentNormEps), factor);
+}
+
+/** The whole latent before and after the norm, where the model has one, and the rotated shared key. [tokens, r] twice, [tokens, p] */
 export function latentOfTokens(
   ops: Ops,
   model: ModelConfig,
@@ -126,7 +136,7 @@ export function latentOfTokens(
   weights: MlaWeights,
   h: Tensor,
   inputs: Pick<AttentionInputs, 'positions'>,
-): { latent: Tensor; ropeKey: Tensor } {
+): { raw: Tensor; latent: Tensor; ropeKey: Tensor } {
   const tokens = dim(h, 0);
   const joint = biased(ops, ops.matmul(weights.latentDown, h), weights.latentDownBias); // [tokens, r + p]
   const raw = ops.slice(joint, 1, 0, config.latentDim);
@@ -134,7 +144,7 @@ export function latentOfTokens(
   const latent = config.latentNormEps === null ? raw : ops.rmsNorm(ops.contiguous(raw), config.latentNormEps);
   const key = ops.contiguous(ops.slice(joint, 1, config.latentDim, config.ropeDim));
   const ropeKey = rotated(ops, model, weights.frequencies, key, config.ropeDim, inputs);
-  return { latent, ropeKey: ops.reshape(ropeKey, [tokens, config.ropeDim]) };
+  return { raw, latent, ropeKey: ops.reshape(ropeKey, [tokens, config.ropeDim]) };
 }
 
 /**
@@ -236,6 +246,12 @@ export function rotated(
     interleaved: model.rope.interleaved,
     attentionFactor: model.rope.attentionFactor,
   });
+}
+
+/** Parts of the last axis side by side; of their parts, at least one. */
+export function columnsIn(ops: Ops, x: Tensor, ranges: readonly Range[]): Tensor {
+  const parts = ranges.map((range) => columns(ops, x, range));
+  return joined(ops, parts, x.shape.length - 1);
 }
 
 /** Part of the last axis. */

@@ -3,9 +3,8 @@
  * the other. Memory is taken once, zero-filled, so that padded rows read as zeros. Who may write which row is decided
  * by forward.ts; which columns a row has, by the shard plan.
  */
-import { invariant } from '../config/errors.ts';
 import type { ModelConfig } from '../config/model-config.ts';
-import { heldPositions, size, type Deal, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import { heldPositions, latentWidth, size, type Deal, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Kernels, Tensor, TensorType } from './kernels/kernels.ts';
 import { RecentTokens } from './schemes/recent-tokens.ts';
 import { allocateValues, type ValueCache } from './value-cache.ts';
@@ -44,8 +43,13 @@ export class LatentCache {
   readonly layers: readonly LayerCache[];
   readonly layout: RowLayout;
   readonly rowsPerSlot: number;
-  /** On average: a rank to which positions are dealt keeps one of several tokens. */
+  /**
+   * Memory of a token's rows in all layers, measured from the tensors as the backend holds them. On average: a rank to
+   * which positions are dealt keeps one of several tokens.
+   */
   readonly bytesPerToken: number;
+  /** Everything that was allocated here: rows of all slots, whole latents kept beside them, and the staging. */
+  readonly allocatedBytes: number;
   /**
    * Whole latents of the sequence that is being prefilled, for one layer at a time: every layer overwrites it.
    * [rowsPerSlot, latentDim + ropeDim]; absent when the cache itself holds the whole latent.
@@ -60,17 +64,16 @@ export class LatentCache {
     const { deal, spareRow } = this.layout;
     const rows = deal.parts > 1 ? spareRow + 1 : spareRow;
     const attention = model.attention;
-    const widths = cacheWidths(model, rank);
+    const width = rowWidth(model, rank);
     this.layers = Array.from({ length: model.numLayers }, (): LayerCache => {
       if (attention.kind === 'mla')
-        return { kind: 'latent', rows: kernels.allocate(options.type, [rows, widths.row], 'rows') };
+        return { kind: 'latent', rows: kernels.allocate(options.type, [rows, width], 'rows') };
       return {
         kind: 'keyValue',
-        keys: kernels.allocate(options.type, [rows, widths.row], 'rows'),
-        values: allocateValues(kernels, options.type, rows, widths.row),
+        keys: kernels.allocate(options.type, [rows, width], 'rows'),
+        values: allocateValues(kernels, options.type, rows, width),
       };
     });
-    this.bytesPerToken = (model.numLayers * widths.numbers * bytesPerNumber(options.type)) / deal.parts;
     this.staging =
       attention.kind === 'mla' && plan.latentGroups > 1 && options.exactPrefill
         ? kernels.allocate(options.type, [this.rowsPerSlot, attention.latentDim + attention.ropeDim], 'rows')
@@ -86,7 +89,18 @@ export class LatentCache {
             attention.latentDim + attention.ropeDim,
           )
         : undefined;
+    const sizeOf = (tensors: readonly Tensor[]): number =>
+      tensors.reduce((sum, tensor) => sum + kernels.sizeOf(tensor), 0);
+    const rowBytes = sizeOf(this.layers.flatMap(tensorsOf));
+    this.bytesPerToken = rowBytes / rows / deal.parts;
+    this.allocatedBytes =
+      rowBytes + sizeOf([...(this.staging === undefined ? [] : [this.staging]), ...(this.recent?.layers ?? [])]);
   }
+}
+
+function tensorsOf(layer: LayerCache): Tensor[] {
+  if (layer.kind === 'latent') return [layer.rows];
+  return [layer.keys, layer.values.order === 'rows' ? layer.values.rows : layer.values.numbers];
 }
 
 /** Equal on all ranks but for the deal's part: the first part is never smaller than another. */
@@ -102,19 +116,8 @@ export function paddedLength(rows: number, readStep: number): number {
   return Math.max(1, Math.ceil(rows / readStep)) * readStep;
 }
 
-function cacheWidths(model: ModelConfig, rank: RankPlan): { row: number; numbers: number } {
-  const attention = model.attention;
-  if (attention.kind === 'mla') {
-    const row = size(rank.latent) + size(rank.ropeKey);
-    return { row, numbers: row };
-  }
-  const row = size(rank.kvHeads) * attention.headDim;
-  return { row, numbers: 2 * row };
-}
-
-function bytesPerNumber(type: TensorType): number {
-  if (type === 'f32') return 4;
-  if (type === 'f16') return 2;
-  invariant(type === 'q8_0', `cache type ${type} is not one of f32, f16, q8_0`);
-  return 34 / 32;
+/** Numbers of a token in one tensor of a layer. */
+function rowWidth({ attention }: ModelConfig, rank: RankPlan): number {
+  if (attention.kind === 'mla') return latentWidth(rank) + size(rank.ropeKey);
+  return size(rank.kvHeads) * attention.headDim;
 }

@@ -5,12 +5,14 @@
  */
 import { invariant } from '../config/errors.ts';
 import type { MlaConfig, ModelConfig } from '../config/model-config.ts';
-import { size, times, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import { cachedLatent, size, times, type Range, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Checkpoint, LayerRole } from '../model/checkpoint.ts';
 import type { LayerFit } from '../model/tpla/decode-fit.ts';
+import { shardNormFactor } from '../model/tpla/rotation.ts';
 import type { Tensor } from './kernels/kernels.ts';
+import { columnsOf, times2d, timesTransposed } from './matrix-products.ts';
 import { corrected } from './schemes/corrected-projection.ts';
-import { columnsOf, type WeightUploader } from './weight-uploader.ts';
+import { type WeightUploader } from './weight-uploader.ts';
 
 export interface MlaWeights {
   readonly kind: 'mla';
@@ -25,8 +27,13 @@ export interface MlaWeights {
   readonly queryBias: Tensor | undefined; // [localHeads * (n + p)]
   readonly latentDown: Tensor; // W_DKV, W_KR: [r + p, hidden], replicated: every rank computes the whole latent
   readonly latentDownBias: Tensor | undefined; // [r + p]
-  readonly latentShard: Range; // columns that the cache keeps
+  readonly latentShard: readonly Range[]; // columns that the cache keeps, in its order
   readonly ropeShard: Range; // columns of the rotary key that the cache keeps
+  /**
+   * Set where decode norms the shard alone (TPLA, section 4.1): sqrt(s r / w), s the share of the latent's energy that lies
+   * in the shard's w columns, makes its root mean square stand for that of the whole.
+   */
+  readonly shardNormFactor: number | undefined;
   readonly decode: MlaProjection;
   /** The same object as `decode` when the cache holds the whole latent; undefined: this rank has no heads in prefill. */
   readonly prefill: MlaProjection | undefined;
@@ -79,6 +86,7 @@ export async function loadMla(
   frequencies: Tensor,
   rotation: Float32Array | undefined,
   fit: LayerFit | undefined,
+  energyShares: Float64Array | undefined, // [r]; undefined: the norm is exact
 ): Promise<MlaWeights> {
   const config = checkpoint.config.attention;
   invariant(config.kind === 'mla', 'loadMla called for a model without a latent');
@@ -94,7 +102,9 @@ export async function loadMla(
   const project = (wanted: ProjectionParts): Promise<MlaProjection> =>
     loadProjection(checkpoint.config, uploader, layer, rank.heads.start, parts, wanted, rotation);
   const { sinks, window } = plan.exactTokens;
-  const shard = { keys: sinks + window > 0 ? whole : rank.latent, values: rank.latent };
+  const kept = cachedLatent(rank);
+  const unread = rank.rank < plan.worldSize / plan.latentGroups ? 0 : size(rank.sharedLatent);
+  const shard = { keys: sinks + window > 0 ? [whole] : kept, values: kept, unread };
   const plain = await project({ heads: rank.heads, outputHeads: merged, latent: shard });
   const decode = fit === undefined ? plain : corrected(plain, checkpoint.config, plan, rank, uploader, layer, fit);
   return {
@@ -109,8 +119,9 @@ export async function loadMla(
           },
     queryBias: await uploader.optionalVector('queryBias', layer, queryRows),
     ...(await loadLatentDown(config, checkpoint.config.hiddenDim, uploader, layer, rotation)),
-    latentShard: rank.latent,
+    latentShard: kept,
     ropeShard: rank.ropeKey,
+    shardNormFactor: energyShares === undefined ? undefined : shardNormFactor(energyShares, rank.latent),
     decode,
     prefill:
       plan.latentGroups === 1
@@ -120,7 +131,7 @@ export async function loadMla(
           : await project({
               heads: rank.prefillHeads,
               outputHeads: rank.prefillHeads,
-              latent: { keys: whole, values: whole },
+              latent: { keys: [whole], values: [whole], unread: 0 },
             }),
     outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
     decodeBias: fit !== undefined && rank.rank === 0 ? uploader.values(fit.bias) : undefined,
@@ -132,7 +143,12 @@ export async function loadMla(
 interface ProjectionParts {
   readonly heads: Range;
   readonly outputHeads: Range;
-  readonly latent: { readonly keys: Range; readonly values: Range };
+  readonly latent: {
+    readonly keys: readonly Range[];
+    readonly values: readonly Range[];
+    /** Leading columns whose values are another group's to add. */
+    readonly unread: number;
+  };
 }
 
 /** W_Q and W_O of one layer by groups of heads, each group loaded once. */
@@ -219,18 +235,20 @@ async function loadProjection(
   let up = await uploader.floats('latentUp', layer, rows); // [heads * (n + v), r]
   if (config.latentNormEps !== null) scaleColumns(up, await uploader.floats('latentNorm', layer));
   if (rotation !== undefined) up = timesTransposed(up, rotation, size(rows), latentDim, latentDim);
-  const keyWidth = size(latent.keys);
-  const width = size(latent.values);
-  const values = columnsOf(up, size(rows), latentDim, latent.values); // [heads * (n + v), latentColumns]
+  const keys = columnsOf(up, size(rows), latentDim, latent.keys); // [heads * (n + v), columns]
+  const values = columnsOf(up, size(rows), latentDim, latent.values);
+  const keyWidth = keys.length / size(rows);
+  const width = values.length / size(rows);
   const keyUp = new Float32Array(count * keyWidth * nopeDim);
   const valueUp = new Float32Array(count * valueDim * width);
   for (let h = 0; h < count; h++) {
     const first = h * (nopeDim + valueDim);
     for (let n = 0; n < nopeDim; n++)
       for (let column = 0; column < keyWidth; column++)
-        keyUp[(h * keyWidth + column) * nopeDim + n] = up[(first + n) * latentDim + latent.keys.start + column] ?? 0;
+        keyUp[(h * keyWidth + column) * nopeDim + n] = keys[(first + n) * keyWidth + column] ?? 0;
     valueUp.set(values.subarray((first + nopeDim) * width, (first + nopeDim + valueDim) * width), h * valueDim * width);
   }
+  for (let row = 0; row < count * valueDim; row++) valueUp.fill(0, row * width, row * width + latent.unread);
   // A norm's gain may take the product beyond half precision.
   const fitsHalf = [keyUp, valueUp].every((values) => values.every((value) => Math.abs(value) < largestHalf));
   const type = fitsHalf ? uploader.floatTypeFor('latentUp', layer) : 'f32';
@@ -275,27 +293,4 @@ const largestHalf = 65504;
 function scaleColumns(values: Float32Array, factors: Float32Array): void {
   const cols = factors.length;
   for (let i = 0; i < values.length; i++) values[i] = (values[i] ?? 0) * (factors[i % cols] ?? 0);
-}
-
-/** a [m, k] times b^T, b [n, k] -> [m, n] */
-function timesTransposed(a: Float32Array, b: Float32Array, m: number, k: number, n: number): Float32Array {
-  const out = new Float32Array(m * n);
-  for (let i = 0; i < m; i++)
-    for (let j = 0; j < n; j++) {
-      let sum = 0;
-      for (let l = 0; l < k; l++) sum += (a[i * k + l] ?? 0) * (b[j * k + l] ?? 0);
-      out[i * n + j] = sum;
-    }
-  return out;
-}
-
-/** a [m, k] times the first k rows of b [.., n] -> [m, n] */
-function times2d(a: Float32Array, b: Float32Array, m: number, k: number, n: number): Float32Array {
-  const out = new Float64Array(m * n);
-  for (let i = 0; i < m; i++)
-    for (let l = 0; l < k; l++) {
-      const factor = a[i * k + l] ?? 0;
-      for (let j = 0; j < n; j++) out[i * n + j] = (out[i * n + j] ?? 0) + factor * (b[l * n + j] ?? 0);
-    }
-  return Float32Array.from(out);
 }

@@ -10,7 +10,7 @@ import type { CalibrationRequest, RankRequest, Ready, Reply, Setup, Step } from 
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { openModelPath } from '../model/dummy.ts';
 import { readFit, type LayerFit } from '../model/tpla/decode-fit.ts';
-import { loadRotations } from '../model/tpla/rotation.ts';
+import { loadEnergyShares, loadRotations } from '../model/tpla/rotation.ts';
 import { checkCollective } from './collective-check.ts';
 import { checkLink } from './link-check.ts';
 import { checkCompute } from './compute-check.ts';
@@ -79,7 +79,8 @@ export class RankWorker implements AsyncDisposable {
     const rank = rankPlanOf(setup);
     const rotations = await loadRotations(setup.modelPath, model, options.reparameterization);
     const fits = await fitsOf(setup, checkpoint);
-    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, fits, onLayer);
+    const shares = options.norm === 'exact' ? undefined : await loadEnergyShares(setup.modelPath, model, rotations);
+    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, fits, shares, onLayer);
     const cache = new LatentCache(kernels, model, plan, rank, {
       type: options.cacheType,
       contextTokens: options.contextTokens,
@@ -92,6 +93,7 @@ export class RankWorker implements AsyncDisposable {
       loadMs: performance.now() - started,
       weightBytes: uploader.uploadedBytes,
       cacheBytesPerToken: cache.bytesPerToken,
+      cacheBytes: cache.allocatedBytes,
       device: kernels.device,
       rssBytes: process.memoryUsage.rss(),
     });
@@ -271,6 +273,7 @@ async function fitsOf({ plan, options }: Setup, checkpoint: Checkpoint): Promise
     modelIdentity: identity,
     reparameterization: options.reparameterization,
     exactTokens,
+    overlap: plan.ranks[0]?.sharedLatent.end ?? 0,
     shape: { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim },
     numLayers,
   });

@@ -1,10 +1,10 @@
 /**
  * Exact prefill that goes on from tokens already in the cache: of those each rank keeps only a shard, so their whole
  * latents are gathered from one rank of every latent group, a block of rows at a time, into the staging tensor of the
- * layer at hand. Cost per layer: one all-gather of start * (r + p per group) numbers; nothing when start is 0.
+ * layer at hand; columns that no rank keeps (an overlap of latent groups) stay zero, their mean. Cost per layer: one all-gather of start * (r + p per group) numbers; nothing when start is 0.
  */
 import { invariant } from '../config/errors.ts';
-import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
+import { latentWidth, size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
 import type { Kernels, Ops, ProgramSet, Tensor } from './kernels/kernels.ts';
 import { ProgramCache } from './programs.ts';
@@ -39,7 +39,7 @@ export class LatentStager implements Disposable {
     invariant(attention.kind === 'mla', 'staging is for latent caches');
     const { latentDim, ropeDim } = attention;
     const programs = this.programs.get(`${rows}`, () => new BlockPrograms(this.parts, rows));
-    const width = size(this.rank.latent) + size(this.rank.ropeKey);
+    const width = latentWidth(this.rank) + size(this.rank.ropeKey);
     const own = new Float32Array(rows * width); // [rows, latentShard + ropeShard]
     programs.read(layer, slot * cache.rowsPerSlot + start, own);
 
@@ -63,12 +63,15 @@ export class LatentStager implements Disposable {
       }
     };
     let offset = 0;
-    this.plan.ranks.forEach(({ latent, ropeKey }, i) => {
+    this.plan.ranks.forEach((rank, i) => {
       const columns = widths[i] ?? 0;
       if (columns === 0) return;
       const source = gathered.subarray(offset, offset + rows * columns);
-      place(source, columns, 0, size(latent), latent.start);
-      place(source, columns, size(latent), columns - size(latent), latentDim + ropeKey.start);
+      const { sharedLatent, latent, ropeKey } = rank;
+      const kept = latentWidth(rank);
+      place(source, columns, 0, size(sharedLatent), sharedLatent.start);
+      place(source, columns, size(sharedLatent), size(latent), latent.start);
+      place(source, columns, kept, columns - kept, latentDim + ropeKey.start);
       offset += rows * columns;
     });
     if (!this.ropeIsCut(ropeDim)) place(own, width, width - ropeDim, ropeDim, latentDim);
@@ -78,7 +81,7 @@ export class LatentStager implements Disposable {
   /** Columns that a rank sends: those of its cache that the first rank of every latent group does not share. */
   private gatheredWidth(rank: RankPlan, ropeDim: number): number {
     if (!this.firstOfGroup(rank)) return 0;
-    return size(rank.latent) + (this.ropeIsCut(ropeDim) ? size(rank.ropeKey) : 0);
+    return latentWidth(rank) + (this.ropeIsCut(ropeDim) ? size(rank.ropeKey) : 0);
   }
 
   private ropeIsCut(ropeDim: number): boolean {

@@ -8,6 +8,7 @@ import type { Checkpoint, LayerRole, ModelRole, Weight, WeightType } from '../mo
 import { weightLayout } from '../model/tensor-types.ts';
 import { fromFloat32, toFloat32 } from '../model/dequantize.ts';
 import type { Kernels, Tensor, TensorUse } from './kernels/kernels.ts';
+import { columnsOf } from './matrix-products.ts';
 import type { WorkerOptions } from '../collective/messages.ts';
 
 /** Packs rows of float32 into a quantised type. @param values [rows, cols] */
@@ -142,7 +143,7 @@ export class WeightUploader {
       rows: whole.rows,
       cols: size(cols),
       type: 'f16',
-      bytes: fromFloat32(columnsOf(toFloat32(whole), whole.rows, whole.cols, cols), 'f16'),
+      bytes: fromFloat32(columnsOf(toFloat32(whole), whole.rows, whole.cols, [cols]), 'f16'),
     };
   }
 
@@ -185,15 +186,6 @@ export class WeightUploader {
 }
 
 const largestHalf = 65504;
-
-/** @param values [rows, cols]  @returns [rows, size(range)] */
-export function columnsOf(values: Float32Array, rows: number, cols: number, range: Range): Float32Array {
-  const width = size(range);
-  const out = new Float32Array(rows * width);
-  for (let row = 0; row < rows; row++)
-    out.set(values.subarray(row * cols + range.start, row * cols + range.end), row * width);
-  return out;
-}
 
 function bytesOf(values: Float32Array): Uint8Array {
   return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);

@@ -56,6 +56,7 @@ export async function loadWeights(
   rotations: readonly (Float32Array | undefined)[], // per layer: [r, r] or none
   uploader: WeightUploader,
   fits: readonly LayerFit[] | undefined, // corrections of cut attention, per layer
+  energyShares: readonly Float64Array[] | undefined, // per layer [r], where decode norms shards alone
   onLayer: (layers: number) => Promise<void> = () => Promise.resolve(), // told how many are loaded
 ): Promise<RankWeights> {
   const model = checkpoint.config;
@@ -87,7 +88,17 @@ export async function loadWeights(
 
   async function loadAttention(layer: number, table: Tensor): Promise<GqaWeights | MlaWeights> {
     if (model.attention.kind === 'mla')
-      return await loadMla(checkpoint, plan, rank, uploader, layer, table, rotations[layer], fits?.[layer]);
+      return await loadMla(
+        checkpoint,
+        plan,
+        rank,
+        uploader,
+        layer,
+        table,
+        rotations[layer],
+        fits?.[layer],
+        energyShares?.[layer],
+      );
     return await loadGqa(model.attention, model.numHeads, rank, uploader, layer, table);
   }
 }

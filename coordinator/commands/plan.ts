@@ -1,6 +1,6 @@
 /** `tpla plan [cluster.yaml]`: what each rank would hold and send. Reads headers only and starts nothing. */
 import type { Argv } from 'yargs';
-import { size, type Scheme } from '../../config/shard-plan.ts';
+import { cachedLatent, size, type Scheme } from '../../config/shard-plan.ts';
 import { openSizes } from '../../model/config-only.ts';
 import { layOut } from '../cluster-layout.ts';
 import type { CommandContext } from '../command-context.ts';
@@ -80,7 +80,7 @@ function planTable(ranks: readonly RankForecast[]): string {
       formatRange(rank.heads),
       formatRange(rank.prefillHeads),
       formatRange(rank.kvHeads),
-      formatRange(rank.latent),
+      cachedLatent(rank).map(formatRange).join(', ') || '-',
       formatRange(rank.feedForward),
       ...(hasExperts ? [formatRange(rank.experts), formatRange(rank.expertColumns)] : []),
       formatRange(rank.vocab),

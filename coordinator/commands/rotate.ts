@@ -36,6 +36,7 @@ const rotateFlags = <T>(command: Argv<T>) =>
     .option('latent-groups', number('latent-groups', 2, maxWorldSize, true, 2, 'latent shards to correct for'))
     .option('window', number('window', 0, maxExactTokens, true, 64, 'last tokens that will be scored exactly'))
     .option('sinks', number('sinks', 0, maxExactTokens, true, 4, 'first tokens that will be scored exactly'))
+    .option('overlap', number('overlap', 0, 4096, true, 0, 'first latent columns that every group will keep'))
     .option('reparam', {
       choices: reparameterizationNames,
       default: 'weighted' as const,
@@ -62,9 +63,11 @@ export function addRotateCommand(program: Argv, context: CommandContext): Argv {
 async function rotate(flags: RotateFlags, context: CommandContext): Promise<void> {
   const source = await readGivenText(flags.calibration, '--calibration');
   const length = Math.min(windowTokens, flags.calibrationTokens);
+  // --calibration is for the fit here; opening the model would take it for a conversion's.
+  const { calibration, calibrationTokens, ...modelFlags } = flags;
   await using model = await openModel(
     {
-      ...flags,
+      ...modelFlags,
       scheme: 'tpla',
       ranks: flags.ranks ?? flags.latentGroups,
       weights: 'f32',
@@ -81,8 +84,8 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
       `${flags.model}: has a key-value cache per head and no latent; convert it first (tpla convert)`,
     );
   const ids = (await openText(checkpoint.path)).encode(source);
-  const counts = { length, calibration: Math.floor(flags.calibrationTokens / length), heldOut: 0 };
-  const { windows } = windowsOfText(ids, counts, flags.calibration);
+  const counts = { length, calibration: Math.floor(calibrationTokens / length), heldOut: 0 };
+  const { windows } = windowsOfText(ids, counts, calibration);
   const { nopeDim, valueDim, latentDim } = attention;
   const { latentGroups } = flags;
   const shape: FitShape = { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim };
@@ -98,13 +101,14 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
       progress.update(layer + 1);
     }
   }
-  const path = join(flags.out, fitFileName(latentGroups, flags));
+  const path = join(flags.out, fitFileName(latentGroups, flags, flags.overlap));
   const calibrationHash = createHash('sha256').update(Int32Array.from(windows.flat())).digest('hex');
   const origin = {
     modelIdentity: checkpoint.identity,
     latentGroups,
     window: flags.window,
     sinks: flags.sinks,
+    overlap: flags.overlap,
     reparameterization: flags.reparam,
     calibrationHash,
   };
@@ -118,6 +122,6 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
   context.write(
     flags.json
       ? `${JSON.stringify(report)}\n`
-      : `${path}: ${numLayers} layers fitted on ${report.tokens} tokens in ${report.seconds.toFixed(0)} s; use it with --corrections ${flags.out} --latent-groups ${latentGroups} --window ${flags.window} --sinks ${flags.sinks}\n`,
+      : `${path}: ${numLayers} layers fitted on ${report.tokens} tokens in ${report.seconds.toFixed(0)} s; use it with --corrections ${flags.out} --latent-groups ${latentGroups} --window ${flags.window} --sinks ${flags.sinks}${flags.overlap > 0 ? ` --overlap ${flags.overlap}` : ''}\n`,
   );
 }

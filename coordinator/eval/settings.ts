@@ -3,7 +3,7 @@ import type { Checkpoint } from '../../model/checkpoint.ts';
 import type { Layout } from '../cluster-layout.ts';
 
 export function schemeSettings(checkpoint: Checkpoint, { plan, options }: Layout) {
-  const { backend, weights, cacheType, contextTokens, reparameterization, corrections, prefill } = options;
+  const { backend, weights, cacheType, contextTokens, reparameterization, corrections, prefill, norm } = options;
   return {
     model: checkpoint.path,
     modelIdentity: checkpoint.identity,
@@ -11,9 +11,11 @@ export function schemeSettings(checkpoint: Checkpoint, { plan, options }: Layout
     ranks: plan.worldSize,
     latentGroups: plan.latentGroups,
     exactTokens: plan.exactTokens,
+    overlap: plan.ranks[0]?.sharedLatent.end ?? 0,
     reparameterization,
     corrections,
     prefill,
+    norm,
     backend,
     weights,
     cacheType,

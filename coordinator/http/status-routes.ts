@@ -67,41 +67,43 @@ function describeCluster(parts: ServerParts): object {
       generated_tokens_per_second: rates.generatedTokensPerSecond,
       steps_per_second: rates.stepsPerSecond,
     },
-    ranks: cluster.ranks.map(({ rank, pid, host, device, transport, weightBytes, cacheBytesPerToken, rssBytes }) => {
-      const shard = plan.ranks[rank];
-      const sums = activity.perRank[rank];
-      const recent = rates.perRank[rank];
-      return {
-        rank,
-        pid,
-        host,
-        device,
-        transport,
-        ...health[rank],
-        weight_bytes: weightBytes,
-        cache_bytes_per_token: cacheBytesPerToken,
-        cache_bytes: cacheBytesPerToken * options.contextTokens * options.slots,
-        rss_bytes: sums?.rssBytes ?? rssBytes,
-        heads: shard?.heads,
-        prefill_heads: shard?.prefillHeads,
-        kv_heads: shard?.kvHeads,
-        latent: shard?.latent,
-        feed_forward: shard === undefined ? 0 : size(shard.feedForward),
-        vocabulary: shard === undefined ? 0 : size(shard.vocab),
-        totals: {
-          compute_ms: sums?.computeMs ?? 0,
-          wait_ms: sums?.waitMs ?? 0,
-          bytes_sent: sums?.bytesSent ?? 0,
-          bytes_received: sums?.bytesReceived ?? 0,
-        },
-        per_second: {
-          compute_ms: recent?.computeMs ?? 0,
-          wait_ms: recent?.waitMs ?? 0,
-          bytes_sent: recent?.bytesSent ?? 0,
-          bytes_received: recent?.bytesReceived ?? 0,
-        },
-      };
-    }),
+    ranks: cluster.ranks.map(
+      ({ rank, pid, host, device, transport, weightBytes, cacheBytesPerToken, cacheBytes, rssBytes }) => {
+        const shard = plan.ranks[rank];
+        const sums = activity.perRank[rank];
+        const recent = rates.perRank[rank];
+        return {
+          rank,
+          pid,
+          host,
+          device,
+          transport,
+          ...health[rank],
+          weight_bytes: weightBytes,
+          cache_bytes_per_token: cacheBytesPerToken,
+          cache_bytes: cacheBytes,
+          rss_bytes: sums?.rssBytes ?? rssBytes,
+          heads: shard?.heads,
+          prefill_heads: shard?.prefillHeads,
+          kv_heads: shard?.kvHeads,
+          latent: shard?.latent,
+          feed_forward: shard === undefined ? 0 : size(shard.feedForward),
+          vocabulary: shard === undefined ? 0 : size(shard.vocab),
+          totals: {
+            compute_ms: sums?.computeMs ?? 0,
+            wait_ms: sums?.waitMs ?? 0,
+            bytes_sent: sums?.bytesSent ?? 0,
+            bytes_received: sums?.bytesReceived ?? 0,
+          },
+          per_second: {
+            compute_ms: recent?.computeMs ?? 0,
+            wait_ms: recent?.waitMs ?? 0,
+            bytes_sent: recent?.bytesSent ?? 0,
+            bytes_received: recent?.bytesReceived ?? 0,
+          },
+        };
+      },
+    ),
     events: supervisor.events,
   };
 }

@@ -3,6 +3,8 @@
  * layer's numbers lie in one payload, and the file that holds them. Applied while loading, in decode only; without the
  * file attention is the paper's. Read next: worker/schemes/fit-session.ts (how they are computed).
  *
+ * Columns r are those of group 0, then of group 1 ..: with an overlap some stand in every group and the last nowhere.
+ *
  * keys [H, r, n]: W_UK for scores of old tokens; row i of a group's columns also carries what the columns of the other
  *   groups add on average, given this one: (I + M^T) W_UK.
  * offsets [g, H, n + 1]: added to the scores of all old tokens of a query, by group: its nope part times the first n
@@ -64,14 +66,16 @@ const originSchema = z.object({
   latentGroups: z.coerce.number(),
   window: z.coerce.number(),
   sinks: z.coerce.number(),
+  /** Columns that every group keeps. */
+  overlap: z.coerce.number(),
   reparameterization: z.string(),
   calibrationHash: z.string(),
 });
 export type FitOrigin = z.infer<typeof originSchema>;
 
-/** `tpla_fit_g2_w64_s4.safetensors`: one for each setting, beside each other. */
-export function fitFileName(latentGroups: number, { window, sinks }: ExactTokens): string {
-  return `tpla_fit_g${latentGroups}_w${window}_s${sinks}.safetensors`;
+/** `tpla_fit_g2_w64_s4.safetensors`, with an overlap `.._o32..`: one for each setting, beside each other. */
+export function fitFileName(latentGroups: number, { window, sinks }: ExactTokens, overlap: number): string {
+  return `tpla_fit_g${latentGroups}_w${window}_s${sinks}${overlap > 0 ? `_o${overlap}` : ''}.safetensors`;
 }
 
 export async function writeFit(
@@ -98,18 +102,19 @@ export interface FitRequest {
   readonly modelIdentity: string;
   readonly reparameterization: string;
   readonly exactTokens: ExactTokens;
+  readonly overlap: number;
   readonly shape: FitShape;
   readonly numLayers: number;
 }
 
 /** @throws ConfigError when the folder has no fit for this setting, or one of another model */
 export async function readFit(request: FitRequest): Promise<LayerFit[]> {
-  const { folder, shape, exactTokens } = request;
-  const path = join(folder, fitFileName(shape.latentGroups, exactTokens));
+  const { folder, shape, exactTokens, overlap } = request;
+  const path = join(folder, fitFileName(shape.latentGroups, exactTokens, overlap));
   if (!existsSync(path))
     throw new ConfigError(
       `corrections: ${path} is not there; run tpla rotate MODEL --out ${folder} with --latent-groups ${shape.latentGroups} ` +
-        `--window ${exactTokens.window} --sinks ${exactTokens.sinks}, or leave --corrections out`,
+        `--window ${exactTokens.window} --sinks ${exactTokens.sinks}${overlap > 0 ? ` --overlap ${overlap}` : ''}, or leave --corrections out`,
     );
   await using file = await openSafetensors(path);
   const origin = originSchema.safeParse(Object.fromEntries(file.metadata));

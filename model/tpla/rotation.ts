@@ -11,7 +11,8 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { ConfigError } from '../../config/errors.ts';
 import type { ModelConfig } from '../../config/model-config.ts';
-import { openSafetensors } from '../safetensors.ts';
+import type { Range } from '../../config/shard-plan.ts';
+import { openSafetensors, type SafetensorsFile } from '../safetensors.ts';
 
 export type Reparameterization = 'weighted' | 'pca' | 'hadamard' | 'none';
 
@@ -43,16 +44,75 @@ async function readPca(checkpointPath: string, numLayers: number, latentDim: num
   await using file = await openSafetensors(path);
   const rotations: Float32Array[] = [];
   for (let layer = 0; layer < numLayers; layer++) {
-    const name = `layers.${layer}.pca`;
-    const tensor = file.tensors.get(name);
-    if (tensor === undefined || tensor.type !== 'f32' || tensor.shape.join() !== `${latentDim},${latentDim}`)
-      throw new ConfigError(
-        `${path}: ${name} is ${tensor === undefined ? 'missing' : `${tensor.type} [${tensor.shape.join(', ')}]`}, expected f32 [${latentDim}, ${latentDim}]; convert the model again`,
-      );
-    const bytes = await tensor.file.read(tensor.offset, latentDim * latentDim * 4, name);
-    rotations.push(new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength)));
+    rotations.push(await readTensor(file, path, `layers.${layer}.pca`, [latentDim, latentDim]));
   }
   return rotations;
+}
+
+/** @throws ConfigError when it is missing or of another type or shape */
+async function readTensor(
+  file: SafetensorsFile,
+  path: string,
+  name: string,
+  shape: readonly number[],
+): Promise<Float32Array> {
+  const tensor = file.tensors.get(name);
+  if (tensor === undefined || tensor.type !== 'f32' || tensor.shape.join() !== shape.join())
+    throw new ConfigError(
+      `${path}: ${name} is ${tensor === undefined ? 'missing' : `${tensor.type} [${tensor.shape.join(', ')}]`}, expected f32 [${shape.join(', ')}]; convert the model again`,
+    );
+  const count = shape.reduce((product, size) => product * size, 1);
+  const bytes = await tensor.file.read(tensor.offset, count * 4, name);
+  return new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+}
+
+/**
+ * Mean square of each column of the rotated latent, as shares of their sum, per layer: diag(U V^T diag(e) V U^T) with the
+ * principal axes V and energies e of the file. Without a file all columns count alike, which is what Hadamard aims at.
+ */
+export async function loadEnergyShares(
+  checkpointPath: string,
+  model: ModelConfig,
+  rotations: readonly (Float32Array | undefined)[],
+): Promise<Float64Array[]> {
+  const { attention } = model;
+  if (attention.kind === 'gqa') return [];
+  const r = attention.latentDim;
+  const path = join(checkpointPath, rotationFileName);
+  if (!existsSync(path)) return rotations.map(() => new Float64Array(r).fill(1 / r));
+  await using file = await openSafetensors(path);
+  const shares: Float64Array[] = [];
+  for (const [layer, rotation] of rotations.entries()) {
+    const axes = await readTensor(file, path, `layers.${layer}.pca`, [r, r]);
+    const energy = await readTensor(file, path, `layers.${layer}.energy`, [r]);
+    shares.push(sharesOf(axes, energy, rotation, r));
+  }
+  return shares;
+}
+
+/** Root mean square of a shard times this stands for that of the whole latent: sqrt(s r / w), s the share of its w columns. */
+export function shardNormFactor(shares: Float64Array, { start, end }: Range): number {
+  const share = shares.subarray(start, end).reduce((sum, value) => sum + value, 0);
+  return Math.sqrt((share * shares.length) / (end - start));
+}
+
+/** @param axes [r, r]  @param energy [r]  @param rotation [r, r] or none */
+function sharesOf(
+  axes: Float32Array,
+  energy: Float32Array,
+  rotation: Float32Array | undefined,
+  r: number,
+): Float64Array {
+  const shares = new Float64Array(r);
+  const total = energy.reduce((sum, value) => sum + value, 0);
+  for (let column = 0; column < r; column++)
+    for (let i = 0; i < r; i++) {
+      let along = 0;
+      if (rotation === undefined) along = axes[i * r + column] ?? 0;
+      else for (let k = 0; k < r; k++) along += (rotation[column * r + k] ?? 0) * (axes[i * r + k] ?? 0);
+      shares[column] = (shares[column] ?? 0) + ((energy[i] ?? 0) * along * along) / total;
+    }
+  return shares;
 }
 
 /**

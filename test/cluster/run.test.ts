@@ -37,6 +37,7 @@ const documentSchema = z.object({
       bytesReceived: z.number(),
       weightBytes: z.number(),
       cacheBytesPerToken: z.number(),
+      cacheBytes: z.number().positive(),
       peakRssBytes: z.number(),
     }),
   ),

@@ -38,6 +38,7 @@ export const exactOptions: WorkerOptions = {
   reparameterization: 'weighted',
   corrections: '',
   prefill: 'exact',
+  norm: 'exact',
   timeoutMs: 20_000,
 };
 
@@ -49,9 +50,10 @@ export async function startLocalRanks(
     latentGroups?: number;
     expertSharding?: ExpertSharding;
     exactTokens?: ExactTokens;
+    latentOverlap?: number;
   } = {},
 ): Promise<LocalRanks> {
-  const { scheme: wanted, latentGroups, expertSharding, exactTokens, ...rest } = options;
+  const { scheme: wanted, latentGroups, expertSharding, exactTokens, latentOverlap, ...rest } = options;
   const checkpoint = await openCheckpoint(modelPath);
   const { config: model, identity } = checkpoint;
   await checkpoint[Symbol.asyncDispose]();
@@ -61,6 +63,7 @@ export async function startLocalRanks(
     scheme,
     latentGroups: latentGroups ?? defaultLatentGroups(scheme, worldSize),
     exactTokens: exactTokens ?? { sinks: 0, window: 0 },
+    latentOverlap: latentOverlap ?? 0,
     blockSize: 1,
     ...(expertSharding === undefined ? {} : { expertSharding }),
   });

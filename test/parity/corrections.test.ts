@@ -28,17 +28,23 @@ afterAll(async () => {
   await rm(folder, { recursive: true });
 });
 
-const start = (exactTokens: ExactTokens, latentGroups: number, corrections = ''): Promise<LocalRanks> =>
+const start = (
+  exactTokens: ExactTokens,
+  latentGroups: number,
+  corrections = '',
+  latentOverlap = 0,
+): Promise<LocalRanks> =>
   startLocalRanks(model.path, latentGroups, {
     backend: 'ggml',
     scheme: 'tpla',
     latentGroups,
     exactTokens,
     corrections,
+    latentOverlap,
   });
 
 /** As `tpla rotate` does it. */
-async function fit(exactTokens: ExactTokens, latentGroups: number): Promise<void> {
+async function fit(exactTokens: ExactTokens, latentGroups: number, overlap = 0): Promise<void> {
   await using checkpoint = await openCheckpoint(model.path);
   const { heads: numHeads, nopeDim, valueDim, latentDim } = tinyMla;
   const shape: FitShape = {
@@ -49,7 +55,7 @@ async function fit(exactTokens: ExactTokens, latentGroups: number): Promise<void
     latentGroups,
     hiddenDim: checkpoint.config.hiddenDim,
   };
-  await using ranks = await start(exactTokens, latentGroups);
+  await using ranks = await start(exactTokens, latentGroups, '', overlap);
   const ask = async (request: object): Promise<(Float32Array | undefined)[]> => {
     const full = { kind: 'calibration', id: 1, ...request } as Parameters<LocalRanks['workers'][0]['answer']>[0];
     return await Promise.all(ranks.workers.map(async (worker) => (await worker.answer(full)).payload));
@@ -65,10 +71,11 @@ async function fit(exactTokens: ExactTokens, latentGroups: number): Promise<void
     modelIdentity: checkpoint.identity,
     latentGroups,
     ...exactTokens,
+    overlap,
     reparameterization: 'weighted',
     calibrationHash: 'test',
   };
-  await writeFit(join(folder, fitFileName(latentGroups, exactTokens)), origin, shape, layers);
+  await writeFit(join(folder, fitFileName(latentGroups, exactTokens, overlap)), origin, shape, layers);
 }
 
 /** Mean divergence of decoded tokens from exact ones, over the windows that were fitted on. */
@@ -92,13 +99,15 @@ async function loss(ranks: LocalRanks): Promise<number> {
 }
 
 test.each([
-  [2, { sinks: 0, window: 0 }],
-  [2, { sinks: 2, window: 8 }],
-  [3, { sinks: 2, window: 8 }],
-])('%i groups with %o lose less with corrections', async (latentGroups, exactTokens) => {
-  await fit(exactTokens, latentGroups);
-  await using plain = await start(exactTokens, latentGroups);
-  await using corrected = await start(exactTokens, latentGroups, folder);
+  [2, { sinks: 0, window: 0 }, 0],
+  [2, { sinks: 2, window: 8 }, 0],
+  [3, { sinks: 2, window: 8 }, 0],
+  [2, { sinks: 2, window: 8 }, 5],
+  [3, { sinks: 0, window: 0 }, 3],
+])('%i groups with %o and an overlap of %i lose less with corrections', async (latentGroups, exactTokens, overlap) => {
+  await fit(exactTokens, latentGroups, overlap);
+  await using plain = await start(exactTokens, latentGroups, '', overlap);
+  await using corrected = await start(exactTokens, latentGroups, folder, overlap);
   const [before, after] = [await loss(plain), await loss(corrected)];
   expect(before).toBeGreaterThan(1e-3);
   expect(after).toBeLessThan(0.7 * before);

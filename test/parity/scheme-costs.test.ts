@@ -5,6 +5,7 @@ import type { ModelConfig } from '../../config/model-config.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { bytesSentPerToken, exactTokenBytes, schemeCosts } from '../../coordinator/scheme-costs.ts';
 import { LatentCache } from '../../worker/latent-cache.ts';
+import { createGgmlKernels } from '../../worker/kernels/ggml/ggml.ts';
 import { createReferenceKernels } from '../../worker/kernels/reference.ts';
 import { startLocalRanks } from '../helpers/local-ranks.ts';
 import { writeTinyMla } from '../helpers/tiny-mla.ts';
@@ -60,11 +61,8 @@ describe.each(schemes)('%s', (scheme) => {
     const perToken = caches.map((cache) => cache.bytesPerToken);
     expect(Math.max(...perToken)).toBeCloseTo(cost.cacheBytesPerToken, 6);
     for (const cache of caches) {
-      let bytes = 0;
-      for (const layer of cache.layers)
-        if (layer.kind === 'latent') bytes += layer.rows.shape[0]! * layer.rows.shape[1]! * 4;
-      const spareRow = (model.numLayers * 32 * 4) / (2 * contextTokens);
-      expect(bytes / (2 * contextTokens)).toBeCloseTo(cache.bytesPerToken + (scheme === 'dcp' ? spareRow : 0), 6);
+      const spareRow = scheme === 'dcp' ? model.numLayers * 32 * 4 : 0;
+      expect(cache.allocatedBytes).toBeCloseTo(2 * contextTokens * cache.bytesPerToken + spareRow, 6);
     }
   });
 });
@@ -85,8 +83,11 @@ test('cache of exact tokens as allocated', () => {
   expect(bytes).toBe(2 * exactTokenBytes(model, plan) + spareRow);
 });
 
-test('cache numbers per token and layer of a 64 + 128 conversion and of DeepSeek-V3, on 2 ranks', () => {
-  const numbers = (ropeDim: number, latentDim: number): Record<string, number> => {
+describe.each([
+  ['a 64 + 128 conversion', 64, 128, { mla: 192, tpla: 128, 'tpla-exact': 96, dcp: 96, gla: 128 }],
+  ['DeepSeek-V3', 64, 512, { mla: 576, tpla: 320, 'tpla-exact': 288, dcp: 288, gla: 320 }],
+] as const)('cache numbers per token and layer of %s on 2 ranks', (_, ropeDim, latentDim, expected) => {
+  test.each(schemes)('%s, computed and as ggml holds them', (scheme) => {
     const config: ModelConfig = {
       ...model,
       numLayers: 1,
@@ -102,10 +103,14 @@ test('cache numbers per token and layer of a 64 + 128 conversion and of DeepSeek
         scoreSoftcap: 0,
       },
     };
-    return Object.fromEntries(
-      schemeCosts(config, 2, 'f32', 0).map((cost) => [cost.scheme, cost.cacheBytesPerToken / 4]),
-    );
-  };
-  expect(numbers(64, 128)).toEqual({ mla: 192, tpla: 128, 'tpla-exact': 96, dcp: 96, gla: 128 });
-  expect(numbers(64, 512)).toEqual({ mla: 576, tpla: 320, 'tpla-exact': 288, dcp: 288, gla: 320 });
+    const cost = schemeCosts(config, 2, 'f16', 0).find((each) => each.scheme === scheme);
+    expect(cost!.cacheBytesPerToken / 2).toBe(expected[scheme]);
+    const latentGroups = defaultLatentGroups(scheme, 2);
+    const plan = planShards(config, { worldSize: 2, scheme, latentGroups, blockSize: 1 });
+    using kernels = createGgmlKernels({ device: '', threads: 1 });
+    for (const rank of plan.ranks) {
+      const options = { type: 'f16', contextTokens: 512, slots: 1, exactPrefill: false } as const;
+      expect(new LatentCache(kernels, config, plan, rank, options).bytesPerToken / 2).toBe(expected[scheme]);
+    }
+  });
 });

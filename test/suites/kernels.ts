@@ -23,6 +23,11 @@ export function describeKernels(name: string, create: () => Kernels, options: Ke
       expect(kernels.device).not.toBe('');
       expect(kernels.supportsWeights('f32')).toBe(true);
     });
+    suite.test('says what memory a tensor takes', (kernels) => {
+      const [small, large] = [kernels.allocate('f32', [3, 32]), kernels.allocate('f32', [7, 32], 'rows')];
+      expect([kernels.sizeOf(small), kernels.sizeOf(large)]).toEqual([384, 896]);
+      expect(kernels.sizeOf(kernels.allocate('f16', [4, 32]))).toBeGreaterThanOrEqual(256);
+    });
     describeMatmul(suite);
     describeExperts(suite);
     describeElementwise(suite);

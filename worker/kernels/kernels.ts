@@ -53,6 +53,8 @@ export interface Kernels extends Disposable {
   /** Memory that lives until `release` or disposal, filled with zeros. Quantised types: the last axis is a multiple of the block. */
   allocate(type: TensorType, shape: readonly number[], use?: TensorUse): Tensor;
   release(tensors: readonly Tensor[]): void;
+  /** Memory that an allocated tensor takes, in bytes, as the backend stores it: gpu.js and reference keep floats as f32. */
+  sizeOf(tensor: Tensor): number;
 
   /** Copies bytes in the tensor's own storage type; `offsetBytes` from its start. Only for what `allocate` returned. */
   upload(tensor: Tensor, bytes: Uint8Array, offsetBytes?: number): void;

@@ -53,6 +53,7 @@ export function createReferenceKernels(): Kernels {
     release(tensors) {
       for (const tensor of tensors) asStrided(tensor).storage.data = new Float32Array(0);
     },
+    sizeOf: (tensor) => allocatedStorage('sizeOf', tensor).data.byteLength,
     upload: (tensor, bytes, offsetBytes = 0) => writeBytes(allocatedStorage('upload', tensor), bytes, offsetBytes),
     download: (tensor, out) => readView(asStrided(tensor), out),
     compile,

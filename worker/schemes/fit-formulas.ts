@@ -5,10 +5,16 @@
 import { invariant } from '../../config/errors.ts';
 import { size, type ExactTokens, type Range } from '../../config/shard-plan.ts';
 import type { MlaConfig, ModelConfig } from '../../config/model-config.ts';
-import { absorbed, biased, latentOfTokens, outputOfHeads, queryParts, tokensFirst } from '../attention.ts';
+import { absorbed, biased, columnsIn, latentOfTokens, outputOfHeads, queryParts, tokensFirst } from '../attention.ts';
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
 import type { MlaWeights } from '../mla-weights.ts';
+
+/** Latent columns of one group, and where they stand when the columns of all groups lie side by side: r numbers in all. */
+export interface FitGroup {
+  readonly columns: readonly Range[];
+  readonly place: Range;
+}
 
 export interface FitSizes {
   /** T: tokens of a window. */
@@ -16,10 +22,17 @@ export interface FitSizes {
   /** The first of them, which run exactly. */
   readonly prompt: number;
   readonly exactTokens: ExactTokens;
-  /** Latent columns of every group. */
-  readonly groups: readonly Range[];
+  readonly groups: readonly FitGroup[];
   readonly config: MlaConfig;
   readonly numHeads: number;
+}
+
+/** Attention sinks: their latents are unlike any other, and a few of them would bend a regression over all. */
+const usualSinks = 4;
+
+/** Tokens at the beginning that the keys are not fitted to. */
+export function firstTokens({ exactTokens, tokens }: FitSizes): number {
+  return Math.min(Math.max(exactTokens.sinks, usualSinks), Math.floor(tokens / 2));
 }
 
 /** Allocated once for a layer. */
@@ -34,8 +47,6 @@ export interface FitTensors {
   readonly keys: Tensor; // [heads, r, n]
   readonly slopes: readonly Tensor[]; // of each group [heads, 1, n]
   readonly offsets: readonly Tensor[]; // of each group [heads, T, 1]
-  readonly left: Tensor; // [heads, r, 2 T]
-  readonly right: Tensor; // [heads, r, 2 T]
   readonly rows: Tensor; // [heads, r + 1 + v, T]: features and targets
   readonly mixed: Tensor; // [heads, T, r]
   readonly values: Tensor; // [heads, v, r]
@@ -57,9 +68,15 @@ export class FitFormulas {
     this.tensors = tensors;
   }
 
-  /** Of the latents within each query. [heads, r, r] */
-  covariance(ops: Ops): readonly Tensor[] {
-    return [ops.matmul(this.tensors.right, this.tensors.left)];
+  /** Sums over the tokens behind the first ones: of products of latent columns [r, r], of columns [1, r]. */
+  latentMoments(ops: Ops): readonly Tensor[] {
+    const { tokens } = this.sizes;
+    const first = firstTokens(this.sizes);
+    const { latent } = this.inputs(ops);
+    const kept = ops.slice(latent, 0, first, tokens - first);
+    const columns = ops.contiguous(ops.permute(kept, [1, 0])); // [r, tokens - first]
+    const ones = ops.reshape(ops.slice(this.tensors.ones, 2, 0, tokens - first), [1, tokens - first]);
+    return [ops.matmul(columns, columns), ops.matmul(columns, ones)];
   }
 
   /** [heads, r + 1 + v, r + 1] */
@@ -80,12 +97,13 @@ export class FitFormulas {
     return { latent: ops.contiguous(latent), ropeKey, nope, rope };
   }
 
-  exactAttention(ops: Ops): { latent: Tensor; probabilities: Tensor; heads: Tensor } {
+  /** Outputs of all heads, uncut. [heads, T, v] */
+  exactHeads(ops: Ops): readonly Tensor[] {
     const { latent, ropeKey, nope, rope } = this.inputs(ops);
     const scores = this.exactScores(ops, latent, ropeKey, nope, rope);
     const probabilities = ops.softmax(scores, this.tensors.causal, this.sizes.config.scoreScale);
     const mixed = ops.matmul(columnsFirst(ops, latent), probabilities); // [heads, T, r]
-    return { latent, probabilities, heads: ops.matmul(this.mla.decode.valueUp, mixed) };
+    return [ops.matmul(this.mla.decode.valueUp, mixed)];
   }
 
   /** [heads, T queries, T keys], not scaled */
@@ -95,18 +113,6 @@ export class FitFormulas {
     return ops.matmul(batch(ops, ops.concat([latent, ropeKey], 1)), query);
   }
 
-  /** latent [T, r]; mixed over old tokens [heads, T, r]; their mass [heads, T, 1]; what a token receives as an old one [heads, T, 1] */
-  moments(ops: Ops): readonly Tensor[] {
-    const { latent, probabilities } = this.exactAttention(ops);
-    const old = ops.multiply(probabilities, this.tensors.old);
-    return [
-      latent,
-      ops.matmul(columnsFirst(ops, latent), old),
-      ops.matmul(this.tensors.ones, old),
-      ops.matmul(this.tensors.ones, ops.contiguous(ops.permute(old, [0, 2, 1]))),
-    ];
-  }
-
   /** mixtures [heads, T, r]; mass of old tokens, exact and in each group [heads, T, 1] */
   mixtures(ops: Ops): readonly Tensor[] {
     const { groups, config, numHeads: H, tokens: T } = this.sizes;
@@ -114,9 +120,9 @@ export class FitFormulas {
     const exact = this.exactScores(ops, latent, ropeKey, nope, rope);
     const kept = ops.multiply(exact, this.tensors.exactly);
     const oldMass = (p: Tensor): Tensor => ops.matmul(this.tensors.ones, ops.multiply(p, this.tensors.old));
-    const parts = groups.map((own, group) => {
-      const keyUp = ops.contiguous(ops.slice(this.tensors.keys, 1, own.start, size(own)));
-      const columns = ops.contiguous(ops.slice(latent, 1, own.start, size(own))); // [T, columns]
+    const parts = groups.map(({ columns: own, place }, group) => {
+      const keyUp = ops.contiguous(ops.slice(this.tensors.keys, 1, place.start, size(place)));
+      const columns = ops.contiguous(columnsIn(ops, latent, own)); // [T, columns]
       const local = headsFirst(ops, absorbed(ops, keyUp, nope, rope)); // [heads, T, columns + p]
       const offset = ops.add(ops.matmul(at(this.tensors.slopes, group), nope), at(this.tensors.offsets, group)); // [heads, T, 1]
       const query = ops.concat([local, ops.reshape(offset, [H, T, 1])], 2);
@@ -137,15 +143,11 @@ export class FitFormulas {
     ];
   }
 
-  /** Deltas [T, hidden] of headOutputs; of mixed by the refitted W_UV; of mixed by W_UV. */
+  /** Deltas [T, hidden] of headOutputs; of mixed by the refitted W_UV. */
   heads(ops: Ops): readonly Tensor[] {
     const delta = (heads: Tensor): Tensor =>
       biased(ops, outputOfHeads(ops, this.mla.decode, tokensFirst(ops, heads)), this.mla.outputBias);
-    return [
-      delta(this.tensors.headOutputs),
-      delta(ops.matmul(this.tensors.values, this.tensors.mixed)),
-      delta(ops.matmul(this.mla.decode.valueUp, this.tensors.mixed)),
-    ];
+    return [delta(this.tensors.headOutputs), delta(ops.matmul(this.tensors.values, this.tensors.mixed))];
   }
 }
 

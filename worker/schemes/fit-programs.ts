@@ -11,7 +11,7 @@ import type { LayerWeights } from '../weights.ts';
 import { FitFormulas, at, type FitSizes, type FitTensors } from './fit-formulas.ts';
 import type { LayerMatrices } from './fit-solve.ts';
 
-const programOrder = ['exactHeads', 'moments', 'covariance', 'mixtures', 'gram', 'heads', 'feedForward'] as const;
+const programOrder = ['exactHeads', 'latentMoments', 'mixtures', 'gram', 'heads', 'feedForward'] as const;
 type ProgramName = (typeof programOrder)[number];
 
 export class FitPrograms implements Disposable {
@@ -49,8 +49,6 @@ export class FitPrograms implements Disposable {
       keys: allocate(H, r, n),
       slopes: groups.map(() => allocate(H, 1, n)),
       offsets: groups.map(() => allocate(H, T, 1)),
-      left: allocate(H, r, 2 * T),
-      right: allocate(H, r, 2 * T),
       rows: allocate(H, r + 1 + v, T),
       mixed: allocate(H, T, r),
       values: allocate(H, v, r),
@@ -59,9 +57,8 @@ export class FitPrograms implements Disposable {
     const formulas = new FitFormulas(parts.model, sizes, weights.attentionNorm, this.mla, this.inputs);
     this.uploadMasks();
     const builders: Record<ProgramName, (ops: Ops) => readonly Tensor[]> = {
-      exactHeads: (ops) => [formulas.exactAttention(ops).heads],
-      moments: (ops) => formulas.moments(ops),
-      covariance: (ops) => formulas.covariance(ops),
+      exactHeads: (ops) => formulas.exactHeads(ops),
+      latentMoments: (ops) => formulas.latentMoments(ops),
       mixtures: (ops) => formulas.mixtures(ops),
       gram: (ops) => formulas.gram(ops),
       heads: (ops) => formulas.heads(ops),
@@ -116,37 +113,13 @@ export class FitPrograms implements Disposable {
     return heads ?? new Float32Array(0);
   }
 
-  /** Covariance of latents within each query, and their sums, under attention to old tokens. */
-  exactMoments(x: Float32Array): { covariance: Float32Array; means: Float32Array } {
-    const { numHeads: H, tokens: T, config } = this.sizes;
-    const r = config.latentDim;
+  /** Sums over tokens of products of two latent columns [r, r] and of columns [r]. */
+  latentMoments(x: Float32Array): { products: Float32Array; columns: Float32Array } {
+    const { latentDim: r } = this.sizes.config;
     this.upload(this.inputs.x, x);
-    const [latent, mixed, mass, received] = this.run('moments', [T * r, H * T * r, H * T, H * T]);
-    invariant(latent !== undefined && mixed !== undefined, 'the moments program has four outputs');
-    const left = new Float32Array(H * r * 2 * T); // [received * c | -mixed / mass]
-    const right = new Float32Array(H * r * 2 * T); // [c | mixed]
-    const means = new Float32Array(H * (r + 1));
-    for (let h = 0; h < H; h++)
-      for (let t = 0; t < T; t++) {
-        const weight = received?.[h * T + t] ?? 0;
-        const total = mass?.[h * T + t] ?? 0;
-        const back = total > 1e-12 ? -1 / total : 0;
-        means[h * (r + 1) + r] = (means[h * (r + 1) + r] ?? 0) + weight;
-        for (let i = 0; i < r; i++) {
-          const c = latent[t * r + i] ?? 0;
-          const u = mixed[(h * T + t) * r + i] ?? 0;
-          const to = (h * r + i) * 2 * T + t;
-          left[to] = weight * c;
-          right[to] = c;
-          left[to + T] = back * u;
-          right[to + T] = u;
-          means[h * (r + 1) + i] = (means[h * (r + 1) + i] ?? 0) + weight * c;
-        }
-      }
-    this.upload(this.inputs.left, left);
-    this.upload(this.inputs.right, right);
-    const [covariance] = this.run('covariance', [H * r * r]);
-    return { covariance: covariance ?? new Float32Array(0), means };
+    const [products, columns] = this.run('latentMoments', [r * r, r]);
+    invariant(products !== undefined && columns !== undefined, 'the latentMoments program has two outputs');
+    return { products, columns };
   }
 
   /** What cut attention mixes, all groups side by side; of the prompt, exactly. @returns [heads, T, r] */
@@ -218,16 +191,19 @@ export class FitPrograms implements Disposable {
     return delta ?? new Float32Array(0);
   }
 
-  /** Corrected behind the prompt, exact in it. @param mixed [heads, T, r]  @returns [T, hidden] */
-  deltaOfMixtures(mixed: Float32Array): Float32Array {
+  /**
+   * Corrected behind the prompt; in it, which sees nothing that is cut, the exact one.
+   * @param mixed [heads, T, r]  @param exact [T, hidden]  @returns [T, hidden]
+   */
+  deltaOfMixtures(mixed: Float32Array, exact: Float32Array): Float32Array {
     const { tokens: T, prompt } = this.sizes;
     const hidden = this.parts.model.hiddenDim;
     this.upload(this.inputs.mixed, mixed);
-    const [, cut, whole] = this.run('heads', [T * hidden, T * hidden, T * hidden]);
-    invariant(cut !== undefined && whole !== undefined, 'the heads program has three outputs');
+    const [, cut] = this.run('heads', [0, T * hidden]);
+    invariant(cut !== undefined, 'the heads program has two outputs');
     for (let t = prompt; t < T; t++)
       for (let i = 0; i < hidden; i++) cut[t * hidden + i] = (cut[t * hidden + i] ?? 0) + (this.bias[i] ?? 0);
-    cut.set(whole.subarray(0, prompt * hidden));
+    cut.set(exact.subarray(0, prompt * hidden));
     return cut;
   }
 

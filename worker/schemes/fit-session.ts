@@ -10,7 +10,7 @@
 import { ConfigError, invariant } from '../../config/errors.ts';
 import type { MlaConfig } from '../../config/model-config.ts';
 import { routes } from '../../config/model-config.ts';
-import { planShards, type Range } from '../../config/shard-plan.ts';
+import { cachedLatent, latentWidth, planShards, type Range } from '../../config/shard-plan.ts';
 import type { ProcessGroup } from '../../collective/group.ts';
 import { segmentsWithin, sumSegments, windowsOfRank } from '../../collective/window-sums.ts';
 import type { Setup } from '../../collective/messages.ts';
@@ -24,7 +24,7 @@ import type { RankParts } from '../rank-parts.ts';
 import { RoutedExperts } from '../routed-experts.ts';
 import { WeightUploader } from '../weight-uploader.ts';
 import { loadWeights } from '../weights.ts';
-import type { FitSizes } from './fit-formulas.ts';
+import type { FitGroup, FitSizes } from './fit-formulas.ts';
 import { FitPrograms } from './fit-programs.ts';
 import { KeyMoments, ValueMoments, type LayerMatrices } from './fit-solve.ts';
 
@@ -62,7 +62,7 @@ export class FitSession implements Disposable {
     const { kernels, quantize } = backend;
     const uploader = new WeightUploader(checkpoint, kernels, 'f32', quantize);
     const rotations = await loadRotations(setup.modelPath, model, options.reparameterization);
-    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, undefined);
+    const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, undefined, undefined);
     const cacheOptions = { type: 'f32', contextTokens: 1, slots: 1, exactPrefill: false } as const;
     const parts = { kernels, model, weights, cache: new LatentCache(kernels, model, plan, rank, cacheOptions) };
     const tokens = windows[0]?.length ?? 1;
@@ -74,7 +74,7 @@ export class FitSession implements Disposable {
       tokens,
       prompt: Math.floor(tokens / 4),
       exactTokens: cut.exactTokens,
-      groups: shardsOf(setup),
+      groups: groupsOf(setup),
       config,
       numHeads: model.numHeads,
     };
@@ -131,7 +131,7 @@ export class FitSession implements Disposable {
     fit: Record<'keys' | 'offsets', Float32Array>,
   ): Promise<void> {
     const moments = new KeyMoments(this.sizes);
-    for (const { cut } of this.streams) moments.add(programs.exactMoments(cut));
+    for (const { cut } of this.streams) moments.add(programs.latentMoments(cut));
     await this.group.allReduceSum(moments.sums, `fit of layer ${layer}, keys`);
     moments.solve(matrices, fit.keys, fit.offsets);
   }
@@ -171,8 +171,9 @@ export class FitSession implements Disposable {
     this.streams.forEach(({ exact, cut }, i) => {
       const { target, mixtures } = kept[i] ?? {};
       invariant(target !== undefined && mixtures !== undefined, `window ${i} was not kept`);
-      addInPlace(exact, programs.deltaOfHeads(target));
-      addInPlace(cut, programs.deltaOfMixtures(mixtures));
+      const delta = programs.deltaOfHeads(target);
+      addInPlace(exact, delta);
+      addInPlace(cut, programs.deltaOfMixtures(mixtures, delta));
       for (const x of [exact, cut]) addInPlace(x, this.feedForward(programs, layer, x));
     });
   }
@@ -203,13 +204,15 @@ function supported({ config: model }: Checkpoint): MlaConfig {
   throw new ConfigError(`corrections need ${missing.join(', ')}; this ${model.architecture} model cannot have them`);
 }
 
-/** Latent columns of every group. */
-function shardsOf({ plan }: Setup): Range[] {
+function groupsOf({ plan }: Setup): FitGroup[] {
   const places = plan.worldSize / plan.latentGroups;
+  let start = 0;
   return Array.from({ length: plan.latentGroups }, (_, group) => {
     const rank = plan.ranks[group * places];
     invariant(rank !== undefined, `no rank of latent group ${group}`);
-    return rank.latent;
+    const place = { start, end: start + latentWidth(rank) };
+    start = place.end;
+    return { columns: cachedLatent(rank), place };
   });
 }
 

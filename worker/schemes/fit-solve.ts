@@ -2,15 +2,15 @@
  * The equations of a layer's fit: sums over windows and ranks in float32, solved in float64. Read next: fit-session.ts.
  *
  * Keys. A shard I sees the columns c_I of a latent, not the others c_J. Given c_I, the best guess of c_J is
- * m_J + M (c_I - m_I), M = C_JI C_II^-1, with C the covariance of latents under a head's attention to old tokens, within
- * each query. So W_UK,I becomes W_UK,I + M^T W_UK,J, and Q_J (m_J - M m_I) is added to all scores of the query.
+ * m_J + M (c_I - m_I), M = C_JI C_II^-1, with C the covariance of latents over all tokens but the first few. Weighing tokens
+ * by the attention that they get fits those that have it and lets others, which must not get it, score anything: twice
+ * the loss of no fit. So W_UK,I becomes W_UK,I + M^T W_UK,J, and Q_J (m_J - M m_I) is added to all scores of the query.
  * Values. The mixtures of all groups and a constant against the output of exact attention, ridge towards W_UV.
  */
 import { invariant } from '../../config/errors.ts';
-import type { Range } from '../../config/shard-plan.ts';
 import { type Dense, denseFrom, zeros } from '../../model/transmla/dense.ts';
 import { ridge } from '../../model/tpla/ridge.ts';
-import type { FitSizes } from './fit-formulas.ts';
+import { firstTokens, type FitGroup, type FitSizes } from './fit-formulas.ts';
 
 /** Strength of the pull towards no correction, relative to the mean square of a feature. */
 const keyRidge = 0.01;
@@ -23,73 +23,90 @@ export interface LayerMatrices {
 }
 
 export class KeyMoments {
-  /** [heads, r, r]: covariance within queries, then [heads, r + 1]: sum, and weight. */
+  /** Products of columns [r, r], then columns [r], then how many tokens. */
   readonly sums: Float32Array;
   private readonly sizes: FitSizes;
 
   constructor(sizes: FitSizes) {
     this.sizes = sizes;
     const { latentDim } = sizes.config;
-    this.sums = new Float32Array(sizes.numHeads * (latentDim * latentDim + latentDim + 1));
+    this.sums = new Float32Array(latentDim * latentDim + latentDim + 1);
   }
 
-  add({ covariance, means }: { covariance: Float32Array; means: Float32Array }): void {
-    addTo(this.sums, covariance, 0);
-    addTo(this.sums, means, covariance.length);
+  /** Sums over the tokens of one window. */
+  add({ products, columns }: { products: Float32Array; columns: Float32Array }): void {
+    addTo(this.sums, products, 0);
+    addTo(this.sums, columns, products.length);
+    const count = products.length + columns.length;
+    this.sums[count] = (this.sums[count] ?? 0) + this.sizes.tokens - firstTokens(this.sizes);
   }
 
-  /** @param keys [heads, r, n], offsets [groups, heads, n + 1]; overwritten */
+  /** @param keys [heads, r, n] in the order of the groups, offsets [groups, heads, n + 1]; overwritten */
   solve({ keyUp }: LayerMatrices, keys: Float32Array, offsets: Float32Array): void {
     const { numHeads, groups, config } = this.sizes;
     const { latentDim: r, nopeDim: n } = config;
-    keys.set(keyUp);
+    keys.fill(0);
     offsets.fill(0);
-    for (let head = 0; head < numHeads; head++) {
-      const covariance = denseFrom(r, r, this.sums.subarray(head * r * r, (head + 1) * r * r));
-      const first = numHeads * r * r + head * (r + 1);
-      const means = this.sums.subarray(first, first + r + 1);
-      const weight = means[r] ?? 0;
-      // A head that never looks at old tokens has nothing to correct.
-      if (weight <= 1e-6) continue;
-      const up = keyUp.subarray(head * r * n, (head + 1) * r * n); // [r, n]
-      groups.forEach((own, group) => {
-        const guess = guessOf(covariance, own); // [r - own, own]
-        const others = othersOf(r, own);
-        const place = (group * numHeads + head) * (n + 1);
-        others.forEach((column, row) => {
-          let shift = (means[column] ?? 0) / weight;
-          for (let i = own.start; i < own.end; i++) {
-            const factor = guess.data[row * guess.cols + i - own.start] ?? 0;
-            shift -= (factor * (means[i] ?? 0)) / weight;
-            for (let j = 0; j < n; j++) {
-              const to = (head * r + i) * n + j;
-              keys[to] = (keys[to] ?? 0) + factor * (up[column * n + j] ?? 0);
-            }
-          }
-          for (let j = 0; j < n; j++)
-            offsets[place + j] = (offsets[place + j] ?? 0) + shift * (up[column * n + j] ?? 0);
+    const { mean, covariance } = this.statistics();
+    const rowOf = (head: number, column: number): Float32Array =>
+      keyUp.subarray((head * r + column) * n, (head * r + column + 1) * n);
+    groups.forEach((group, index) => {
+      const own = columnNumbers(group);
+      const others = Array.from({ length: r }, (_, i) => i).filter((i) => !own.includes(i));
+      const guess = guessOf(covariance, own, others); // [others, own]
+      const shifts = others.map((column, row) =>
+        own.reduce(
+          (shift, i, j) => shift - (guess.data[row * own.length + j] ?? 0) * (mean[i] ?? 0),
+          mean[column] ?? 0,
+        ),
+      );
+      for (let head = 0; head < numHeads; head++) {
+        own.forEach((column, j) => {
+          const to = (head * r + group.place.start + j) * n;
+          addScaled(keys, to, rowOf(head, column), 1);
+          others.forEach((other, row) =>
+            addScaled(keys, to, rowOf(head, other), guess.data[row * own.length + j] ?? 0),
+          );
         });
-      });
-    }
+        others.forEach((other, row) =>
+          addScaled(offsets, (index * numHeads + head) * (n + 1), rowOf(head, other), shifts[row] ?? 0),
+        );
+      }
+    });
+  }
+
+  private statistics(): { mean: Float64Array; covariance: Dense } {
+    const { latentDim: r } = this.sizes.config;
+    const count = this.sums[r * r + r] ?? 1;
+    const mean = Float64Array.from(this.sums.subarray(r * r, r * r + r), (sum) => sum / count);
+    const covariance = denseFrom(r, r, this.sums.subarray(0, r * r));
+    for (let i = 0; i < r; i++)
+      for (let j = 0; j < r; j++)
+        covariance.data[i * r + j] = (covariance.data[i * r + j] ?? 0) / count - (mean[i] ?? 0) * (mean[j] ?? 0);
+    return { mean, covariance };
   }
 }
 
-/** M = C_JI C_II^-1, J: all columns but `own`. */
-function guessOf(covariance: Dense, own: Range): Dense {
-  const width = own.end - own.start;
-  const r = covariance.rows;
-  const others = othersOf(r, own);
-  const part = (rows: readonly number[]): Dense => {
-    const out = zeros(rows.length, width);
-    rows.forEach((row, i) => out.data.set(covariance.data.subarray(row * r + own.start, row * r + own.end), i * width));
-    return out;
-  };
-  const inside = Array.from({ length: width }, (_, i) => own.start + i);
-  return ridge(part(inside), part(others), zeros(others.length, width), keyRidge);
+/** target[from + i] += factor * values[i] */
+function addScaled(target: Float32Array, from: number, values: Float32Array, factor: number): void {
+  for (let i = 0; i < values.length; i++) target[from + i] = (target[from + i] ?? 0) + factor * (values[i] ?? 0);
 }
 
-function othersOf(r: number, own: Range): number[] {
-  return Array.from({ length: r }, (_, i) => i).filter((i) => i < own.start || i >= own.end);
+/** M = C_JI C_II^-1. @param own I  @param others J  @returns [others, own] */
+function guessOf(covariance: Dense, own: readonly number[], others: readonly number[]): Dense {
+  const r = covariance.rows;
+  const part = (rows: readonly number[]): Dense => {
+    const out = zeros(rows.length, own.length);
+    rows.forEach((row, i) =>
+      own.forEach((column, j) => (out.data[i * own.length + j] = covariance.data[row * r + column] ?? 0)),
+    );
+    return out;
+  };
+  return ridge(part(own), part(others), zeros(others.length, own.length), keyRidge);
+}
+
+function columnNumbers({ columns }: FitGroup): number[] {
+  return columns.flatMap(({ start, end }) => Array.from({ length: end - start }, (_, i) => start + i));
 }
 
 export class ValueMoments {
@@ -119,7 +136,7 @@ export class ValueMoments {
       const cross = denseFrom(v, width, own.subarray(width * width));
       const prior = zeros(v, width);
       for (let i = 0; i < v; i++)
-        prior.data.set(valueUp.subarray((head * v + i) * r, (head * v + i + 1) * r), i * width);
+        this.setPrior(prior, i * width, valueUp.subarray((head * v + i) * r, (head * v + i + 1) * r));
       const solved = ridge(gram, cross, prior, valueRidge);
       for (let i = 0; i < v; i++) {
         values.set(solved.data.subarray(i * width, i * width + r), (head * v + i) * r);
@@ -127,6 +144,16 @@ export class ValueMoments {
       }
     }
     return bias;
+  }
+
+  /** W_UV in the order of the groups; of columns that several groups keep, the first counts. @param row [r] */
+  private setPrior(prior: Dense, from: number, row: Float32Array): void {
+    const seen = new Set<number>();
+    for (const group of this.sizes.groups)
+      columnNumbers(group).forEach((column, i) => {
+        if (!seen.has(column)) prior.data[from + group.place.start + i] = row[column] ?? 0;
+        seen.add(column);
+      });
   }
 }
 

@@ -7,7 +7,17 @@ import { invariant } from '../../config/errors.ts';
 import type { MlaConfig, ModelConfig } from '../../config/model-config.ts';
 import { size } from '../../config/shard-plan.ts';
 import type { AttentionInputs, RecentSegment } from '../attention-inputs.ts';
-import { absorbed, biased, dim, joined, outputOfHeads, queryParts, tokensFirst, writeLatent } from '../attention.ts';
+import {
+  absorbed,
+  biased,
+  columnsIn,
+  dim,
+  joined,
+  outputOfHeads,
+  queryParts,
+  tokensFirst,
+  writeLatent,
+} from '../attention.ts';
 import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
 import type { MlaWeights, OldTokens } from '../mla-weights.ts';
@@ -75,7 +85,7 @@ function attendExactly(
   const kept = ops.slice(ops.reshape(rows, [1, dim(rows, 0), width]), 1, segment.start, segment.rows);
   const tokens = ops.concat([kept, own], 1); // [1, sinks + window + length, r + p]
   const keys = ops.slice(tokens, 2, width - dim(q, 2), dim(q, 2));
-  const values = ops.slice(tokens, 2, latentShard.start, size(latentShard));
+  const values = columnsIn(ops, tokens, latentShard);
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   return ops.attendPartial(q, keys, values, segment.mask, options);
 }
@@ -83,7 +93,7 @@ function attendExactly(
 /** The part of whole queries that a shard can be scored with. @param q [heads, length, r + p]  @returns [heads, length, latentShard + p] */
 function columnsOfShard(ops: Ops, { latentDim, ropeDim }: MlaConfig, { latentShard }: MlaWeights, q: Tensor): Tensor {
   if (dim(q, 2) === ropeDim) return q;
-  return ops.concat([ops.slice(q, 2, latentShard.start, size(latentShard)), ops.slice(q, 2, latentDim, ropeDim)], 2);
+  return columnsIn(ops, q, [...latentShard, { start: latentDim, end: latentDim + ropeDim }]);
 }
 
 /** @param local [heads, length, latentShard + p]  @param rows [1, cacheRows, latentShard + p] */
@@ -96,7 +106,8 @@ function attendShard(
   mask: Tensor,
 ): PartialAttention {
   const keys = ops.slice(rows, 2, dim(rows, 2) - dim(local, 2), dim(local, 2));
-  const values = ops.slice(rows, 2, 0, size(latentShard));
+  const width = latentShard.reduce((sum, range) => sum + size(range), 0);
+  const values = ops.slice(rows, 2, 0, width);
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   return ops.attendPartial(local, keys, values, mask, options);
 }

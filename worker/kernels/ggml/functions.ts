@@ -35,6 +35,7 @@ export interface GgmlFunctions {
   readonly bufferTypeSize: (bufferType: Pointer, tensor: Pointer) => number;
   readonly bufferBase: (buffer: Pointer) => Pointer;
   readonly tensorData: (tensor: Pointer) => Pointer;
+  readonly tensorBytes: (tensor: Pointer) => number;
   readonly tensorPlace: (buffer: Pointer, tensor: Pointer, address: Pointer) => number;
   readonly bufferClear: (buffer: Pointer, value: number) => void;
   readonly bufferFree: (buffer: Pointer) => void;
@@ -228,6 +229,7 @@ function bindMemory(base: LibraryHandle): Part<MemoryNames> {
     bufferTypeSize: base.func('size_t ggml_backend_buft_get_alloc_size(void *, void *)'),
     bufferBase: base.func('void *ggml_backend_buffer_get_base(void *)'),
     tensorData: base.func('void *ggml_get_data(void *)'),
+    tensorBytes: base.func('size_t ggml_nbytes(void *)'),
     tensorPlace: base.func('int ggml_backend_tensor_alloc(void *, void *, void *)'),
     bufferClear: base.func('void ggml_backend_buffer_clear(void *, uint8_t)'),
     bufferFree: base.func('void ggml_backend_buffer_free(void *)'),

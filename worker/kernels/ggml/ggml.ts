@@ -112,6 +112,11 @@ class GgmlKernels implements Kernels {
     for (const tensor of tensors) this.#releaseOne(this.#allocated(tensor, 'release'));
   }
 
+  sizeOf(tensor: Tensor): number {
+    const { pointer, shape } = this.#allocated(tensor, 'size');
+    return elements(shape) === 0 ? 0 : Number(this.#functions.tensorBytes(pointer));
+  }
+
   upload(tensor: Tensor, bytes: Uint8Array, offsetBytes = 0): void {
     const target = this.#allocated(tensor, 'upload');
     const size = byteLength(target.type, target.shape);

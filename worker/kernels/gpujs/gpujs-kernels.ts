@@ -66,6 +66,7 @@ function kernelsInMode(mode: GpuJsMode, remark: string): Kernels {
         storage.data = new Float32Array(0);
       }
     },
+    sizeOf: (tensor) => allocatedStorage('sizeOf', tensor).data.byteLength,
     upload: (tensor, bytes, offsetBytes = 0) => writeBytes(allocatedStorage('upload', tensor), bytes, offsetBytes),
     download: (tensor, out) => readView(asStrided(tensor), out),
     compile: (builders) => compile(cache, written, builders),
