@@ -128,8 +128,9 @@ function checkCacheType(model: ModelConfig, plan: ShardPlan, { cache, compute }:
   const { blockSize } = weightLayout('q8_0');
   const { attention } = model;
   for (const plannedRank of plan.ranks) {
-    const { rank, ropeKey } = plannedRank;
-    const parts = attention.kind === 'gqa' ? [attention.headDim] : [latentWidth(plannedRank), size(ropeKey)];
+    const { rank, ropeKey, sharedLatent } = plannedRank;
+    const parts =
+      attention.kind === 'gqa' ? [attention.headDim] : [latentWidth(plannedRank), size(ropeKey), size(sharedLatent)];
     if (parts.every((part) => part % blockSize === 0)) continue;
     const kept =
       attention.kind === 'gqa'

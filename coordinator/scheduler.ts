@@ -10,6 +10,7 @@
  * which moves logits by some 4e-6: only an exact tie can choose another token.
  */
 import { asError, invariant } from '../config/errors.ts';
+import { size } from '../config/shard-plan.ts';
 import type { StepResult } from './ask-ranks.ts';
 import type { Cluster } from './cluster.ts';
 import { requireRoom, type Generation, type GenerationEvent } from './generation.ts';
@@ -162,9 +163,9 @@ export class Scheduler implements AsyncDisposable {
       const free = [...this.#running.keys()].filter((slot) => this.#running[slot] === undefined);
       const next = free.length === 0 ? undefined : this.#queue.shift();
       if (next === undefined) return;
-      // Decode scores the last tokens from whole latents, which only reading them anew brings back.
-      const fresh = Math.max(1, this.#cluster.plan.exactTokens.window);
-      const { slot, pieces } = this.#memory.take(free, next.request.promptIds, fresh, this.#cluster.cacheEpoch);
+      const { promptIds } = next.request;
+      const fresh = tokensReadAnew(this.#cluster.plan, promptIds.length);
+      const { slot, pieces } = this.#memory.take(free, promptIds, fresh, this.#cluster.cacheEpoch);
       next.enter(slot, pieces);
       this.#running[slot] = next;
     }
@@ -239,4 +240,13 @@ export class Scheduler implements AsyncDisposable {
   #sequences(): Sequence[] {
     return this.#running.filter((sequence) => sequence !== undefined);
   }
+}
+
+/**
+ * The last tokens of a prompt, which are read also where the cache holds them: one for its logits, and those that decode
+ * scores from whole latents, which nothing else brings back. All of them where no rank keeps some of the latent's columns.
+ */
+function tokensReadAnew({ exactTokens, ranks }: StepRunner['plan'], promptTokens: number): number {
+  const losesColumns = ranks.some(({ sharedLatent }) => size(sharedLatent) > 0);
+  return losesColumns ? promptTokens : Math.max(1, exactTokens.window);
 }
