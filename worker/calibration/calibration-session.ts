@@ -23,8 +23,6 @@ export interface CalibrationPart {
   readonly rank: number;
   /** Layers are refitted one by one: statistics are taken on the converted stream, which they do not move. */
   readonly refits: boolean;
-  /** false: no matrix of attention is 8-bit, whatever the backend is fast in. Default: true. */
-  readonly isFast?: boolean;
 }
 
 export class CalibrationSession implements Disposable {
@@ -56,7 +54,7 @@ export class CalibrationSession implements Disposable {
     checkpoint: Checkpoint,
     backend: Backend,
     own: OwnWindows,
-    { refits, isFast = true }: Pick<CalibrationPart, 'refits' | 'isFast'>,
+    { refits }: Pick<CalibrationPart, 'refits'>,
   ) {
     const { attention, architecture } = checkpoint.config;
     if (attention.kind !== 'gqa')
@@ -64,7 +62,7 @@ export class CalibrationSession implements Disposable {
     this.checkpoint = checkpoint;
     this.attention = attention;
     this.own = own;
-    this.layer = new WholeLayer(checkpoint, backend, attention, isFast);
+    this.layer = new WholeLayer(checkpoint, backend, attention);
     this.programs = new StatisticsPrograms(backend.kernels, checkpoint.config, attention, this.layer, own.tokens);
     this.refit = refits ? new RefitSession(backend.kernels, checkpoint.config, attention, this.layer, own) : undefined;
   }

@@ -51,7 +51,7 @@ export class RefitPrograms implements Disposable {
     this.shape = shape;
     this.tokens = tokens;
     const { numHeads } = shape;
-    this.at = new RefitTensors(kernels, model, layer.matrices, shape, tokens);
+    this.at = new RefitTensors(kernels, model, shape, tokens);
     this.queryBlocks = new QueryBlocks(kernels, tokens);
     const blocks = Array.from({ length: numHeads }, (_, head) =>
       this.queryBlocks.blocks.map((block) => ({ ...block, head })),

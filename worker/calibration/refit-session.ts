@@ -100,8 +100,7 @@ export class RefitSession implements Disposable {
     const fields = splitFields(maps, layerMapFields(shape));
     const { keyUp, ...others } = fields;
     this.upload(programs.at.keyUp, keyUp);
-    for (const name of ['query', 'latentDown'] as const) this.layer.matrices.upload(programs.at[name], others[name]);
-    for (const name of ['queryBias', 'latentDownBias', 'frequencies'] as const)
+    for (const name of ['query', 'latentDown', 'queryBias', 'latentDownBias', 'frequencies'] as const)
       this.upload(programs.at[name], others[name]);
     const length = fieldsLength(valueEquationFields(shape));
     return sumSegments(this.own.segments, length, (window) => this.valueEquations(window - this.own.first));
@@ -119,7 +118,7 @@ export class RefitSession implements Disposable {
   advance(maps: Float32Array): void {
     const { programs, shape } = this.started();
     const { output, outputBias } = splitFields(maps, outputMapFields(shape));
-    this.layer.matrices.upload(programs.at.output, output);
+    this.upload(programs.at.output, output);
     this.upload(programs.at.outputBias, outputBias);
     this.attended.forEach(({ heads }, i) => programs.runAdvance(this.window(this.own.streams, i), heads));
   }

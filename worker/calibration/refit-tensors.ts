@@ -6,7 +6,6 @@ import type { ModelConfig } from '../../config/model-config.ts';
 import type { RefitShape } from '../../collective/refit-maps.ts';
 import type { Kernels, Tensor } from '../kernels/kernels.ts';
 import { bytesOf } from '../rank-parts.ts';
-import type { FastMatrices } from './fast-matrices.ts';
 import { wholeMask } from './window-tables.ts';
 
 export class RefitTensors implements Disposable {
@@ -34,22 +33,20 @@ export class RefitTensors implements Disposable {
   readonly sourceFrequencies: Tensor; // [d / 2]
 
   private readonly kernels: Kernels;
-  private readonly matrices: FastMatrices;
   private readonly tensors: Tensor[] = [];
 
-  constructor(kernels: Kernels, model: ModelConfig, matrices: FastMatrices, shape: RefitShape, tokens: number) {
+  constructor(kernels: Kernels, model: ModelConfig, shape: RefitShape, tokens: number) {
     this.kernels = kernels;
-    this.matrices = matrices;
     const { hiddenDim: hidden, numHeads, headDim, ropeDim, latentDim } = shape;
     const width = headDim + ropeDim;
-    this.query = this.matrix([numHeads * width, hidden]);
+    this.query = this.allocate([numHeads * width, hidden]);
     this.queryBias = this.allocate([numHeads * width]);
-    this.latentDown = this.matrix([latentDim + ropeDim, hidden]);
+    this.latentDown = this.allocate([latentDim + ropeDim, hidden]);
     this.latentDownBias = this.allocate([latentDim + ropeDim]);
     this.keyUp = this.allocate([numHeads, headDim, latentDim]);
     this.frequencies = this.allocate([ropeDim / 2]);
     this.valueUp = this.allocate([numHeads, headDim, latentDim]);
-    this.output = this.matrix([hidden, numHeads * headDim]);
+    this.output = this.allocate([hidden, numHeads * headDim]);
     this.outputBias = this.allocate([hidden]);
     this.x = this.allocate([tokens, hidden]);
     this.targets = this.allocate([tokens, numHeads * headDim]);
@@ -75,12 +72,6 @@ export class RefitTensors implements Disposable {
     kernels.upload(this.positions, bytesOf(Int32Array.from({ length: tokens }, (_, t) => t)));
     kernels.upload(this.mask, bytesOf(wholeMask(tokens)));
     kernels.upload(this.sourceFrequencies, bytesOf(Float32Array.from(rope.frequencies)));
-  }
-
-  private matrix(shape: readonly [number, number]): Tensor {
-    const tensor = this.matrices.allocate(shape);
-    this.tensors.push(tensor);
-    return tensor;
   }
 
   private allocate(shape: readonly number[], type: 'f32' | 'i32' = 'f32'): Tensor {

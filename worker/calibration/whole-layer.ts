@@ -1,7 +1,7 @@
 /**
  * The whole weights of one layer at a time, for calibration: ranks divide windows, not heads, so each runs every layer
- * in full. Tensors are allocated once and filled again for each layer; peak memory is one layer. The matrices of attention
- * are those of fast-matrices.ts, what is computed from them is float32; the feed-forward part is 8-bit where the backend can.
+ * in full. Tensors are allocated once and filled again for each layer; peak memory is one layer. Attention is
+ * float32; the feed-forward part is 8-bit where the backend can.
  * Experts are in routed-part.ts.
  */
 import { invariant } from '../../config/errors.ts';
@@ -13,7 +13,6 @@ import type { Backend } from '../backend.ts';
 import type { Ops, ProgramSet, Tensor, TensorUse } from '../kernels/kernels.ts';
 import { normRows } from '../post-norm.ts';
 import { bytesOf } from '../rank-parts.ts';
-import { FastMatrices } from './fast-matrices.ts';
 import { RoutedPart } from './routed-part.ts';
 
 type FeedForwardType = 'q8_0' | 'f16' | 'f32';
@@ -27,7 +26,6 @@ export class WholeLayer implements Disposable {
   readonly value: Tensor; // [G d, D]
   readonly valueBias: Tensor; // [G d]
   readonly output: Tensor; // [D, H d]
-  readonly matrices: FastMatrices;
   readonly outputBias: Tensor; // [D]
   /** W_O,h^T W_O,h of every head: what a difference of its values weighs in the residual stream. [H, d, d] */
   readonly outputGrams: Tensor;
@@ -51,8 +49,7 @@ export class WholeLayer implements Disposable {
   private loaded = 0;
   private feedForwardGain: Float32Array | undefined; // [D]
 
-  /** @param isFast whether matrices of attention may be 8-bit */
-  constructor(checkpoint: Checkpoint, backend: Backend, attention: GqaConfig, isFast: boolean) {
+  constructor(checkpoint: Checkpoint, backend: Backend, attention: GqaConfig) {
     this.checkpoint = checkpoint;
     this.backend = backend;
     const model = checkpoint.config;
@@ -60,15 +57,14 @@ export class WholeLayer implements Disposable {
     const queryDim = numHeads * attention.headDim;
     const keyDim = attention.numKvHeads * attention.headDim;
     this.feedForwardType = feedForwardTypeFor(model, backend);
-    this.matrices = new FastMatrices(backend, isFast);
     this.attentionNorm = this.allocate([hidden]);
-    this.query = this.matrix(queryDim, hidden);
+    this.query = this.allocate([queryDim, hidden]);
     this.queryBias = this.allocate([queryDim]);
-    this.key = this.matrix(keyDim, hidden);
+    this.key = this.allocate([keyDim, hidden]);
     this.keyBias = this.allocate([keyDim]);
-    this.value = this.matrix(keyDim, hidden);
+    this.value = this.allocate([keyDim, hidden]);
     this.valueBias = this.allocate([keyDim]);
-    this.output = this.matrix(hidden, queryDim);
+    this.output = this.allocate([hidden, queryDim]);
     this.outputFloats = this.allocate([hidden, queryDim]);
     this.outputBias = this.allocate([hidden]);
     this.outputGrams = this.allocate([numHeads, attention.headDim, attention.headDim]);
@@ -100,10 +96,9 @@ export class WholeLayer implements Disposable {
     this.loaded = layer;
     for (const role of ['attentionNorm', 'feedForwardNorm'] as const)
       this.upload(this[role], await this.floats(role, layer));
-    for (const role of ['query', 'key', 'value'] as const)
-      this.matrices.upload(this[role], await this.floats(role, layer));
+    for (const role of ['query', 'key', 'value'] as const) this.upload(this[role], await this.floats(role, layer));
     const output = await this.floats('output', layer);
-    this.matrices.upload(this.output, output);
+    this.upload(this.output, output);
     this.upload(this.outputFloats, output);
     this.computeGrams();
     for (const role of ['queryBias', 'keyBias', 'valueBias', 'outputBias'] as const)
@@ -133,12 +128,6 @@ export class WholeLayer implements Disposable {
 
   private allocate(shape: readonly number[], type: FeedForwardType = 'f32', use: TensorUse = 'any'): Tensor {
     const tensor = this.backend.kernels.allocate(type, shape, use);
-    this.tensors.push(tensor);
-    return tensor;
-  }
-
-  private matrix(rows: number, cols: number): Tensor {
-    const tensor = this.matrices.allocate([rows, cols]);
     this.tensors.push(tensor);
     return tensor;
   }

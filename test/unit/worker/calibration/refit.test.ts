@@ -41,7 +41,7 @@ it.each([
   const windows = Array.from({ length: 3 }, () =>
     Array.from({ length: 17 }, () => Math.floor((next() + 0.5) * config.vocabSize)),
   );
-  const part = { windows, worldSize: 1, rank: 0, isFast: false };
+  const part = { windows, worldSize: 1, rank: 0 };
   using plain = await CalibrationSession.begin(checkpoint, backend, { ...part, refits: false });
   using session = await CalibrationSession.begin(checkpoint, backend, { ...part, refits: true });
   const { refit } = session;
