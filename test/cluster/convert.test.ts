@@ -167,7 +167,7 @@ test('a calibration file that is none is refused before any process is started',
 
 test('killed while it converts, it leaves nothing that looks whole, and the next run finishes and cleans up', async () => {
   const out = join(sandbox.folder, 'killed');
-  const args = ['convert', stories, '--out', out, '--calibration-tokens', '128', '--ranks', '1', '--seed', '5'];
+  const args = ['convert', stories, '--out', out, '--calibration-tokens', '512', '--ranks', '1', '--seed', '5'];
   const running = sandbox.start([...args, '--rope-dim', '8', '--freqfold', '2', '--method', 'published']);
   const part = () => readdirSync(sandbox.folder).find((name) => name.startsWith('.killed.part-'));
   await vi.waitUntil(() => part() !== undefined, { timeout: 20_000, interval: 5 });
