@@ -53,7 +53,7 @@ export class Supervisor implements AsyncDisposable {
   #lost: readonly number[] = [];
   #recovery: Promise<void> | undefined;
   #restartTimes: number[] = [];
-  #losses = 0;
+  #cacheEpoch = 0;
   readonly #restarts = new Map<number, number>();
   readonly #stop = new AbortController();
   /** Waits for ranks on other machines after the cluster has failed. Never rejects. */
@@ -103,9 +103,9 @@ export class Supervisor implements AsyncDisposable {
     return this.#cluster.plan;
   }
 
-  /** How often the cache was lost: what a caller knows of it holds for one epoch. */
+  /** Another number whenever the cache was lost: what a caller knows of it holds for one epoch. */
   get cacheEpoch(): number {
-    return this.#losses;
+    return this.#cacheEpoch;
   }
 
   get state(): ClusterState {
@@ -275,7 +275,7 @@ export class Supervisor implements AsyncDisposable {
 
   #lose(error: Error): void {
     this.#state = 'recovering';
-    this.#losses++;
+    this.#cacheEpoch++;
     this.#error = error;
     const named = /^rank (\d+)/.exec(error.message);
     const { lostRanks } = this.#cluster;
@@ -290,7 +290,7 @@ export class Supervisor implements AsyncDisposable {
     this.#log.note('recovered', this.#lost[0], text);
     this.#options.log(`recovered: ${text}`);
     // Once more: what ended while ranks were lost must not be taken for what the new cache holds.
-    this.#losses++;
+    this.#cacheEpoch++;
     this.#state = this.#working;
     this.#error = undefined;
     this.#lost = [];
