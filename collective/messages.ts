@@ -13,7 +13,8 @@
 import { z } from 'zod';
 import { collectiveCheckSchema, computeCheckSchema, echoSchema, linkCheckSchema } from './check-requests.ts';
 import { helloSchema, offerSchema, refusedSchema, type Offer } from './greetings.ts';
-import { expertShardings, schemes } from '../config/shard-plan.ts';
+import { schemes } from '../config/schemes.ts';
+import { expertShardings } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
 export const protocolVersion = 6;

@@ -4,7 +4,8 @@
  * nothing is ignored. Read next: load.ts, which reads a file, puts flags over it and reports all mistakes at once.
  */
 import { z } from 'zod';
-import { expertShardings, maxWorldSize, schemes } from './shard-plan.ts';
+import { schemes } from './schemes.ts';
+import { expertShardings, maxWorldSize } from './shard-plan.ts';
 
 export const schemeNames = ['auto', ...schemes] as const;
 export const backendNames = ['ggml', 'gpujs', 'reference'] as const;

@@ -3,14 +3,13 @@
  * are counted as ../worker/weights.ts cuts them; norms and biases, far below a percent, are left out.
  */
 import type { ModelConfig } from '../config/model-config.ts';
+import { validLatentGroups, type Scheme } from '../config/schemes.ts';
 import {
   latentWidth,
   planShards,
   size,
-  validLatentGroups,
   type PlanRequest,
   type RankPlan,
-  type Scheme,
   type ShardPlan,
 } from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/messages.ts';

@@ -3,17 +3,8 @@
  * sizes alone. docs/schemes.md derives the formulas.
  */
 import type { ModelConfig } from '../config/model-config.ts';
-import {
-  defaultLatentGroups,
-  isExact,
-  latentWidth,
-  planShards,
-  schemes,
-  size,
-  type RankPlan,
-  type Scheme,
-  type ShardPlan,
-} from '../config/shard-plan.ts';
+import { defaultLatentGroups, isExact, schemes, type Scheme } from '../config/schemes.ts';
+import { latentWidth, planShards, size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/messages.ts';
 import { weightLayout } from '../model/tensor-types.ts';
 

@@ -3,7 +3,7 @@
  * times over. Tokens are arbitrary but fixed, so that every cluster computes the same. Read next: report.ts.
  */
 import { InvariantError } from '../../config/errors.ts';
-import { isExact } from '../../config/shard-plan.ts';
+import { isExact } from '../../config/schemes.ts';
 import type { Step } from '../../collective/messages.ts';
 import type { StepResult } from '../ask-ranks.ts';
 import type { Cluster } from '../cluster.ts';

@@ -2,7 +2,7 @@
  * What `tpla bench` found, as data and as text: medians with their spread, speed-up against one rank, where the time of
  * a step goes. The page with charts is in page.ts.
  */
-import type { Scheme } from '../../config/shard-plan.ts';
+import type { Scheme } from '../../config/schemes.ts';
 import type { Machine } from '../machine.ts';
 import { formatBytes, formatTable } from '../table.ts';
 

@@ -1,6 +1,7 @@
 /** `tpla plan [cluster.yaml]`: what each rank would hold and send. Reads headers only and starts nothing. */
 import type { Argv } from 'yargs';
-import { cachedLatent, size, type Scheme } from '../../config/shard-plan.ts';
+import type { Scheme } from '../../config/schemes.ts';
+import { cachedLatent, size } from '../../config/shard-plan.ts';
 import { openSizes } from '../../model/config-only.ts';
 import { layOut } from '../cluster-layout.ts';
 import type { CommandContext } from '../command-context.ts';

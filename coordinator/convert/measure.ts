@@ -3,7 +3,7 @@
  * same ranks and the same windows, each alone from position 0, its first token not scored.
  */
 import { type ClusterConfig, clusterSchema } from '../../config/cluster.ts';
-import type { Scheme } from '../../config/shard-plan.ts';
+import type { Scheme } from '../../config/schemes.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { Cluster } from '../cluster.ts';

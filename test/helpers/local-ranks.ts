@@ -2,16 +2,8 @@
  * All ranks of a cluster inside this process, over the in-process group: the worker's code and arithmetic without
  * sockets and processes, for parity tests.
  */
-import {
-  chooseScheme,
-  defaultLatentGroups,
-  planShards,
-  size,
-  type ExactTokens,
-  type ExpertSharding,
-  type Scheme,
-  type ShardPlan,
-} from '../../config/shard-plan.ts';
+import { chooseScheme, defaultLatentGroups, type Scheme } from '../../config/schemes.ts';
+import { planShards, size, type ExactTokens, type ExpertSharding, type ShardPlan } from '../../config/shard-plan.ts';
 import { createLocalGroups } from '../../collective/local-group.ts';
 import type { Setup, Step, WorkerOptions } from '../../collective/messages.ts';
 import { openCheckpoint } from '../../model/open.ts';

@@ -1,6 +1,6 @@
 /** `--norm sliced`: decode norms each shard alone. Prompts stay exact, and a norm or a softmax that is cut alone loses less. */
 import { expect, test } from 'vitest';
-import { defaultLatentGroups } from '../../config/shard-plan.ts';
+import { defaultLatentGroups } from '../../config/schemes.ts';
 import { loadClusterConfig, type ClusterFlags } from '../../config/load.ts';
 import { layOut } from '../../coordinator/cluster-layout.ts';
 import { openCheckpoint } from '../../model/open.ts';

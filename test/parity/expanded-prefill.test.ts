@@ -1,7 +1,7 @@
 /** Long prompts expand keys and values per head, decode absorbs W_UK and W_UV: the same logits in every backend and scheme. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { MlaConfig } from '../../config/model-config.ts';
-import type { Scheme } from '../../config/shard-plan.ts';
+import type { Scheme } from '../../config/schemes.ts';
 import { expandingIsCheaper } from '../../worker/expanded-heads.ts';
 import { expectClose } from '../helpers/expect-close.ts';
 import { tinyModel } from '../helpers/golden.ts';

@@ -1,6 +1,6 @@
 /** What only some families have: experts cut either way, the schemes of a native latent, and one answer for them all. */
 import { describe, expect, test } from 'vitest';
-import type { Scheme } from '../../config/shard-plan.ts';
+import type { Scheme } from '../../config/schemes.ts';
 import { expectClose } from '../helpers/expect-close.ts';
 import { readGolden, tinyModel } from '../helpers/golden.ts';
 import { startLocalRanks } from '../helpers/local-ranks.ts';

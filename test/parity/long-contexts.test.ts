@@ -1,6 +1,6 @@
 /** The exact schemes against one rank at every context from 1 to 4096 tokens: prompts, blocks, and single tokens at the edges. */
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import type { Scheme } from '../../config/shard-plan.ts';
+import type { Scheme } from '../../config/schemes.ts';
 import { divergences } from '../helpers/divergence.ts';
 import { startLocalRanks, type LocalRanks } from '../helpers/local-ranks.ts';
 import { seededRandom } from '../helpers/random.ts';

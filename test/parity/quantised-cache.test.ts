@@ -1,7 +1,7 @@
 /** A cache in q8_0: near the one in f32 in every scheme, after a prompt and in decode, and refused where blocks do not fit. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { loadClusterConfig } from '../../config/load.ts';
-import type { Scheme } from '../../config/shard-plan.ts';
+import type { Scheme } from '../../config/schemes.ts';
 import { layOut } from '../../coordinator/cluster-layout.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { divergences } from '../helpers/divergence.ts';

@@ -1,6 +1,7 @@
 /** Cache and traffic as the ranks have them against what `tpla plan` computes, and the numbers of docs/schemes.md. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { defaultLatentGroups, planShards } from '../../config/shard-plan.ts';
+import { defaultLatentGroups } from '../../config/schemes.ts';
+import { planShards } from '../../config/shard-plan.ts';
 import type { ModelConfig } from '../../config/model-config.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { bytesSentPerToken, exactTokenBytes, schemeCosts } from '../../coordinator/scheme-costs.ts';

@@ -1,6 +1,6 @@
 /** Every scheme over random MLA checkpoints: the exact ones against one rank, block against single tokens, the cache. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { Scheme } from '../../config/shard-plan.ts';
+import type { Scheme } from '../../config/schemes.ts';
 import { divergences } from '../helpers/divergence.ts';
 import { expectClose } from '../helpers/expect-close.ts';
 import { startLocalRanks, type LocalRanks } from '../helpers/local-ranks.ts';

@@ -3,17 +3,14 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { ConfigError } from '../../../config/errors.ts';
 import { plainFeatures, type ModelConfig } from '../../../config/model-config.ts';
+import { chooseScheme, defaultLatentGroups, validLatentGroups, type Scheme } from '../../../config/schemes.ts';
 import {
-  chooseScheme,
   cut,
-  defaultLatentGroups,
   heldPositions,
   planShards,
   size,
-  validLatentGroups,
   type PlanRequest,
   type Range,
-  type Scheme,
   type ShardPlan,
 } from '../../../config/shard-plan.ts';
 
