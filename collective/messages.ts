@@ -13,7 +13,7 @@
 import { z } from 'zod';
 import { collectiveCheckSchema, computeCheckSchema, echoSchema, linkCheckSchema } from './check-requests.ts';
 import { helloSchema, offerSchema, refusedSchema, type Offer } from './greetings.ts';
-import { schemes } from '../config/schemes.ts';
+import { fitSteps, schemes } from '../config/schemes.ts';
 import { expertShardings } from '../config/shard-plan.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
@@ -215,6 +215,7 @@ const calibrationSchema = z.discriminatedUnion('action', [
     action: z.literal('begin'),
     windows: z.array(z.array(count)),
     refits: z.boolean(),
+    without: z.array(z.enum(fitSteps)).optional(),
   }),
   z.strictObject({
     kind: z.literal('calibration'),

@@ -8,6 +8,13 @@ import type { ModelConfig } from './model-config.ts';
 export const schemes = ['gqa', 'mla', 'tpla', 'tpla-exact', 'dcp', 'gla'] as const;
 export type Scheme = (typeof schemes)[number];
 
+/**
+ * Closed-form corrections of `tpla`, in the order in which they are fitted: order of the latent's columns, keys that guess
+ * what a shard lacks, offsets of old tokens beside those scored exactly, refitted values. Read next: model/tpla/decode-fit.ts.
+ */
+export const fitSteps = ['order', 'keys', 'offsets', 'values'] as const;
+export type FitStep = (typeof fitSteps)[number];
+
 /** Whether the scheme computes what one rank would, to rounding. */
 export function isExact(scheme: Scheme, latentGroups: number): boolean {
   return latentGroups === 1 || scheme === 'tpla-exact';

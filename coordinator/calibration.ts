@@ -2,6 +2,7 @@
  * A cluster's calibration as its caller sees it: questions for one layer after another, answered by sums over all windows.
  * Order and meaning: calibrationSchema of collective/messages.ts. Read next: convert/convert-recipe.ts.
  */
+import type { FitStep } from '../config/schemes.ts';
 import { joinSegments } from '../collective/window-sums.ts';
 import type { Ask } from './ask-ranks.ts';
 import type { RankReply } from './control-loop.ts';
@@ -14,10 +15,23 @@ export class Calibration {
     this.#ask = ask;
   }
 
-  /** @param windows of equal length; ranks divide them  @param refits layers will be refitted */
-  async begin(windows: readonly (readonly number[])[], refits: boolean): Promise<void> {
+  /**
+   * @param windows of equal length; ranks divide them  @param refits layers will be refitted
+   * @param without of a model with a latent: corrections that are not fitted
+   */
+  async begin(
+    windows: readonly (readonly number[])[],
+    refits: boolean,
+    without: readonly FitStep[] = [],
+  ): Promise<void> {
     this.#windows = windows.length;
-    await this.#ask({ kind: 'calibration', action: 'begin', windows: windows.map((window) => [...window]), refits });
+    await this.#ask({
+      kind: 'calibration',
+      action: 'begin',
+      windows: windows.map((window) => [...window]),
+      refits,
+      without: [...without],
+    });
   }
 
   /** Fields of collective/statistics.ts; layers in order. */

@@ -45,7 +45,13 @@ export async function openModel(
   return { config, checkpoint, [Symbol.asyncDispose]: () => checkpoint[Symbol.asyncDispose]() };
 }
 
-/** @param options.showsLoading a bar while the ranks load; two bars at once would write over each other */
+/** A command that nothing repairs is not given up because a loaded machine answers late; a process that ends is noticed at once. */
+const patientHeartbeatMs = 5000;
+
+/**
+ * A cluster without a supervisor, for commands that end with it.
+ * @param options.showsLoading a bar while the ranks load; two bars at once would write over each other
+ */
 export async function startCluster(
   { checkpoint, config }: OpenModel,
   { log, signal }: CommandContext,
@@ -53,7 +59,9 @@ export async function startCluster(
 ): Promise<Cluster> {
   using loading = new LoadingProgress();
   const onLoading = showsLoading ? loading.report : (): void => undefined;
-  return await Cluster.start({ checkpoint, config, log, signal, onLoading });
+  const heartbeatMs = Math.max(config.faults.heartbeatMs, patientHeartbeatMs);
+  const patient = { ...config, faults: { ...config.faults, heartbeatMs } };
+  return await Cluster.start({ checkpoint, config: patient, log, signal, onLoading });
 }
 
 /** Both at once, for commands that have nothing to check in between. */

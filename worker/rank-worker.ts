@@ -9,8 +9,7 @@ import type { ProcessGroup } from '../collective/group.ts';
 import type { CalibrationRequest, RankRequest, Ready, Reply, Setup, Step } from '../collective/messages.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { openModelPath } from '../model/dummy.ts';
-import { readFit, type LayerFit } from '../model/tpla/decode-fit.ts';
-import { loadEnergyShares, loadRotations } from '../model/tpla/rotation.ts';
+import { loadEnergyShares } from '../model/tpla/rotation.ts';
 import { checkCollective } from './collective-check.ts';
 import { checkLink } from './link-check.ts';
 import { checkCompute } from './compute-check.ts';
@@ -22,6 +21,7 @@ import { MomentAccumulator } from './moments.ts';
 import { peakRssBytes } from './peak-memory.ts';
 import type { RankParts } from './rank-parts.ts';
 import { FitSession } from './schemes/fit-session.ts';
+import { loadReparameterization } from './schemes/load-reparameterization.ts';
 import { WeightUploader } from './weight-uploader.ts';
 import { loadWeights } from './weights.ts';
 
@@ -77,8 +77,7 @@ export class RankWorker implements AsyncDisposable {
     const { kernels, quantize } = backend;
     const uploader = new WeightUploader(checkpoint, kernels, options.weights, quantize);
     const rank = rankPlanOf(setup);
-    const rotations = await loadRotations(setup.modelPath, model, options.reparameterization);
-    const fits = await fitsOf(setup, checkpoint);
+    const { rotations, fits } = await loadReparameterization(setup, checkpoint);
     const shares = options.norm === 'exact' ? undefined : await loadEnergyShares(setup.modelPath, model, rotations);
     const weights = await loadWeights(checkpoint, plan, rank, rotations, uploader, fits, shares, onLayer);
     const cache = new LatentCache(kernels, model, plan, rank, {
@@ -223,7 +222,7 @@ export class RankWorker implements AsyncDisposable {
     switch (request.action) {
       case 'begin':
         invariant(this.fit === undefined, 'a fit was begun twice');
-        this.fit = await FitSession.begin(this.checkpoint, this.backend, this.setup, this.group, request.windows);
+        this.fit = await FitSession.begin(this.checkpoint, this.backend, this.setup, this.group, request);
         return undefined;
       case 'statistics':
         invariant(this.fit !== undefined, 'a fit was not begun');
@@ -259,24 +258,6 @@ function rankPlanOf(setup: Setup): RankPlan {
   const plan = setup.plan.ranks[setup.rank];
   invariant(plan !== undefined, `the plan has ${setup.plan.ranks.length} ranks, this is rank ${setup.rank}`);
   return plan;
-}
-
-/** Corrections of cut attention, where the setup names a folder of them. */
-async function fitsOf({ plan, options }: Setup, checkpoint: Checkpoint): Promise<LayerFit[] | undefined> {
-  const { config: model, identity } = checkpoint;
-  if (options.corrections === '' || model.attention.kind !== 'mla') return undefined;
-  const { nopeDim, valueDim, latentDim } = model.attention;
-  const { latentGroups, exactTokens } = plan;
-  const { numHeads, hiddenDim, numLayers } = model;
-  return await readFit({
-    folder: options.corrections,
-    modelIdentity: identity,
-    reparameterization: options.reparameterization,
-    exactTokens,
-    overlap: plan.ranks[0]?.sharedLatent.end ?? 0,
-    shape: { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim },
-    numLayers,
-  });
 }
 
 /** What would otherwise read or write another sequence's rows. */

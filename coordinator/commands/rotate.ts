@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import type { Argv } from 'yargs';
 import { maxExactTokens, reparameterizationNames } from '../../config/cluster.ts';
 import { ConfigError } from '../../config/errors.ts';
+import { fitSteps, type FitStep } from '../../config/schemes.ts';
 import { maxWorldSize } from '../../config/shard-plan.ts';
 import { fitFileName, splitFit, writeFit, type FitShape, type LayerFit } from '../../model/tpla/decode-fit.ts';
 import type { CommandContext } from '../command-context.ts';
@@ -42,6 +43,14 @@ const rotateFlags = <T>(command: Argv<T>) =>
       default: 'weighted' as const,
       describe: 'rotation of the latent before it is cut',
     })
+    .option('without', {
+      array: true,
+      choices: fitSteps,
+      default: [] as FitStep[],
+      defaultDescription: 'none',
+      describe:
+        'corrections to leave out, to see what each is worth. order: which columns stand first; keys: what a shard guesses of the others; offsets: of old tokens beside those scored exactly; values: W_UV',
+    })
     .option('calibration', {
       type: 'string',
       demandOption: true,
@@ -64,7 +73,7 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
   const source = await readGivenText(flags.calibration, '--calibration');
   const length = Math.min(windowTokens, flags.calibrationTokens);
   // --calibration is for the fit here; opening the model would take it for a conversion's.
-  const { calibration, calibrationTokens, ...modelFlags } = flags;
+  const { calibration, calibrationTokens, without, ...modelFlags } = flags;
   await using model = await openModel(
     {
       ...modelFlags,
@@ -92,7 +101,7 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
   await mkdir(flags.out, { recursive: true });
   const started = performance.now();
   await using cluster = await startCluster(model, context);
-  await cluster.calibration.begin(windows, false);
+  await cluster.calibration.begin(windows, false, without);
   const layers: LayerFit[] = [];
   {
     using progress = startProgress('fit', numLayers, { name: 'layers', size: 1 });
@@ -111,6 +120,7 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
     overlap: flags.overlap,
     reparameterization: flags.reparam,
     calibrationHash,
+    without: without.join(' '),
   };
   await writeFit(path, origin, shape, layers);
   const report = {

@@ -3,7 +3,10 @@
  * layer's numbers lie in one payload, and the file that holds them. Applied while loading, in decode only; without the
  * file attention is the paper's. Read next: worker/schemes/fit-session.ts (how they are computed).
  *
- * Columns r are those of group 0, then of group 1 ..: with an overlap some stand in every group and the last nowhere.
+ * rotation [r, r]: of the latent, before all else; the identity where another --reparam than `weighted` rotates it.
+ *
+ * Columns r of the others are those of group 0, then of group 1 ..: with an overlap some stand in every group and the last
+ * nowhere.
  *
  * keys [H, r, n]: W_UK for scores of old tokens; row i of a group's columns also carries what the columns of the other
  *   groups add on average, given this one: (I + M^T) W_UK.
@@ -28,13 +31,14 @@ export interface FitShape {
   readonly hiddenDim: number;
 }
 
-export const fitFields = ['keys', 'offsets', 'values', 'bias'] as const;
+export const fitFields = ['rotation', 'keys', 'offsets', 'values', 'bias'] as const;
 export type FitField = (typeof fitFields)[number];
 export type LayerFit = Readonly<Record<FitField, Float32Array>>;
 
 export function fitShapes(shape: FitShape): Record<FitField, number[]> {
   const { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim } = shape;
   return {
+    rotation: [latentDim, latentDim],
     keys: [numHeads, latentDim, nopeDim],
     offsets: [latentGroups, numHeads, nopeDim + 1],
     values: [numHeads, valueDim, latentDim],
@@ -55,7 +59,13 @@ export function splitFit(payload: Float32Array, shape: FitShape): Record<FitFiel
     end += count(shapes[field]);
     return payload.subarray(start, end);
   };
-  const views = { keys: view('keys'), offsets: view('offsets'), values: view('values'), bias: view('bias') };
+  const views = {
+    rotation: view('rotation'),
+    keys: view('keys'),
+    offsets: view('offsets'),
+    values: view('values'),
+    bias: view('bias'),
+  };
   invariant(end === payload.length, `decode fit: ${payload.length} numbers, expected ${end}`);
   return views;
 }
@@ -70,6 +80,8 @@ const originSchema = z.object({
   overlap: z.coerce.number(),
   reparameterization: z.string(),
   calibrationHash: z.string(),
+  /** Corrections that were left out. */
+  without: z.string(),
 });
 export type FitOrigin = z.infer<typeof originSchema>;
 
@@ -136,6 +148,7 @@ export async function readFit(request: FitRequest): Promise<LayerFit[]> {
       return new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
     };
     layers.push({
+      rotation: await read('rotation'),
       keys: await read('keys'),
       offsets: await read('offsets'),
       values: await read('values'),

@@ -24,6 +24,9 @@ const LAYOUTS = [
   ['MLA 9 heads, latent 128 + 64, decode', 1, 9, 1, 256, 192, 128],
   ['MLA 9 heads, latent 128 + 64, decode', 1, 9, 1, 8192, 192, 128],
   ['MLA 9 heads, latent 128 + 64, prefill', 1, 9, 256, 512, 192, 128],
+  ['TPLA 9 heads, latent 72 + 48, decode', 1, 9, 1, 8192, 120, 72],
+  ['TPLA 9 heads, latent 80 + 48, decode', 1, 9, 1, 8192, 128, 80],
+  ['TPLA 9 heads, latent 72 + 48, block', 1, 9, 256, 1024, 120, 72],
   ['MLA 128 heads, latent 512 + 64, decode', 1, 128, 1, 2048, 576, 512],
 ] as const;
 

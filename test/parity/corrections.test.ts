@@ -74,6 +74,7 @@ async function fit(exactTokens: ExactTokens, latentGroups: number, overlap = 0):
     overlap,
     reparameterization: 'weighted',
     calibrationHash: 'test',
+    without: '',
   };
   await writeFit(join(folder, fitFileName(latentGroups, exactTokens, overlap)), origin, shape, layers);
 }

@@ -5,7 +5,16 @@
 import { invariant } from '../../config/errors.ts';
 import { size, type ExactTokens, type Range } from '../../config/shard-plan.ts';
 import type { MlaConfig, ModelConfig } from '../../config/model-config.ts';
-import { absorbed, biased, columnsIn, latentOfTokens, outputOfHeads, queryParts, tokensFirst } from '../attention.ts';
+import {
+  absorbed,
+  biased,
+  columnsIn,
+  dim,
+  latentOfTokens,
+  outputOfHeads,
+  queryParts,
+  tokensFirst,
+} from '../attention.ts';
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
 import type { MlaWeights } from '../mla-weights.ts';
@@ -23,12 +32,17 @@ export interface FitSizes {
   readonly prompt: number;
   readonly exactTokens: ExactTokens;
   readonly groups: readonly FitGroup[];
+  /** Columns that all groups have. */
+  readonly overlap: number;
   readonly config: MlaConfig;
   readonly numHeads: number;
 }
 
 /** Attention sinks: their latents are unlike any other, and a few of them would bend a regression over all. */
 const usualSinks = 4;
+
+/** ggml multiplies float32 rows of a multiple of this length by blocks, others one by one, at half the speed. */
+export const fastWidth = 16;
 
 /** Tokens at the beginning that the keys are not fitted to. */
 export function firstTokens({ exactTokens, tokens }: FitSizes): number {
@@ -44,6 +58,8 @@ export interface FitTensors {
   readonly shard: Tensor; // [T, T]: 1 where it is not
   readonly old: Tensor; // [T, T]: 1 where it is not and the other token is visible
   readonly ones: Tensor; // [1, 1, T]
+  readonly oneThenZeros: Tensor; // [T, fastWidth]: rows of 1, 0, 0 ..
+  readonly rotation: Tensor; // [r, r]
   readonly keys: Tensor; // [heads, r, n]
   readonly slopes: readonly Tensor[]; // of each group [heads, 1, n]
   readonly offsets: readonly Tensor[]; // of each group [heads, T, 1]
@@ -68,7 +84,20 @@ export class FitFormulas {
     this.tensors = tensors;
   }
 
-  /** Sums over the tokens behind the first ones: of products of latent columns [r, r], of columns [1, r]. */
+  /**
+   * Absorbed queries [heads, T, r], and of each the sum of squares of its probabilities of old tokens [heads, T, 1]: what
+   * an error of its scores costs, beside what the tokens' values differ by.
+   */
+  queries(ops: Ops): readonly Tensor[] {
+    const { latent, ropeKey, nope, rope } = this.inputs(ops);
+    invariant(this.mla.decode.keyUp !== undefined, 'a fit of keys without a nope part');
+    const scores = this.exactScores(ops, latent, ropeKey, nope, rope);
+    const p = ops.softmax(scores, this.tensors.causal, this.sizes.config.scoreScale);
+    const squares = ops.matmul(this.tensors.ones, ops.multiply(ops.multiply(p, p), this.tensors.old));
+    return [ops.matmul(this.mla.decode.keyUp, nope), squares];
+  }
+
+  /** Sums over the tokens behind the first ones, unrotated: of products of latent columns [r, r], of columns [1, r]. */
   latentMoments(ops: Ops): readonly Tensor[] {
     const { tokens } = this.sizes;
     const first = firstTokens(this.sizes);
@@ -118,16 +147,19 @@ export class FitFormulas {
     const { groups, config, numHeads: H, tokens: T } = this.sizes;
     const { latent, ropeKey, nope, rope } = this.inputs(ops);
     const exact = this.exactScores(ops, latent, ropeKey, nope, rope);
+    const turned = ops.matmul(this.tensors.rotation, latent);
     const kept = ops.multiply(exact, this.tensors.exactly);
     const oldMass = (p: Tensor): Tensor => ops.matmul(this.tensors.ones, ops.multiply(p, this.tensors.old));
     const parts = groups.map(({ columns: own, place }, group) => {
       const keyUp = ops.contiguous(ops.slice(this.tensors.keys, 1, place.start, size(place)));
-      const columns = ops.contiguous(columnsIn(ops, latent, own)); // [T, columns]
+      const columns = ops.contiguous(columnsIn(ops, turned, own)); // [T, columns]
       const local = headsFirst(ops, absorbed(ops, keyUp, nope, rope)); // [heads, T, columns + p]
       const offset = ops.add(ops.matmul(at(this.tensors.slopes, group), nope), at(this.tensors.offsets, group)); // [heads, T, 1]
-      const query = ops.concat([local, ops.reshape(offset, [H, T, 1])], 2);
-      const constant = ops.reshape(this.tensors.ones, [T, 1]);
-      const keys = batch(ops, ops.concat([columns, ropeKey, constant], 1));
+      const padding = paddingOf(dim(local, 2) + 1);
+      const rest = padding > 0 ? [ops.slice(local, 2, 0, padding)] : []; // times zeros
+      const query = ops.concat([local, ops.reshape(offset, [H, T, 1]), ...rest], 2);
+      const constants = ops.slice(this.tensors.oneThenZeros, 1, 0, 1 + padding);
+      const keys = batch(ops, ops.concat([columns, ropeKey, constants], 1));
       const scores = ops.add(kept, ops.multiply(ops.matmul(keys, query), this.tensors.shard));
       const p = ops.softmax(scores, this.tensors.causal, config.scoreScale);
       return { mixed: ops.matmul(columnsFirst(ops, columns), p), mass: oldMass(p) };
@@ -149,6 +181,11 @@ export class FitFormulas {
       biased(ops, outputOfHeads(ops, this.mla.decode, tokensFirst(ops, heads)), this.mla.outputBias);
     return [delta(this.tensors.headOutputs), delta(ops.matmul(this.tensors.values, this.tensors.mixed))];
   }
+}
+
+/** Numbers that make a sum of products as long as the backend multiplies fast; none where it is short anyway. */
+function paddingOf(length: number): number {
+  return length < fastWidth ? 0 : (fastWidth - (length % fastWidth)) % fastWidth;
 }
 
 /** [T, columns] -> [1, columns, T] */

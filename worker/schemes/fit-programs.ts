@@ -8,10 +8,10 @@ import { feedForwardDelta } from '../layer.ts';
 import type { MlaWeights } from '../mla-weights.ts';
 import { bytesOf, type RankParts } from '../rank-parts.ts';
 import type { LayerWeights } from '../weights.ts';
-import { FitFormulas, at, type FitSizes, type FitTensors } from './fit-formulas.ts';
+import { FitFormulas, at, fastWidth, type FitSizes, type FitTensors } from './fit-formulas.ts';
 import type { LayerMatrices } from './fit-solve.ts';
 
-const programOrder = ['exactHeads', 'latentMoments', 'mixtures', 'gram', 'heads', 'feedForward'] as const;
+const programOrder = ['exactHeads', 'latentMoments', 'queries', 'mixtures', 'gram', 'heads', 'feedForward'] as const;
 type ProgramName = (typeof programOrder)[number];
 
 export class FitPrograms implements Disposable {
@@ -46,6 +46,8 @@ export class FitPrograms implements Disposable {
       shard: allocate(T, T),
       old: allocate(T, T),
       ones: allocate(1, 1, T),
+      oneThenZeros: allocate(T, fastWidth),
+      rotation: allocate(r, r),
       keys: allocate(H, r, n),
       slopes: groups.map(() => allocate(H, 1, n)),
       offsets: groups.map(() => allocate(H, T, 1)),
@@ -59,6 +61,7 @@ export class FitPrograms implements Disposable {
     const builders: Record<ProgramName, (ops: Ops) => readonly Tensor[]> = {
       exactHeads: (ops) => formulas.exactHeads(ops),
       latentMoments: (ops) => formulas.latentMoments(ops),
+      queries: (ops) => formulas.queries(ops),
       mixtures: (ops) => formulas.mixtures(ops),
       gram: (ops) => formulas.gram(ops),
       heads: (ops) => formulas.heads(ops),
@@ -78,6 +81,11 @@ export class FitPrograms implements Disposable {
     this.kernels.download(this.mla.decode.keyUp, keyUp);
     this.kernels.download(this.mla.decode.valueUp, valueUp);
     return { keyUp, valueUp };
+  }
+
+  /** @param rotation U [r, r] of the latent before it is cut */
+  useRotation(rotation: Float32Array): void {
+    this.upload(this.inputs.rotation, rotation);
   }
 
   /** @param keys [heads, r, n]  @param offsets [groups, heads, n + 1] */
@@ -120,6 +128,52 @@ export class FitPrograms implements Disposable {
     const [products, columns] = this.run('latentMoments', [r * r, r]);
     invariant(products !== undefined && columns !== undefined, 'the latentMoments program has two outputs');
     return { products, columns };
+  }
+
+  /**
+   * Absorbed queries behind the prompt, each times the root of what an error of its scores of old tokens costs; and the sum
+   * of those costs. Products of two numbers of a query, by head [heads, r, r], and costs [heads].
+   */
+  queryMoments(x: Float32Array): { products: Float32Array; costs: Float32Array } {
+    const { numHeads: H, tokens: T, prompt, config } = this.sizes;
+    const { latentDim: r, valueDim: v } = config;
+    this.upload(this.inputs.x, x);
+    const [queries, squares] = this.run('queries', [H * T * r, H * T]);
+    invariant(queries !== undefined && squares !== undefined, 'the queries program has two outputs');
+    const costs = new Float32Array(H);
+    for (let row = 0; row < H * T; row++) {
+      const cost = row % T < prompt ? 0 : (squares[row] ?? 0);
+      const h = Math.floor(row / T);
+      costs[h] = (costs[h] ?? 0) + cost;
+      const root = Math.sqrt(cost);
+      for (let i = row * r; i < (row + 1) * r; i++) queries[i] = (queries[i] ?? 0) * root;
+    }
+    const gram = this.gramOf(queries, new Float32Array(H * T * v)); // [heads, r + 1 + v, r + 1]
+    const products = new Float32Array(H * r * r);
+    for (let h = 0; h < H; h++)
+      for (let i = 0; i < r; i++) {
+        const from = (h * (r + 1 + v) + i) * (r + 1);
+        products.set(gram.subarray(from, from + r), (h * r + i) * r);
+      }
+    return { products, costs };
+  }
+
+  /** W_O W_UV of one head: what a latent adds to the output. @param valueUp [heads, v, r]  @returns [r, hidden] */
+  outputOfLatent(valueUp: Float32Array, head: number): Float32Array {
+    const { numHeads: H, tokens: T, config } = this.sizes;
+    const { latentDim: r, valueDim: v } = config;
+    const hidden = this.parts.model.hiddenDim;
+    const zero = this.deltaOfHeads(new Float32Array(H * T * v)).subarray(0, hidden);
+    const out = new Float32Array(r * hidden);
+    for (let first = 0; first < r; first += T) {
+      const heads = new Float32Array(H * T * v); // row t: the head's values of latent column first + t
+      for (let t = 0; t < Math.min(T, r - first); t++)
+        for (let i = 0; i < v; i++) heads[(head * T + t) * v + i] = valueUp[(head * v + i) * r + first + t] ?? 0;
+      const rows = this.deltaOfHeads(heads);
+      for (let t = 0; t < Math.min(T, r - first); t++)
+        for (let i = 0; i < hidden; i++) out[(first + t) * hidden + i] = (rows[t * hidden + i] ?? 0) - (zero[i] ?? 0);
+    }
+    return out;
   }
 
   /** What cut attention mixes, all groups side by side; of the prompt, exactly. @returns [heads, T, r] */
@@ -233,6 +287,10 @@ export class FitPrograms implements Disposable {
     this.upload(this.inputs.shard, shard);
     this.upload(this.inputs.old, old);
     this.upload(this.inputs.ones, new Float32Array(T).fill(1));
+    this.upload(
+      this.inputs.oneThenZeros,
+      Float32Array.from({ length: T * fastWidth }, (_, i) => (i % fastWidth === 0 ? 1 : 0)),
+    );
     this.kernels.upload(this.inputs.positions, bytesOf(Int32Array.from({ length: T }, (_, t) => t)));
   }
 

@@ -3,19 +3,21 @@
  * see: all earlier layers are cut and corrected already. Every rank holds the whole model and takes its own windows, and
  * sums are all-reduced, so that all ranks solve the same equations. The first quarter of a window is its prompt, exact.
  *
- * For a layer, two passes over the windows: moments of the latents that old tokens have, by head, from exact attention;
- * then mixtures of cut attention against outputs of exact attention on the ORIGINAL stream. Refused: layers without nope
+ * For a layer, three passes over the windows: moments of the latents; of the queries, which with them say in what order the
+ * columns lose least when cut; then mixtures of cut attention against outputs of exact attention on the ORIGINAL stream. Refused: layers without nope
  * part, capped scores, norms behind a sublayer. Read next: fit-programs.ts (what is computed), fit-solve.ts (the equations).
  */
 import { ConfigError, invariant } from '../../config/errors.ts';
 import type { MlaConfig } from '../../config/model-config.ts';
 import { routes } from '../../config/model-config.ts';
+import { fitSteps, type FitStep } from '../../config/schemes.ts';
 import { cachedLatent, latentWidth, planShards, type Range } from '../../config/shard-plan.ts';
 import type { ProcessGroup } from '../../collective/group.ts';
 import { segmentsWithin, sumSegments, windowsOfRank } from '../../collective/window-sums.ts';
-import type { Setup } from '../../collective/messages.ts';
+import type { CalibrationRequest, Setup } from '../../collective/messages.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { fitLength, splitFit, type FitShape } from '../../model/tpla/decode-fit.ts';
+import { identity } from '../../model/transmla/dense.ts';
 import { loadRotations } from '../../model/tpla/rotation.ts';
 import type { Backend } from '../backend.ts';
 import { LatentCache } from '../latent-cache.ts';
@@ -26,7 +28,8 @@ import { WeightUploader } from '../weight-uploader.ts';
 import { loadWeights } from '../weights.ts';
 import type { FitGroup, FitSizes } from './fit-formulas.ts';
 import { FitPrograms } from './fit-programs.ts';
-import { KeyMoments, ValueMoments, type LayerMatrices } from './fit-solve.ts';
+import { OrderMoments } from './fit-order.ts';
+import { KeyMoments, ValueMoments, rotatedMatrices, type LayerMatrices } from './fit-solve.ts';
 
 interface Stream {
   /** The model as it is. [T, hidden] */
@@ -43,13 +46,14 @@ export class FitSession implements Disposable {
   private readonly streams: readonly Stream[];
   private readonly experts: RoutedExperts;
   private readonly segments: readonly Range[];
+  private readonly steps: ReadonlySet<FitStep>;
 
   static async begin(
     checkpoint: Checkpoint,
     backend: Backend,
     setup: Setup,
     group: ProcessGroup,
-    windows: readonly (readonly number[])[], // of all ranks
+    { windows, without = [] }: Pick<Extract<CalibrationRequest, { action: 'begin' }>, 'windows' | 'without'>, // of all ranks
   ): Promise<FitSession> {
     const model = checkpoint.config;
     const config = supported(checkpoint);
@@ -75,6 +79,7 @@ export class FitSession implements Disposable {
       prompt: Math.floor(tokens / 4),
       exactTokens: cut.exactTokens,
       groups: groupsOf(setup),
+      overlap: cut.ranks[0]?.sharedLatent.end ?? 0,
       config,
       numHeads: model.numHeads,
     };
@@ -86,7 +91,11 @@ export class FitSession implements Disposable {
       return { exact, cut: exact.slice() };
     });
     const segments = segmentsWithin(own, windows.length);
-    return new FitSession(parts, group, sizes, streams, segments, new RoutedExperts(parts, rank));
+    // Another rotation that the user chose stays as it is.
+    const steps = fitSteps.filter(
+      (step) => !without.includes(step) && (step !== 'order' || options.reparameterization === 'weighted'),
+    );
+    return new FitSession(parts, group, sizes, streams, segments, new RoutedExperts(parts, rank), new Set(steps));
   }
 
   private constructor(
@@ -96,6 +105,7 @@ export class FitSession implements Disposable {
     streams: readonly Stream[],
     segments: readonly Range[],
     experts: RoutedExperts,
+    steps: ReadonlySet<FitStep>,
   ) {
     this.parts = parts;
     this.group = group;
@@ -103,6 +113,7 @@ export class FitSession implements Disposable {
     this.streams = streams;
     this.experts = experts;
     this.segments = segments;
+    this.steps = steps;
     const { nopeDim, valueDim, latentDim } = sizes.config;
     const { numHeads, hiddenDim } = parts.model;
     this.shape = { numHeads, nopeDim, valueDim, latentDim, latentGroups: sizes.groups.length, hiddenDim };
@@ -113,10 +124,15 @@ export class FitSession implements Disposable {
     using programs = new FitPrograms(this.parts, this.sizes, layer);
     const payload = new Float32Array(fitLength(this.shape));
     const fit = splitFit(payload, this.shape);
-    const matrices = programs.matrices();
-    await this.fitKeys(programs, matrices, layer, fit);
+    const moments = new KeyMoments(this.sizes);
+    for (const { cut } of this.streams) moments.add(programs.latentMoments(cut));
+    await this.group.allReduceSum(moments.sums, `fit of layer ${layer}, latents`);
+    await this.fitRotation(programs, moments, layer, fit.rotation);
+    const matrices = rotatedMatrices(programs.matrices(), fit.rotation, this.sizes);
+    moments.rotate(fit.rotation);
+    moments.solve(matrices, fit.keys, fit.offsets, this.steps.has('keys'));
     programs.useKeys(fit.keys, fit.offsets);
-    await this.fitOffsets(programs, layer, fit.offsets);
+    if (this.steps.has('offsets')) await this.fitOffsets(programs, layer, fit.offsets);
     programs.useKeys(fit.keys, fit.offsets);
     await this.fitValues(programs, matrices, layer, fit);
     return sumSegments(this.segments, payload.length, (window) =>
@@ -124,16 +140,23 @@ export class FitSession implements Disposable {
     );
   }
 
-  private async fitKeys(
+  /** In what order the columns lose least when they are cut; as they stand where the user chose another rotation. */
+  private async fitRotation(
     programs: FitPrograms,
-    matrices: LayerMatrices,
+    { covariance }: KeyMoments,
     layer: number,
-    fit: Record<'keys' | 'offsets', Float32Array>,
+    rotation: Float32Array,
   ): Promise<void> {
-    const moments = new KeyMoments(this.sizes);
-    for (const { cut } of this.streams) moments.add(programs.latentMoments(cut));
-    await this.group.allReduceSum(moments.sums, `fit of layer ${layer}, keys`);
-    moments.solve(matrices, fit.keys, fit.offsets);
+    rotation.set(Float32Array.from(identity(this.sizes.config.latentDim).data));
+    if (this.steps.has('order')) {
+      const moments = new OrderMoments(this.sizes);
+      for (const { cut } of this.streams) moments.add(programs.queryMoments(cut));
+      await this.group.allReduceSum(moments.sums, `fit of layer ${layer}, order of columns`);
+      const { valueUp } = programs.matrices();
+      const outputOf = (head: number): Float32Array => programs.outputOfLatent(valueUp, head);
+      rotation.set(moments.solve(covariance, outputOf, this.parts.model.hiddenDim));
+    }
+    programs.useRotation(rotation);
   }
 
   /** The constant that makes old tokens weigh as much as under exact attention; nothing where all tokens are old. */
@@ -165,7 +188,7 @@ export class FitSession implements Disposable {
       return { target, mixtures };
     });
     await this.group.allReduceSum(moments.sums, `fit of layer ${layer}, values`);
-    const headBias = moments.solve(matrices, fit.values); // [heads, v]
+    const headBias = moments.solve(matrices, fit.values, this.steps.has('values')); // [heads, v]
     fit.bias.set(programs.outputOf(headBias));
     programs.useValues(fit.values, headBias);
     this.streams.forEach(({ exact, cut }, i) => {

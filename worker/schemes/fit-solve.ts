@@ -8,7 +8,7 @@
  * Values. The mixtures of all groups and a constant against the output of exact attention, ridge towards W_UV.
  */
 import { invariant } from '../../config/errors.ts';
-import { type Dense, denseFrom, zeros } from '../../model/transmla/dense.ts';
+import { type Dense, congruence, denseFrom, multiply, multiplyTransposed, zeros } from '../../model/transmla/dense.ts';
 import { ridge } from '../../model/tpla/ridge.ts';
 import { firstTokens, type FitGroup, type FitSizes } from './fit-formulas.ts';
 
@@ -20,6 +20,23 @@ const valueRidge = 0.01;
 export interface LayerMatrices {
   readonly keyUp: Float32Array; // [heads, r, n]
   readonly valueUp: Float32Array; // [heads, v, r]
+}
+
+/** Of the latent c' = U c: W_UK U^T, W_UV U^T. @param rotation U [r, r] */
+export function rotatedMatrices(
+  { keyUp, valueUp }: LayerMatrices,
+  rotation: Float32Array,
+  { config, numHeads }: FitSizes,
+): LayerMatrices {
+  const { latentDim: r, nopeDim: n, valueDim: v } = config;
+  const turn = denseFrom(r, r, rotation);
+  const keys = new Float32Array(keyUp.length);
+  for (let head = 0; head < numHeads; head++) {
+    const from = head * r * n;
+    keys.set(multiply(turn, denseFrom(r, n, keyUp.subarray(from, from + r * n))).data, from);
+  }
+  const values = multiplyTransposed(denseFrom(numHeads * v, r, valueUp), turn);
+  return { keyUp: keys, valueUp: Float32Array.from(values.data) };
 }
 
 export class KeyMoments {
@@ -41,8 +58,11 @@ export class KeyMoments {
     this.sums[count] = (this.sums[count] ?? 0) + this.sizes.tokens - firstTokens(this.sizes);
   }
 
-  /** @param keys [heads, r, n] in the order of the groups, offsets [groups, heads, n + 1]; overwritten */
-  solve({ keyUp }: LayerMatrices, keys: Float32Array, offsets: Float32Array): void {
+  /**
+   * @param keys [heads, r, n] in the order of the groups, offsets [groups, heads, n + 1]; overwritten
+   * @param isFitted otherwise a group's columns of W_UK as they are
+   */
+  solve({ keyUp }: LayerMatrices, keys: Float32Array, offsets: Float32Array, isFitted: boolean): void {
     const { numHeads, groups, config } = this.sizes;
     const { latentDim: r, nopeDim: n } = config;
     keys.fill(0);
@@ -52,7 +72,7 @@ export class KeyMoments {
       keyUp.subarray((head * r + column) * n, (head * r + column + 1) * n);
     groups.forEach((group, index) => {
       const own = columnNumbers(group);
-      const others = Array.from({ length: r }, (_, i) => i).filter((i) => !own.includes(i));
+      const others = isFitted ? Array.from({ length: r }, (_, i) => i).filter((i) => !own.includes(i)) : [];
       const guess = guessOf(covariance, own, others); // [others, own]
       const shifts = others.map((column, row) =>
         own.reduce(
@@ -73,6 +93,19 @@ export class KeyMoments {
         );
       }
     });
+  }
+
+  /** Of the latent as it stands, or rotated. */
+  get covariance(): Dense {
+    return this.statistics().covariance;
+  }
+
+  /** From now on of c' = U c. @param rotation U [r, r] */
+  rotate(rotation: Float32Array): void {
+    const { latentDim: r } = this.sizes.config;
+    const turn = denseFrom(r, r, rotation);
+    this.sums.set(congruence(turn, denseFrom(r, r, this.sums.subarray(0, r * r))).data);
+    this.sums.set(multiplyTransposed(denseFrom(1, r, this.sums.subarray(r * r, r * r + r)), turn).data, r * r);
   }
 
   private statistics(): { mean: Float64Array; covariance: Dense } {
@@ -124,8 +157,11 @@ export class ValueMoments {
     addTo(this.sums, products, 0);
   }
 
-  /** @param values [heads, v, r], overwritten  @returns the constant of every head's output [heads, v] */
-  solve({ valueUp }: LayerMatrices, values: Float32Array): Float32Array {
+  /**
+   * @param values [heads, v, r], overwritten  @param isFitted otherwise W_UV as it is
+   * @returns the constant of every head's output [heads, v]
+   */
+  solve({ valueUp }: LayerMatrices, values: Float32Array, isFitted: boolean): Float32Array {
     const { numHeads, config } = this.sizes;
     const { latentDim: r, valueDim: v } = config;
     const width = r + 1;
@@ -137,7 +173,7 @@ export class ValueMoments {
       const prior = zeros(v, width);
       for (let i = 0; i < v; i++)
         this.setPrior(prior, i * width, valueUp.subarray((head * v + i) * r, (head * v + i + 1) * r));
-      const solved = ridge(gram, cross, prior, valueRidge);
+      const solved = isFitted ? ridge(gram, cross, prior, valueRidge) : prior;
       for (let i = 0; i < v; i++) {
         values.set(solved.data.subarray(i * width, i * width + r), (head * v + i) * r);
         bias[head * v + i] = solved.data[i * width + r] ?? 0;

@@ -14,6 +14,7 @@ import {
   isContiguous,
   type GgmlTensor,
 } from './tensor.ts';
+import { productsOfRows, sizes, weightedSums } from './attention-products.ts';
 import { capped, softMax, widen, type Constants } from './compound.ts';
 import type { AttendOptions } from '../kernels.ts';
 import type { GraphRecorder } from './graph.ts';
@@ -206,8 +207,7 @@ function scoresOf(
   const wideKeys = widen(recorder, constants, keys);
   const wideValues = isPrefix(values, keys) ? recorder.slice(wideKeys, 2, 0, dv) : widen(recorder, constants, values);
   const grouped = recorder.reshape(q, [G, rows, dk]);
-  const raw = recorder.emit('f32', [G, rows, S], (c, f) => f.mulMat(c, wideKeys.pointer, grouped.pointer));
-  return { scores: recorder.reshape(raw, [H, T, S]), wideValues };
+  return { scores: recorder.reshape(productsOfRows(recorder, wideKeys, grouped), [H, T, S]), wideValues };
 }
 
 /** softmax(cap(scale * scores) + mask) */
@@ -228,22 +228,6 @@ function mixed(recorder: GraphRecorder, shares: GgmlTensor, values: GgmlTensor):
   const [G, , dv] = sizes(values);
   const sums = weightedSums(recorder, values, recorder.reshape(shares, [G, (H / G) * T, S]));
   return recorder.reshape(sums, [H, T, dv]);
-}
-
-/**
- * An outer product adds rows of values as they lie; the ordinary product would need them transposed on every run.
- * @param values [G, S, dv] @param shares [G, rows, S] @returns [G, rows, dv]
- */
-function weightedSums(recorder: GraphRecorder, values: GgmlTensor, shares: GgmlTensor): GgmlTensor {
-  const { functions } = recorder;
-  const [G, rows, S] = sizes(shares);
-  const [, , dv] = sizes(values);
-  const byPosition = recorder.permute(shares, [0, 2, 1]); // [G, S, rows]
-  const outer = functions.outProd(recorder.context(), values.pointer, byPosition.pointer);
-  if (recorder.supports(outer)) return recorder.emit('f32', [G, rows, dv], () => outer);
-  const columns = recorder.contiguous(recorder.permute(values, [0, 2, 1])); // [G, dv, S]
-  const again = recorder.reshape(shares, [G, rows, S]);
-  return recorder.emit('f32', [G, rows, dv], (c, f) => f.mulMat(c, columns.pointer, again.pointer));
 }
 
 /** undefined if the device has no such operation for these types and sizes. */
@@ -288,8 +272,4 @@ function isPrefix(values: GgmlTensor, keys: GgmlTensor): boolean {
     String(values.strides) === String(keys.strides) &&
     values.shape[2]! <= keys.shape[2]!
   );
-}
-
-function sizes(tensor: GgmlTensor): [number, number, number] {
-  return [tensor.shape[0] ?? 0, tensor.shape[1] ?? 0, tensor.shape[2] ?? 0];
 }

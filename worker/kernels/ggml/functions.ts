@@ -70,6 +70,8 @@ export interface GgmlFunctions {
   readonly cpy: Binary;
   readonly cast: (context: Pointer, a: Pointer, type: number) => Pointer;
   readonly repeat: (context: Pointer, a: Pointer, ...ne: Four) => Pointer;
+  /** Zeros behind each axis. */
+  readonly pad: (context: Pointer, a: Pointer, ...zeros: Four) => Pointer;
   readonly concat: (context: Pointer, a: Pointer, b: Pointer, axis: number) => Pointer;
   readonly getRows: Binary;
   readonly setRows: (context: Pointer, target: Pointer, rows: Pointer, indices: Pointer) => Pointer;
@@ -269,6 +271,7 @@ function bindOperations(base: LibraryHandle): Omit<GgmlFunctions, DeviceNames | 
     cpy: binary('ggml_cpy'),
     cast: base.func('void *ggml_cast(void *, void *, int)'),
     repeat: base.func(`void *ggml_repeat_4d(void *, void *, ${four})`),
+    pad: base.func('void *ggml_pad(void *, void *, int, int, int, int)'),
     concat: base.func('void *ggml_concat(void *, void *, void *, int)'),
     getRows: binary('ggml_get_rows'),
     setRows: base.func('void *ggml_set_rows(void *, void *, void *, void *)'),

@@ -16,6 +16,8 @@ import { causalMask, evaluate, place, placeBits, randomValues } from '../../../s
 const SHAPES = [
   [1, 1, 1, 16, 16],
   [9, 1, 300, 192, 128],
+  [9, 1, 300, 120, 72],
+  [9, 12, 40, 17, 17],
   [63, 1, 65, 32, 16],
   [64, 1, 65, 32, 16],
   [3, 63, 70, 48, 48],
