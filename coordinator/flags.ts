@@ -32,6 +32,7 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
     .option('config', { type: 'string', describe: 'cluster file (YAML or JSON); flags override it' })
     .option('ranks', {
       type: 'number',
+      requiresArg: true,
       describe: `worker processes, 1 to ${maxWorldSize}; default: those of the cluster file, else 2`,
     })
     .option('scheme', {
@@ -56,6 +57,7 @@ export function clusterFlagsWithoutWindow<T>(program: Argv<T>) {
     })
     .option('context', {
       type: 'number',
+      requiresArg: true,
       describe: `tokens that a sequence may hold; 0: the model's own length, at most ${defaultContextCeiling} (default: 0)`,
     });
 }
@@ -70,6 +72,7 @@ export function computeFlags<T>(program: Argv<T>) {
     })
     .option('latent-groups', {
       type: 'number',
+      requiresArg: true,
       describe: 'latent shards of schemes tpla and gla, a divisor of the ranks; 0: as many as ranks (default: 0)',
     })
     .option('reparam', {
@@ -91,11 +94,13 @@ export function computeFlags<T>(program: Argv<T>) {
     })
     .option('overlap', {
       type: 'number',
+      requiresArg: true,
       describe:
         'first latent columns that every latent group of scheme tpla keeps, in place of the last ones: sharper attention for the same cache (default: 0)',
     })
     .option('sinks', {
       type: 'number',
+      requiresArg: true,
       describe: `first tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 4 where the latent is cut)`,
     })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
@@ -105,7 +110,7 @@ export function computeFlags<T>(program: Argv<T>) {
       describe:
         'what carries the sums between ranks; mpi: only with a cluster file whose ranks mpirun starts (default: auto)',
     })
-    .option('threads', { type: 'number', describe: 'threads of each rank, 1 to 256 (default: 1)' })
+    .option('threads', { type: 'number', requiresArg: true, describe: 'threads of each rank, 1 to 256 (default: 1)' })
     .option('cache-type', { choices: cacheTypeNames, describe: 'storage of the KV cache (default: f16)' })
     .option('weights', {
       choices: weightNames,
@@ -193,12 +198,14 @@ export const decodeFromFlag = {
 /** The window of scheme tpla. */
 export const tplaWindowFlag = {
   type: 'number',
+  requiresArg: true,
   describe: `last tokens that scheme tpla scores with whole latents, 0 to ${maxExactTokens} (default: 64 where the latent is cut)`,
 } as const;
 
 /** The same of commands where --window is a piece of text; what --window is elsewhere. */
 export const recentWindowFlag = {
   type: 'number',
+  requiresArg: true,
   describe: `last tokens that scheme tpla scores with whole latents, --window of other commands, 0 to ${maxExactTokens} (default: 64 where the latent is cut)`,
 } as const;
 
@@ -211,13 +218,13 @@ export const outFlag = {
 /** Of commands that start ranks for their own work: on this machine, without a cluster file. @param ranks what they do */
 export function ownRanksFlags<T>(command: Argv<T>, ranks: string) {
   return command
-    .option('ranks', { type: 'number', describe: ranks })
+    .option('ranks', { type: 'number', requiresArg: true, describe: ranks })
     .option('backend', { choices: backendNames, describe: 'what computes (default: ggml)' })
     .option('transport', {
       choices: transportNames.filter((name) => name !== 'mpi'),
       describe: 'what carries the sums between ranks (default: auto)',
     })
-    .option('threads', { type: 'number', describe: 'threads of each rank, 1 to 256 (default: 1)' });
+    .option('threads', { type: 'number', requiresArg: true, describe: 'threads of each rank, 1 to 256 (default: 1)' });
 }
 
 /** A number flag with its range in the help and in the refusal. */
@@ -233,6 +240,7 @@ export function number(name: string, min: number, max: number, whole: boolean, v
 export function optionalNumber(name: string, min: number, max: number, whole: boolean, meaning: string) {
   return {
     type: 'number',
+    requiresArg: true,
     describe: `${meaning} (${rangeText(min, max, whole)})`,
     coerce: (given: number | undefined): number | undefined =>
       given === undefined ? undefined : inRange(name, min, max, whole, given),

@@ -37,6 +37,7 @@ const serveFlags = <T>(command: Argv<T>) =>
     .option('chat-template', chatTemplateFlag)
     .option('slots', {
       type: 'number',
+      requiresArg: true,
       describe: 'requests that run at once, 1 to 256; each takes a context of cache (default: 4)',
     })
     .option('max-queue', number('max-queue', 0, 100_000, true, 64, 'requests that may wait; more get status 429'))

@@ -62,6 +62,11 @@ test.each<[string, readonly string[], RegExp]>([
     [...raw, '--scheme', 'gqa', '--scheme', 'mla', 'hi'],
     /^tpla: --scheme: given 2 times; give it once$/,
   ],
+  [
+    'a number left out',
+    [...raw, '--ranks', '--json', 'hi'],
+    /^tpla: Not enough arguments following: ranks; see tpla run --help$/,
+  ],
   ['too many ranks', [...raw, '--ranks', '65', 'hi'], /^tpla: --ranks: expected a whole number from 1 to 64, got 65$/],
   [
     'a latent scheme for a GQA model',
