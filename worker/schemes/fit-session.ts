@@ -31,6 +31,10 @@ import { FitPrograms } from './fit-programs.ts';
 import { OrderMoments } from './fit-order.ts';
 import { KeyMoments, ValueMoments, rotatedMatrices, type LayerMatrices } from './fit-solve.ts';
 
+/** Windows of a rank that are enough for one constant per head, and for second moments of queries. */
+const offsetWindows = 2;
+const orderWindows = 4;
+
 interface Stream {
   /** The model as it is. [T, hidden] */
   readonly exact: Float32Array;
@@ -91,10 +95,9 @@ export class FitSession implements Disposable {
       return { exact, cut: exact.slice() };
     });
     const segments = segmentsWithin(own, windows.length);
-    // Another rotation that the user chose stays as it is.
-    const steps = fitSteps.filter(
-      (step) => !without.includes(step) && (step !== 'order' || options.reparameterization === 'weighted'),
-    );
+    // Another rotation that the user chose stays as it is, and so does the converter's order, which is better (docs/log.md).
+    const isOrdered = options.reparameterization === 'weighted' && config.latentNormEps !== null;
+    const steps = fitSteps.filter((step) => !without.includes(step) && (step !== 'order' || isOrdered));
     return new FitSession(parts, group, sizes, streams, segments, new RoutedExperts(parts, rank), new Set(steps));
   }
 
@@ -150,7 +153,7 @@ export class FitSession implements Disposable {
     rotation.set(Float32Array.from(identity(this.sizes.config.latentDim).data));
     if (this.steps.has('order')) {
       const moments = new OrderMoments(this.sizes);
-      for (const { cut } of this.streams) moments.add(programs.queryMoments(cut));
+      for (const { cut } of this.streams.slice(0, orderWindows)) moments.add(programs.queryMoments(cut));
       await this.group.allReduceSum(moments.sums, `fit of layer ${layer}, order of columns`);
       const { valueUp } = programs.matrices();
       const outputOf = (head: number): Float32Array => programs.outputOfLatent(valueUp, head);
@@ -164,7 +167,7 @@ export class FitSession implements Disposable {
     const { groups, numHeads, exactTokens, config } = this.sizes;
     if (exactTokens.window + exactTokens.sinks === 0) return;
     const sums = new Float32Array(groups.length * numHeads * 2); // sum of weights, of weighted log ratios
-    for (const { cut } of this.streams) programs.addLogRatios(cut, sums);
+    for (const { cut } of this.streams.slice(0, offsetWindows)) programs.addLogRatios(cut, sums);
     await this.group.allReduceSum(sums, `fit of layer ${layer}, offsets`);
     for (let i = 0; i < groups.length * numHeads; i++) {
       const weight = sums[2 * i] ?? 0;
