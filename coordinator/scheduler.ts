@@ -11,6 +11,7 @@
  */
 import { asError, invariant } from '../config/errors.ts';
 import { size } from '../config/shard-plan.ts';
+import type { Step } from '../collective/messages.ts';
 import type { StepResult } from './ask-ranks.ts';
 import type { Cluster } from './cluster.ts';
 import { requireRoom, type Generation, type GenerationEvent } from './generation.ts';
@@ -61,6 +62,8 @@ export class Scheduler implements AsyncDisposable {
   #loop: Promise<void> | undefined;
   #lastPhase: Turn['phase'] = 'decode';
   #pieces = 0;
+  /** Memory of the largest step's logits: megabytes per step would keep the garbage collector busy. [sequences, vocabSize] */
+  #logits: Float32Array = new Float32Array(0);
   #closed: Error | undefined;
 
   constructor(cluster: StepRunner, options: SchedulerOptions) {
@@ -201,15 +204,14 @@ export class Scheduler implements AsyncDisposable {
   async #take(turn: Turn): Promise<void> {
     const startedAt = performance.now();
     const wanted = turn.sequences.some(({ sequence, work }) => sequence.samplesAfter(work));
-    const result = await this.#cluster.step({
-      phase: turn.phase,
-      sequences: turn.sequences.map(({ sequence, work }) => ({
-        slot: sequence.slot ?? 0,
-        start: work.start,
-        tokens: [...work.tokens],
-      })),
-      want: { kind: wanted ? 'last' : 'none' },
-    });
+    const sequences = turn.sequences.map(({ sequence, work }) => ({
+      slot: sequence.slot ?? 0,
+      start: work.start,
+      tokens: [...work.tokens],
+    }));
+    const want: Step['want'] = { kind: wanted ? 'last' : 'none' };
+    const result = await this.#cluster.step({ phase: turn.phase, sequences, want }, this.#logits);
+    if (result.logits.length > this.#logits.length) this.#logits = result.logits;
     this.#options.onStep?.(turn, result, performance.now() - startedAt);
     const { vocabSize } = this.#cluster;
     for (const [row, { sequence, work }] of turn.sequences.entries()) {

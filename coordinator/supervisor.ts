@@ -118,9 +118,9 @@ export class Supervisor implements AsyncDisposable {
   }
 
   /** @throws the failure also while the cluster recovers: the caller must not take an empty cache for the one it filled */
-  async step(step: Omit<Step, 'kind' | 'id'>): Promise<StepResult> {
+  async step(step: Omit<Step, 'kind' | 'id'>, memory?: Float32Array): Promise<StepResult> {
     if (this.#error !== undefined) throw this.#error;
-    return this.#cluster.step(step);
+    return this.#cluster.step(step, memory);
   }
 
   /** Whether requests are served now. */

@@ -21,6 +21,16 @@ import { LatentStager } from './staging.ts';
 /** Rows of logits computed at once: 32 rows of a 150,000-word vocabulary are 19 MB. */
 const headRows = 32;
 
+/** A chunk on its way through the layers. */
+interface Piece {
+  readonly chunk: Chunk;
+  /** Of its programs. */
+  readonly key: string;
+  readonly make: () => ChunkPrograms;
+  readonly x: Float32Array; // [chunk tokens, hidden], its rows of the residual stream
+  readonly delta: Float32Array; // [chunk tokens, hidden], scratch of all chunks
+}
+
 export class Forward implements Disposable {
   private readonly parts: RankParts;
   private readonly seat: RankSeat;
@@ -58,42 +68,46 @@ export class Forward implements Disposable {
     invariant(!staged || step.sequences.length === 1, `step ${step.id}: exact prefill takes one sequence at a time`);
     this.parts.cache.recent?.begin(step.sequences);
     const hidden = this.parts.model.hiddenDim;
+    const form: ChunkForm = { staged, prefill };
     const chunks = chunksOf(step, this.parts.cache.layout);
     const tokens = chunks.reduce((sum, chunk) => sum + chunk.tokens.length, 0);
     const x = new Float32Array(tokens * hidden); // [tokens, hidden]
     const delta = new Float32Array(Math.max(0, ...chunks.map((chunk) => chunk.tokens.length)) * hidden);
-    for (const chunk of chunks) await this.embed(chunk, rowsOf(x, chunk, hidden));
+    const pieces = chunks.map((chunk) => this.pieceOf(chunk, form, x, delta));
+    for (const piece of pieces) await this.embed(piece.chunk, piece.x);
     for (let layer = 0; layer < this.labels.length; layer++) {
       if (staged) await this.stageEarlier(step, layer);
-      for (const chunk of chunks) await this.layer(layer, chunk, { staged, prefill }, rowsOf(x, chunk, hidden), delta);
+      for (const piece of pieces) await this.layer(layer, piece);
     }
     return this.answer(step, x);
   }
 
-  /** @param x [chunk tokens, hidden], updated  @param delta at least as long, scratch */
-  private async layer(
-    layer: number,
-    chunk: Chunk,
-    form: ChunkForm,
-    x: Float32Array,
-    delta: Float32Array,
-  ): Promise<void> {
+  /** What every layer needs of a chunk, made once per step. */
+  private pieceOf(chunk: Chunk, form: ChunkForm, x: Float32Array, delta: Float32Array): Piece {
+    const hidden = this.parts.model.hiddenDim;
+    const { length } = chunk.tokens;
+    return {
+      chunk,
+      key: `${chunk.signature}${form.staged ? ' staged' : ''}${form.prefill ? ' prefill' : ''}`,
+      make: () => new ChunkPrograms(this.parts, this.seat, chunk, form),
+      x: x.subarray(chunk.firstRow * hidden, (chunk.firstRow + length) * hidden),
+      delta: delta.subarray(0, length * hidden),
+    };
+  }
+
+  private async layer(layer: number, { chunk, key, make, x, delta }: Piece): Promise<void> {
     const labels = this.labels[layer];
-    invariant(labels !== undefined, `no layer ${layer}`);
-    const part = delta.subarray(0, x.length);
-    const programs = this.chunkPrograms.get(
-      `${chunk.signature}${form.staged ? ' staged' : ''}${form.prefill ? ' prefill' : ''}`,
-      () => new ChunkPrograms(this.parts, this.seat, chunk, form),
-    );
+    invariant(labels !== undefined, 'more layers than labels');
+    const programs = this.chunkPrograms.get(key, make);
     programs.load(chunk);
     this.moments?.add(layer, x);
-    await programs.attention(layer, x, part, labels.exchange);
-    await this.group.allReduceSum(part, labels.attention);
-    this.addDelta(layer, 'attention', x, part);
-    if (routes(this.parts.model, layer)) this.experts.run(layer, x, part);
-    else programs.feedForward(layer, x, part);
-    await this.group.allReduceSum(part, labels.feedForward);
-    this.addDelta(layer, 'feedForward', x, part);
+    await programs.attention(layer, x, delta, labels.exchange);
+    await this.group.allReduceSum(delta, labels.attention);
+    this.addDelta(layer, 'attention', x, delta);
+    if (routes(this.parts.model, layer)) this.experts.run(layer, x, delta);
+    else programs.feedForward(layer, x, delta);
+    await this.group.allReduceSum(delta, labels.feedForward);
+    this.addDelta(layer, 'feedForward', x, delta);
   }
 
   /** @param delta summed over ranks; normed first where the model does so  @param x updated */
@@ -168,11 +182,6 @@ export class Forward implements Disposable {
     this.stager[Symbol.dispose]();
     this.experts[Symbol.dispose]();
   }
-}
-
-/** The chunk's rows of x [tokens, hidden], as a view. */
-function rowsOf(x: Float32Array, chunk: Chunk, hidden: number): Float32Array {
-  return x.subarray(chunk.firstRow * hidden, (chunk.firstRow + chunk.tokens.length) * hidden);
 }
 
 function addInPlace(x: Float32Array, delta: Float32Array): void {

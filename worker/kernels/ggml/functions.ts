@@ -143,14 +143,6 @@ export function bindFunctions(base: LibraryHandle, registry: LibraryHandle): Ggm
   return { ...bindDevices(base, registry), ...bindMemory(base), ...bindOperations(base) };
 }
 
-/** ggml_backend_set_n_threads of the device's own library. */
-export function bindSetThreads(address: Pointer): (backend: Pointer, threads: number) => void {
-  const proto = koffi.proto('void', ['void *', 'int']);
-  return (backend, threads) => {
-    koffi.call(address, proto, backend, threads);
-  };
-}
-
 /** ggml_backend_dev_get_extra_bufts of a device's own library. @returns buffer types, best first */
 export function extraBufferTypes(address: Pointer, device: Pointer): Pointer[] {
   const list: Pointer | null = koffi.call(address, koffi.proto('void *', ['void *']), device);

@@ -5,7 +5,7 @@
  */
 import type { Kernels, ProgramBuilder, ProgramSet, Tensor, TensorType, TensorUse } from '../kernels.ts';
 import { CONSTANT_LENGTH, WIDEN_ROWS, type Constants } from './compound.ts';
-import { bindSetThreads, type GgmlFunctions, type Pointer } from './functions.ts';
+import type { GgmlFunctions, Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
 import { adviseHugePages, zeroPages } from './pages.ts';
 import { BackendUnavailable, loadGgml, type GgmlLibrary } from './library.ts';
@@ -20,11 +20,13 @@ import {
   checkShape,
   describe,
   elements,
+  fail,
   ggmlShape,
   isRepacked,
   type Memory,
   type Origin,
 } from './tensor.ts';
+import { DeviceThreads } from './threads.ts';
 
 export interface GgmlOptions {
   /** CPU threads per program run. One per rank and one rank per core is the fast shape on one machine. */
@@ -50,6 +52,7 @@ class GgmlKernels implements Kernels {
   readonly #tensors = new Set<GgmlTensor>();
   readonly #constants: Constants;
   readonly #repacked: RepackedMemory;
+  readonly #threads: DeviceThreads;
   readonly #onCpu: boolean;
   #disposed = false;
 
@@ -60,8 +63,7 @@ class GgmlKernels implements Kernels {
     if (backend === null) throw new BackendUnavailable(`ggml: device ${functions.deviceName(device)} does not start`);
     this.#backend = backend;
     this.#repacked = new RepackedMemory(functions, device, backend);
-    const setThreads = functions.procAddress(functions.deviceRegistry(device), 'ggml_backend_set_n_threads');
-    if (setThreads !== null) bindSetThreads(setThreads)(backend, threads);
+    this.#threads = new DeviceThreads(functions, device, backend, threads);
     const onCpu = functions.deviceName(device) === 'CPU';
     this.#onCpu = onCpu;
     this.device = [
@@ -119,11 +121,10 @@ class GgmlKernels implements Kernels {
 
   upload(tensor: Tensor, bytes: Uint8Array, offsetBytes = 0): void {
     const target = this.#allocated(tensor, 'upload');
-    const size = byteLength(target.type, target.shape);
-    check(
-      offsetBytes >= 0 && offsetBytes + bytes.byteLength <= size,
-      `upload of ${bytes.byteLength} bytes at ${offsetBytes} to ${describe(tensor)}, which has ${size}`,
-    );
+    const { bytes: size } = target;
+    // Here and in `download` messages are built on failure only: both run several times per token.
+    if (offsetBytes < 0 || offsetBytes + bytes.byteLength > size)
+      fail(`upload of ${bytes.byteLength} bytes at ${offsetBytes} to ${describe(tensor)}, which has ${size}`);
     if (bytes.byteLength === 0) return;
     if (isRepacked(target)) {
       check(bytes.byteLength === size, `upload of a part of ${describe(tensor)}, which was allocated for matmul`);
@@ -133,14 +134,11 @@ class GgmlKernels implements Kernels {
   }
 
   download(tensor: Tensor, out: Float32Array): void {
-    check(tensor instanceof GgmlTensor, `download of ${describe(tensor)}, which belongs to another backend`);
-    const { origin } = tensor;
-    check(origin.kind !== 'allocated' || !origin.released, `download of released ${describe(tensor)}`);
-    const size = byteLength(tensor.type, tensor.shape);
-    check(
-      tensor.type === 'f32' && out.byteLength <= size,
-      `download of ${out.length} floats from ${describe(tensor)}, which has ${size} bytes`,
-    );
+    if (!(tensor instanceof GgmlTensor)) fail(`download of ${describe(tensor)}, which belongs to another backend`);
+    const { origin, bytes } = tensor;
+    if (origin.kind === 'allocated' && origin.released) fail(`download of released ${describe(tensor)}`);
+    if (tensor.type !== 'f32' || out.byteLength > bytes)
+      fail(`download of ${out.length} floats from ${describe(tensor)}, which has ${bytes} bytes`);
     if (out.length === 0) return;
     this.#functions.tensorGet(tensor.pointer, out, 0, out.byteLength);
   }
@@ -155,6 +153,7 @@ class GgmlKernels implements Kernels {
     for (const tensor of this.#tensors) this.#releaseOne(tensor);
     this.#repacked.free();
     this.#functions.backendFree(this.#backend);
+    this.#threads.free();
   }
 
   #clear({ pointer, type, shape }: GgmlTensor, buffer: Pointer, use: TensorUse): void {
@@ -192,10 +191,8 @@ class GgmlKernels implements Kernels {
   }
 
   #allocated(tensor: Tensor, what: string): GgmlTensor {
-    check(
-      tensor instanceof GgmlTensor && this.#tensors.has(tensor),
-      `${what} of ${describe(tensor)}, which this backend has not allocated or has released`,
-    );
+    if (!(tensor instanceof GgmlTensor) || !this.#tensors.has(tensor))
+      fail(`${what} of ${describe(tensor)}, which this backend has not allocated or has released`);
     return tensor;
   }
 

@@ -42,7 +42,11 @@ export class KernelError extends Error {
 }
 
 export function check(condition: boolean, message: string): asserts condition {
-  if (!condition) throw new KernelError(`ggml: ${message}`);
+  if (!condition) fail(message);
+}
+
+export function fail(message: string): never {
+  throw new KernelError(`ggml: ${message}`);
 }
 
 export interface Memory {
@@ -65,6 +69,8 @@ export type Origin =
 export class GgmlTensor implements Tensor {
   readonly type: TensorType;
   readonly shape: readonly number[];
+  /** Of all its elements, without gaps. */
+  readonly bytes: number;
   /** Bytes from one index to the next, outermost first; of the last axis: bytes of a block. */
   readonly strides: readonly number[];
   readonly pointer: Pointer;
@@ -88,6 +94,7 @@ export class GgmlTensor implements Tensor {
   }) {
     this.type = fields.type;
     this.shape = fields.shape;
+    this.bytes = byteLength(fields.type, fields.shape);
     this.strides = fields.strides ?? rowMajorStrides(fields.type, fields.shape);
     this.pointer = fields.pointer;
     this.origin = fields.origin;
