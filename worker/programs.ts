@@ -260,13 +260,17 @@ export class EmbeddingProgram implements Disposable {
 export class ProgramCache<Programs extends Disposable> implements Disposable {
   private readonly limit: number;
   private readonly entries = new Map<string, Programs>();
+  /** What was asked for last: every layer of a step asks for the same. */
+  private latest: { readonly key: string; readonly programs: Programs } | undefined;
 
   constructor(limit: number) {
     this.limit = limit;
   }
 
   get(key: string, build: () => Programs): Programs {
+    if (this.latest?.key === key) return this.latest.programs;
     const programs = this.entries.get(key) ?? build();
+    this.latest = { key, programs };
     this.entries.delete(key);
     this.entries.set(key, programs);
     if (this.entries.size > this.limit) {

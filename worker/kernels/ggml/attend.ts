@@ -147,39 +147,41 @@ function largestOfRows(recorder: GraphRecorder, x: GgmlTensor): GgmlTensor {
 }
 
 function checkAttention({ q, keys, values, mask }: Attention): void {
-  const at = `attend: q ${describe(q)}, keys ${describe(keys)}, values ${describe(values)}, mask ${describe(mask)}`;
+  const at = (): string =>
+    `attend: q ${describe(q)}, keys ${describe(keys)}, values ${describe(values)}, mask ${describe(mask)}`;
   const [H, T, dk] = sizes(q);
   const [G, S] = sizes(values);
   const fit = String(keys.shape) === String([G, S, dk]) && String(mask.shape) === String([T, S]);
   check(
     q.shape.length === 3 && values.shape.length === 3 && fit,
-    `${at}: expected [H, T, dk], [G, S, dk], [G, S, dv], [T, S]`,
+    () => `${at()}: expected [H, T, dk], [G, S, dk], [G, S, dv], [T, S]`,
   );
-  check(G > 0 && H % G === 0, `${at}: ${H} query heads are no multiple of ${G} key heads`);
-  check(S > 0 && dk > 0, `${at}: no positions or no columns to compare`);
+  check(G > 0 && H % G === 0, () => `${at()}: ${H} query heads are no multiple of ${G} key heads`);
+  check(S > 0 && dk > 0, () => `${at()}: no positions or no columns to compare`);
   check(
     isContiguous(q) &&
       isContiguous(mask) &&
       hasContiguousRows(keys) &&
       (hasContiguousRows(values) || columnsOf(values) !== undefined),
-    `${at}: strides`,
+    () => `${at()}: strides`,
   );
   for (const { type } of [keys, values]) {
-    check(isCacheType(type), `${at}: keys and values must be f32, f16 or q8_0`);
+    check(isCacheType(type), () => `${at()}: keys and values must be f32, f16 or q8_0`);
   }
 }
 
 function checkScores(scores: GgmlTensor, values: GgmlTensor, mask: GgmlTensor): void {
-  const at = `attendScores: scores ${describe(scores)}, values ${describe(values)}, mask ${describe(mask)}`;
+  const at = (): string =>
+    `attendScores: scores ${describe(scores)}, values ${describe(values)}, mask ${describe(mask)}`;
   const [H, T, S] = sizes(scores);
   const [G, length] = sizes(values);
   check(
     scores.shape.length === 3 && values.shape.length === 3 && length === S && String(mask.shape) === String([T, S]),
-    `${at}: expected [H, T, S], [G, S, dv], [T, S]`,
+    () => `${at()}: expected [H, T, S], [G, S, dv], [T, S]`,
   );
-  check(G > 0 && H % G === 0 && S > 0, `${at}: ${H} query heads are no multiple of ${G} heads of values`);
-  check(isContiguous(scores) && isContiguous(mask) && hasContiguousRows(values), `${at}: strides`);
-  check(isCacheType(values.type), `${at}: values must be f32, f16 or q8_0`);
+  check(G > 0 && H % G === 0 && S > 0, () => `${at()}: ${H} query heads are no multiple of ${G} heads of values`);
+  check(isContiguous(scores) && isContiguous(mask) && hasContiguousRows(values), () => `${at()}: strides`);
+  check(isCacheType(values.type), () => `${at()}: values must be f32, f16 or q8_0`);
 }
 
 function isCacheType(type: string): boolean {

@@ -43,7 +43,7 @@ export function softMax(
 
 /** softcap * tanh(scale * x / softcap) */
 export function capped(recorder: GraphRecorder, x: GgmlTensor, scale: number, softcap: number): GgmlTensor {
-  check(softcap > 0, `softcap ${softcap}: must be positive`);
+  check(softcap > 0, () => `softcap ${softcap}: must be positive`);
   const narrowed = recorder.emit('f32', x.shape, (c, f) => f.scale(c, x.pointer, scale / softcap));
   const bent = recorder.emit('f32', x.shape, (c, f) => f.tanh(c, narrowed.pointer));
   return recorder.emit('f32', x.shape, (c, f) => f.scale(c, bent.pointer, softcap));
@@ -125,6 +125,6 @@ export function zeros(recorder: GraphRecorder, { ones }: Constants, shape: reado
 }
 
 function firstOf(recorder: GraphRecorder, constants: GgmlTensor, length: number): GgmlTensor {
-  check(length <= CONSTANT_LENGTH, `${length} heads or frequencies, at most ${CONSTANT_LENGTH}`);
+  check(length <= CONSTANT_LENGTH, () => `${length} heads or frequencies, at most ${CONSTANT_LENGTH}`);
   return recorder.slice(recorder.own(constants), 0, 0, length);
 }

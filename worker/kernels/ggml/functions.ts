@@ -30,6 +30,7 @@ export interface GgmlFunctions {
   readonly backendBufferType: (backend: Pointer) => Pointer;
 
   readonly allocateContext: (context: Pointer, backend: Pointer) => Pointer | null;
+  readonly bufferTypeName: (bufferType: Pointer) => string;
   readonly bufferTypeAllocate: (bufferType: Pointer, bytes: number) => Pointer | null;
   readonly bufferTypeAlignment: (bufferType: Pointer) => number;
   readonly bufferTypeSize: (bufferType: Pointer, tensor: Pointer) => number;
@@ -218,6 +219,7 @@ function bindMemory(base: LibraryHandle): Part<MemoryNames> {
     init: base.func('ggml_init', 'void *', [initParameters]),
     free: base.func('void ggml_free(void *)'),
     allocateContext: base.func('void *ggml_backend_alloc_ctx_tensors(void *, void *)'),
+    bufferTypeName: base.func('const char *ggml_backend_buft_name(void *)'),
     bufferTypeAllocate: base.func('void *ggml_backend_buft_alloc_buffer(void *, size_t)'),
     bufferTypeAlignment: base.func('size_t ggml_backend_buft_get_alignment(void *)'),
     bufferTypeSize: base.func('size_t ggml_backend_buft_get_alloc_size(void *, void *)'),

@@ -20,9 +20,9 @@ import {
   checkShape,
   describe,
   elements,
-  fail,
   ggmlShape,
   isRepacked,
+  type Layout,
   type Memory,
   type Origin,
 } from './tensor.ts';
@@ -94,8 +94,8 @@ class GgmlKernels implements Kernels {
     if (elements(shape) === 0) return this.#keep(type, shape, NO_POINTER, undefined);
     const repacked = use === 'matmul' ? this.#repacked.allocate(type, shape) : undefined;
     if (repacked !== undefined) {
-      const { context, tensor } = repacked;
-      return this.#keep(type, shape, tensor, { context, buffer: undefined }, true);
+      const { context, tensor, layout } = repacked;
+      return this.#keep(type, shape, tensor, { context, buffer: undefined }, layout);
     }
     const functions = this.#functions;
     const context = openContext(functions, functions.tensorOverhead());
@@ -122,23 +122,26 @@ class GgmlKernels implements Kernels {
   upload(tensor: Tensor, bytes: Uint8Array, offsetBytes = 0): void {
     const target = this.#allocated(tensor, 'upload');
     const { bytes: size } = target;
-    // Here and in `download` messages are built on failure only: both run several times per token.
-    if (offsetBytes < 0 || offsetBytes + bytes.byteLength > size)
-      fail(`upload of ${bytes.byteLength} bytes at ${offsetBytes} to ${describe(tensor)}, which has ${size}`);
+    check(
+      offsetBytes >= 0 && offsetBytes + bytes.byteLength <= size,
+      () => `upload of ${bytes.byteLength} bytes at ${offsetBytes} to ${describe(tensor)}, which has ${size}`,
+    );
     if (bytes.byteLength === 0) return;
     if (isRepacked(target)) {
-      check(bytes.byteLength === size, `upload of a part of ${describe(tensor)}, which was allocated for matmul`);
+      check(bytes.byteLength === size, () => `upload of a part of ${describe(tensor)}, which was allocated for matmul`);
       return this.#repacked.upload(target.pointer, bytes);
     }
     this.#functions.tensorSet(target.pointer, bytes, offsetBytes, bytes.byteLength);
   }
 
   download(tensor: Tensor, out: Float32Array): void {
-    if (!(tensor instanceof GgmlTensor)) fail(`download of ${describe(tensor)}, which belongs to another backend`);
+    check(tensor instanceof GgmlTensor, () => `download of ${describe(tensor)}, which belongs to another backend`);
     const { origin, bytes } = tensor;
-    if (origin.kind === 'allocated' && origin.released) fail(`download of released ${describe(tensor)}`);
-    if (tensor.type !== 'f32' || out.byteLength > bytes)
-      fail(`download of ${out.length} floats from ${describe(tensor)}, which has ${bytes} bytes`);
+    check(origin.kind !== 'allocated' || !origin.released, () => `download of released ${describe(tensor)}`);
+    check(
+      tensor.type === 'f32' && out.byteLength <= bytes,
+      () => `download of ${out.length} floats from ${describe(tensor)}, which has ${bytes} bytes`,
+    );
     if (out.length === 0) return;
     this.#functions.tensorGet(tensor.pointer, out, 0, out.byteLength);
   }
@@ -182,17 +185,19 @@ class GgmlKernels implements Kernels {
     shape: readonly number[],
     pointer: Pointer,
     memory: Memory | undefined,
-    repacked = false,
+    layout: Layout = 'rows',
   ): GgmlTensor {
-    const origin: Origin = { kind: 'allocated', memory, repacked, released: false };
+    const origin: Origin = { kind: 'allocated', memory, layout, released: false };
     const tensor = new GgmlTensor({ type, shape: [...shape], pointer, origin });
     this.#tensors.add(tensor);
     return tensor;
   }
 
   #allocated(tensor: Tensor, what: string): GgmlTensor {
-    if (!(tensor instanceof GgmlTensor) || !this.#tensors.has(tensor))
-      fail(`${what} of ${describe(tensor)}, which this backend has not allocated or has released`);
+    check(
+      tensor instanceof GgmlTensor && this.#tensors.has(tensor),
+      () => `${what} of ${describe(tensor)}, which this backend has not allocated or has released`,
+    );
     return tensor;
   }
 
