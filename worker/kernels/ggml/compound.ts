@@ -23,7 +23,7 @@ export interface Constants {
 }
 
 /**
- * softmax(scale * x + mask) of x [H, T, S]. A row without any visible position gives zeros, not NaN: ggml then finds the
+ * softmax(scale * x + mask) of x [H, T, S], mask [T, S] or [G, T, S]. A row without any visible position gives zeros, not NaN: ggml then finds the
  * sink as the largest score, which takes all weight and stands for no position.
  */
 export function softMax(
@@ -33,12 +33,18 @@ export function softMax(
   mask: GgmlTensor,
   scale: number,
 ): GgmlTensor {
-  const sinks = firstOf(recorder, veryLow, x.shape[0]!);
-  return recorder.emit('f32', x.shape, (c, f) => {
-    const node = f.softMax(c, x.pointer, mask.pointer, scale, 0);
+  const [H = 0, T = 0, S = 0] = x.shape;
+  const masks = mask.shape.length === 3 ? mask.shape[0]! : 1;
+  const sinks = firstOf(recorder, veryLow, H / masks);
+  // ggml spreads a mask over the heads of its own batch.
+  const [rows, own] =
+    masks === 1 ? [x, mask] : [recorder.reshape(x, [masks, H / masks, T, S]), recorder.reshape(mask, [masks, 1, T, S])];
+  const shares = recorder.emit('f32', rows.shape, (c, f) => {
+    const node = f.softMax(c, rows.pointer, own.pointer, scale, 0);
     f.softMaxAddSinks(node, sinks.pointer);
     return node;
   });
+  return masks === 1 ? shares : recorder.reshape(shares, x.shape);
 }
 
 /** softcap * tanh(scale * x / softcap) */
