@@ -11,10 +11,12 @@ import type { Step } from '../collective/messages.ts';
 import { chunksOf, type Chunk } from './chunks.ts';
 import type { MomentAccumulator } from './moments.ts';
 import { normRows } from './post-norm.ts';
-import { ChunkPrograms, EmbeddingProgram, HeadProgram, ProgramCache, type ChunkForm } from './programs.ts';
+import { ProgramCache } from './program-cache.ts';
+import { ChunkPrograms, EmbeddingProgram, HeadProgram, type ChunkForm } from './programs.ts';
 import type { RankParts } from './rank-parts.ts';
 import { RoutedExperts } from './routed-experts.ts';
 import { scoreRows } from './score.ts';
+import { exchangesInside } from './schemes/create-exchange.ts';
 import type { RankSeat } from './schemes/exchange.ts';
 import { LatentStager } from './staging.ts';
 
@@ -42,6 +44,8 @@ export class Forward implements Disposable {
   private readonly chunkPrograms = new ProgramCache<ChunkPrograms>(12);
   private readonly headPrograms = new ProgramCache<HeadProgram>(4);
   private readonly embeddingPrograms = new ProgramCache<EmbeddingProgram>(4);
+  /** Decode takes sequences together where nothing but the cache's rows and the mask is a sequence's own. */
+  private readonly joinsSequences: boolean;
   private readonly labels: readonly { exchange: string; attention: string; feedForward: string }[];
   /** Set while calibration moments are being collected. */
   moments: MomentAccumulator | undefined;
@@ -54,6 +58,7 @@ export class Forward implements Disposable {
     this.stager = new LatentStager(parts, plan, rank, group);
     this.experts = new RoutedExperts(parts, rank);
     this.exactPrefill = parts.cache.staging !== undefined;
+    this.joinsSequences = parts.cache.recent === undefined && !exchangesInside(plan);
     this.labels = parts.weights.layers.map((_, layer) => ({
       exchange: `layer ${layer}, inside attention`,
       attention: `layer ${layer}, attention`,
@@ -69,7 +74,7 @@ export class Forward implements Disposable {
     this.parts.cache.recent?.begin(step.sequences);
     const hidden = this.parts.model.hiddenDim;
     const form: ChunkForm = { staged, prefill };
-    const chunks = chunksOf(step, this.parts.cache.layout);
+    const chunks = chunksOf(step, this.parts.cache.layout, this.joinsSequences && !prefill);
     const tokens = chunks.reduce((sum, chunk) => sum + chunk.tokens.length, 0);
     const x = new Float32Array(tokens * hidden); // [tokens, hidden]
     const delta = new Float32Array(Math.max(0, ...chunks.map((chunk) => chunk.tokens.length)) * hidden);
