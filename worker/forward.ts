@@ -47,6 +47,8 @@ export class Forward implements Disposable {
   /** Decode takes sequences together where nothing but the cache's rows and the mask is a sequence's own. */
   private readonly joinsSequences: boolean;
   private readonly labels: readonly { exchange: string; attention: string; feedForward: string }[];
+  /** Memory of the largest step's logits: megabytes per step would keep the garbage collector busy. [sequences, localVocab] */
+  private latestLogits: Float32Array = new Float32Array(0);
   /** Set while calibration moments are being collected. */
   moments: MomentAccumulator | undefined;
 
@@ -66,7 +68,7 @@ export class Forward implements Disposable {
     }));
   }
 
-  /** @returns the payload that `step.want` describes */
+  /** @returns the payload that `step.want` describes; the next step may overwrite it */
   async run(step: Step): Promise<Float32Array | undefined> {
     const prefill = step.phase === 'prefill';
     const staged = this.exactPrefill && prefill;
@@ -147,7 +149,7 @@ export class Forward implements Disposable {
       case 'none':
         return undefined;
       case 'all':
-        return this.logits(x);
+        return this.logits(x, new Float32Array(0));
       case 'last': {
         const last = new Float32Array(step.sequences.length * hidden);
         let end = 0;
@@ -155,19 +157,23 @@ export class Forward implements Disposable {
           end += sequence.tokens.length;
           last.set(x.subarray((end - 1) * hidden, end * hidden), i * hidden);
         });
-        return this.logits(last);
+        return this.logits(last, this.latestLogits);
       }
       case 'score':
-        return scoreRows(x, hidden, step.want.targets, this.rank.vocab, headRows, (rows) => this.logits(rows));
+        return scoreRows(x, hidden, step.want.targets, this.rank.vocab, headRows, (rows) =>
+          this.logits(rows, this.latestLogits),
+        );
     }
   }
 
-  /** @param x [rows, hidden]  @returns [rows, localVocab] */
-  private logits(x: Float32Array): Float32Array {
+  /** @param x [rows, hidden]  @param memory used for the result where it is large enough  @returns [rows, localVocab] */
+  private logits(x: Float32Array, memory: Float32Array): Float32Array {
     const hidden = this.parts.model.hiddenDim;
     const vocab = size(this.rank.vocab);
     const rows = x.length / hidden;
-    const logits = new Float32Array(rows * vocab);
+    const numbers = rows * vocab;
+    const logits = numbers <= memory.length ? memory.subarray(0, numbers) : new Float32Array(numbers);
+    if (memory === this.latestLogits && numbers > memory.length) this.latestLogits = logits;
     if (vocab === 0) return logits;
     for (let row = 0; row < rows; row += headRows) {
       const count = Math.min(headRows, rows - row);

@@ -97,7 +97,7 @@ export class RankWorker implements AsyncDisposable {
     });
   }
 
-  /** @returns the reply, and its payload, which nobody writes again */
+  /** @returns the reply, and its payload, which stays as it is until the next request */
   async answer(
     request: RankRequest,
     given?: Float32Array,
