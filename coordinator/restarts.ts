@@ -21,13 +21,12 @@ export class Restarts {
   }
 
   get isNoneLeft(): boolean {
-    return this.#times.length >= this.#limits.restarts;
+    return this.#latest().length >= this.#limits.restarts;
   }
 
   /** Counts one. @param attempt of this outage, from 0  @returns how long to wait before it, in milliseconds */
   begin(attempt: number): number {
-    const now = performance.now();
-    this.#times = [...this.#times.filter((time) => now - time < windowMs), now];
+    this.#times = [...this.#latest(), performance.now()];
     // At once the first time; a cause that stays is not helped by haste.
     return attempt === 0 ? 0 : Math.min(maxBackoffMs, this.#limits.backoffMs * 2 ** (attempt - 1));
   }
@@ -45,5 +44,11 @@ export class Restarts {
   /** How often the rank was started again. */
   of(rank: number): number {
     return this.#ofRank.get(rank) ?? 0;
+  }
+
+  /** Within the window. */
+  #latest(): number[] {
+    const now = performance.now();
+    return this.#times.filter((time) => now - time < windowMs);
   }
 }
