@@ -5,7 +5,7 @@
 import { ConfigError, PeerError } from '../config/errors.ts';
 import type { Received } from './control.ts';
 import { removeSocketFolder } from './endpoint.ts';
-import { encodeMessage, FrameError, parseMessage } from './frame.ts';
+import { encodeLent, encodeMessage, FrameError, parseMessage } from './frame.ts';
 import { toRankSchema } from './messages.ts';
 import type { FromRank, ToRank } from './messages.ts';
 import { connectDealer, receiveWithin, sendWithin } from './zmq.ts';
@@ -60,14 +60,12 @@ export class ControlClient implements AsyncDisposable {
 
   /** @throws PeerError when the coordinator is gone or takes no messages. The payload is copied. */
   send(message: FromRank, payload?: Float32Array): Promise<void> {
-    const frames = encodeMessage(message, payload);
-    const sent = this.#sends.then(() => {
-      if (this.#lost || this.#socket.closed) throw this.#ended();
-      return sendWithin(this.#socket, frames, () => `message ${message.kind} of ${this.#who} to the coordinator`);
-    });
-    // The caller sees the failure; it must not fail the sends that wait behind it.
-    this.#sends = sent.catch(() => undefined);
-    return sent;
+    return this.#send(message.kind, encodeMessage(message, payload));
+  }
+
+  /** The same without a copy: the payload must stay as it is until the coordinator has it. */
+  sendLent(message: FromRank, payload: Float32Array): Promise<void> {
+    return this.#send(message.kind, encodeLent(message, payload));
   }
 
   /**
@@ -92,6 +90,16 @@ export class ControlClient implements AsyncDisposable {
     this.#socket.close();
     // A coordinator that was killed leaves its socket files; the ranks that notice remove them.
     if (this.#lost) await removeSocketFolder(this.#endpoint);
+  }
+
+  #send(kind: FromRank['kind'], frames: Buffer[]): Promise<void> {
+    const sent = this.#sends.then(() => {
+      if (this.#lost || this.#socket.closed) throw this.#ended();
+      return sendWithin(this.#socket, frames, () => `message ${kind} of ${this.#who} to the coordinator`);
+    });
+    // The caller sees the failure; it must not fail the sends that wait behind it.
+    this.#sends = sent.catch(() => undefined);
+    return sent;
   }
 
   #loseConnection(): void {

@@ -43,9 +43,18 @@ export interface DecodedMessage {
 export function encodeMessage(message: object, payload?: Float32Array): Buffer[] {
   const packed = packr.pack(message);
   invariant(packed.length <= maxMessageBytes, `control message of ${packed.length} B, limit ${maxMessageBytes} B`);
-  if (!payload) return [packed];
+  return payload ? [packed, Buffer.from(checkedBytes(payload))] : [packed];
+}
+
+/** The same without a copy: ZeroMQ reads the payload after send() has returned, until the peer has it. */
+export function encodeLent(message: object, payload: Float32Array): Buffer[] {
+  const { buffer, byteOffset, byteLength } = checkedBytes(payload);
+  return [...encodeMessage(message), Buffer.from(buffer, byteOffset, byteLength)];
+}
+
+function checkedBytes(payload: Float32Array): Uint8Array {
   invariant(payload.byteLength <= maxPayloadBytes, `payload of ${payload.byteLength} B, limit ${maxPayloadBytes} B`);
-  return [packed, Buffer.from(bytesOf(payload))];
+  return bytesOf(payload);
 }
 
 /** @throws FrameError naming what is wrong. The payload is a view of the frame where its alignment allows. */

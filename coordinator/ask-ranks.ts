@@ -30,12 +30,13 @@ export interface MomentsRequests {
   readonly end: () => Promise<void>;
 }
 
-/** Every rank's vocabulary rows side by side, or their scores combined. */
+/** Every rank's vocabulary rows side by side, or their scores combined. @param memory for logits, where it is large enough */
 export function joinStep(
   plan: ShardPlan,
   vocabSize: number,
   step: Omit<Step, 'kind' | 'id'>,
   replies: readonly RankReply[],
+  memory?: Float32Array,
 ): StepResult {
   const parts = replies.map(({ payload }, rank) => ({
     vocab: plan.ranks[rank]?.vocab ?? { start: 0, end: 0 },
@@ -48,9 +49,9 @@ export function joinStep(
     case 'none':
       return result;
     case 'last':
-      return { ...result, logits: joinLogits(parts, step.sequences.length, vocabSize) };
+      return { ...result, logits: joinLogits(parts, step.sequences.length, vocabSize, memory) };
     case 'all':
-      return { ...result, logits: joinLogits(parts, tokens, vocabSize) };
+      return { ...result, logits: joinLogits(parts, tokens, vocabSize, memory) };
     case 'score':
       return { ...result, nll: combineScores(parts, step.want.targets) };
   }

@@ -151,9 +151,9 @@ export class Cluster implements AsyncDisposable {
     }
   }
 
-  /** One forward pass over all ranks. @throws PeerError within about 100 ms when a rank dies meanwhile. */
-  async step(step: Omit<Step, 'kind' | 'id'>): Promise<StepResult> {
-    return joinStep(this.plan, this.vocabSize, step, await this.#ask({ kind: 'step', ...step }));
+  /** One forward pass over all ranks. @param memory for logits  @throws PeerError within about 100 ms when a rank dies meanwhile */
+  async step(step: Omit<Step, 'kind' | 'id'>, memory?: Float32Array): Promise<StepResult> {
+    return joinStep(this.plan, this.vocabSize, step, await this.#ask({ kind: 'step', ...step }), memory);
   }
 
   /**

@@ -4,7 +4,6 @@
  * wait ends with the same error, until the next epoch begins. Knows nothing of models.
  * Read next: cluster.ts, which asks the questions.
  */
-import { setTimeout as after } from 'node:timers/promises';
 import { InvariantError, PeerError, invariant } from '../config/errors.ts';
 import type { Failed, RankRequest, Reply, ToCoordinator, ToRank } from '../collective/messages.ts';
 import type { ControlServer, Received } from '../collective/control.ts';
@@ -200,19 +199,13 @@ export class ControlLoop {
     if (this.#failure !== undefined) throw this.#failure;
     if (this.#closing) throw new InvariantError(`the cluster is stopped; it cannot answer ${doing}`);
     if (from.length === 0) return [];
-    const timer = new AbortController();
-    const answered = new Promise<Received<ToCoordinator>[]>((resolve, reject) => {
-      this.#waiters.set(key, { from, answers: new Map(), doing, resolve, reject });
-    });
-    const late = after(deadlineMs, undefined, { signal: timer.signal, ref: true }).then(
-      () => this.#late(key, deadlineMs),
-      () => undefined,
-    );
+    const late = setTimeout(() => this.#late(key, deadlineMs), deadlineMs);
     try {
-      return await answered;
+      return await new Promise((resolve, reject) => {
+        this.#waiters.set(key, { from, answers: new Map(), doing, resolve, reject });
+      });
     } finally {
-      timer.abort();
-      await late;
+      clearTimeout(late);
     }
   }
 

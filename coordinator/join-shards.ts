@@ -12,9 +12,19 @@ export interface VocabularyPart {
   readonly payload: Float32Array;
 }
 
-/** Joins parts [rows, size(vocab)] into [rows, vocabSize]. */
-export function joinLogits(parts: readonly VocabularyPart[], rows: number, vocabSize: number): Float32Array {
-  const logits = new Float32Array(rows * vocabSize);
+/**
+ * Joins parts [rows, size(vocab)].
+ * @param memory used for the result where it is large enough
+ * @returns [rows, vocabSize]
+ */
+export function joinLogits(
+  parts: readonly VocabularyPart[],
+  rows: number,
+  vocabSize: number,
+  memory: Float32Array = new Float32Array(0),
+): Float32Array {
+  const numbers = rows * vocabSize;
+  const logits = numbers <= memory.length ? memory.subarray(0, numbers) : new Float32Array(numbers);
   for (const { vocab, payload } of parts) {
     const width = size(vocab);
     invariant(payload.length === rows * width, `logits: expected ${rows} x ${width} numbers, got ${payload.length}`);

@@ -3,6 +3,7 @@
  * The program: parses the command line, runs one command, turns its error into a line and an exit code (0 done, 2 the
  * user can fix it, 3 a peer process failed, 70 our bug). Read next: commands/run.ts, ../config/load.ts, cluster.ts.
  */
+import { setFlagsFromString } from 'node:v8';
 import yargs, { type Argv } from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import { ConfigError, PeerError } from '../config/errors.ts';
@@ -46,6 +47,12 @@ const bugExitCode = 70;
 
 /** Flags that may be given several times, and what is no flag. Before the call: main runs while this module is still being read. */
 const listFlags: ReadonlySet<string> = new Set(['_', 'stop', 'without']);
+
+/**
+ * Logits arrive in memory outside of JavaScript's heap, and a heap of 12 MB is collected whenever 8 MB more have come: every
+ * 2 steps of 16 sequences. This lets it grow to four times its size, a third as often.
+ */
+setFlagsFromString('--heap-growing-percent=300');
 
 process.exitCode = await main(hideBin(process.argv), processContext());
 

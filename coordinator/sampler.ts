@@ -3,7 +3,7 @@
  * in that order (llama.cpp's, so that known settings give known results). Pure functions; all randomness of the
  * program is the generator passed in. Read next: engine.ts, its only caller.
  */
-import { invariant } from '../config/errors.ts';
+import { InvariantError, invariant } from '../config/errors.ts';
 
 export interface Sampling {
   /** 0: the most likely token, always. */
@@ -36,7 +36,7 @@ export function sampleToken(
 ): number {
   const scores = penalised(logits, history, sampling.repeatPenalty);
   if (sampling.temperature === 0) return argmax(scores);
-  let candidates =
+  let candidates: readonly number[] =
     sampling.topK > 0 && sampling.topK < scores.length ? mostLikely(scores, sampling.topK) : allOf(scores);
   candidates = nucleus(scores, candidates, sampling.topP);
   candidates = likelyEnough(scores, candidates, sampling.minP);
@@ -49,7 +49,8 @@ export function argmax(scores: Float32Array): number {
   let bestScore = -Infinity;
   for (let i = 0; i < scores.length; i++) {
     const score = scores[i] ?? NaN;
-    invariant(!Number.isNaN(score), `logit ${i} is not a number`);
+    // A message per logit would take 2 ms of every token.
+    if (Number.isNaN(score)) throw new InvariantError(`logit ${i} is not a number`);
     if (score <= bestScore && best !== -1) continue;
     best = i;
     bestScore = score;
@@ -99,7 +100,9 @@ function penalised(logits: Float32Array, history: readonly number[], penalty: nu
 }
 
 function allOf(scores: Float32Array): number[] {
-  return Array.from(scores, (_, token) => token);
+  const tokens = new Array<number>(scores.length);
+  for (let token = 0; token < tokens.length; token++) tokens[token] = token;
+  return tokens;
 }
 
 /** The `count` tokens with the largest scores, in descending order; cost: one pass plus an insertion for each new entry. */
@@ -118,15 +121,17 @@ export function mostLikely(scores: Float32Array, count: number): number[] {
 }
 
 /** The smallest set of most likely tokens whose probabilities sum to at least topP (arXiv 1904.09751, section 3.1). */
-function nucleus(scores: Float32Array, candidates: readonly number[], topP: number): number[] {
-  if (topP >= 1) return [...candidates];
+function nucleus(scores: Float32Array, candidates: readonly number[], topP: number): readonly number[] {
+  if (topP >= 1) return candidates;
   const probabilities = softmax(scores, candidates, 1);
   // All tokens below this line together weigh less than 1 - topP, so none of them can be needed: they need no sorting.
   const line = (1 - topP) / candidates.length;
-  const order = candidates
-    .map((token, place) => ({ token, probability: probabilities[place] ?? 0 }))
-    .filter((candidate) => candidate.probability >= line)
-    .sort((a, b) => b.probability - a.probability || a.token - b.token);
+  const order: { readonly token: number; readonly probability: number }[] = [];
+  for (let place = 0; place < candidates.length; place++) {
+    const probability = probabilities[place] ?? 0;
+    if (probability >= line) order.push({ token: candidates[place] ?? 0, probability });
+  }
+  order.sort((a, b) => b.probability - a.probability || a.token - b.token);
   let sum = 0;
   const kept: number[] = [];
   for (const { token, probability } of order) {
@@ -137,8 +142,8 @@ function nucleus(scores: Float32Array, candidates: readonly number[], topP: numb
   return kept;
 }
 
-function likelyEnough(scores: Float32Array, candidates: readonly number[], minP: number): number[] {
-  if (minP <= 0) return [...candidates];
+function likelyEnough(scores: Float32Array, candidates: readonly number[], minP: number): readonly number[] {
+  if (minP <= 0) return candidates;
   // p >= minP * pMax in logits, where the softmax's denominator cancels.
   const line = maxOf(scores, candidates) + Math.log(minP);
   return candidates.filter((token) => (scores[token] ?? -Infinity) >= line);
@@ -147,9 +152,9 @@ function likelyEnough(scores: Float32Array, candidates: readonly number[], minP:
 function draw(scores: Float32Array, candidates: readonly number[], temperature: number, random: RandomSource): number {
   const probabilities = softmax(scores, candidates, temperature);
   let left = random();
-  for (const [place, token] of candidates.entries()) {
+  for (let place = 0; place < candidates.length; place++) {
     left -= probabilities[place] ?? 0;
-    if (left < 0) return token;
+    if (left < 0) return candidates[place] ?? 0;
   }
   // Rounding may leave a sliver above the sum of all probabilities.
   const last = candidates.at(-1);
@@ -162,13 +167,14 @@ function softmax(scores: Float32Array, candidates: readonly number[], temperatur
   const max = maxOf(scores, candidates);
   const out = new Float64Array(candidates.length);
   let sum = 0;
-  for (const [place, token] of candidates.entries()) {
-    const weight = Math.exp(((scores[token] ?? -Infinity) - max) / temperature);
+  for (let place = 0; place < out.length; place++) {
+    const weight = Math.exp(((scores[candidates[place] ?? 0] ?? -Infinity) - max) / temperature);
     out[place] = weight;
     sum += weight;
   }
   invariant(Number.isFinite(sum), 'logits hold a value that is not a number');
-  return out.map((weight) => weight / sum);
+  for (let place = 0; place < out.length; place++) out[place] = (out[place] ?? 0) / sum;
+  return out;
 }
 
 function maxOf(scores: Float32Array, candidates: readonly number[]): number {

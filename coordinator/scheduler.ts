@@ -1,8 +1,8 @@
 /**
  * Continuous batching: many generations over the slots of one cluster. Each turn is one step of all ranks: either one
- * token for every running sequence, or a piece of one prompt; the two kinds alternate while there is work for both.
- * Which prompt: the one with the least left, so that a short one does not wait for a long one, but every fourth piece
- * belongs to the oldest, so that the long one ends too. Knows no HTTP and no text.
+ * token for every running sequence, or a piece of one prompt and whole others that fit beside it; the two kinds alternate
+ * while there is work for both. Which prompt: the one with the least left, so that a short one does not wait for a long
+ * one, but every fourth piece belongs to the oldest, so that the long one ends too. Knows no HTTP and no text.
  * Read next: sequence.ts (one generation), cluster.ts (the step).
  *
  * Rounding: with quantised weights the logits of a batched sequence have the same bits as those of the sequence alone
@@ -11,6 +11,7 @@
  */
 import { asError, invariant } from '../config/errors.ts';
 import { size } from '../config/shard-plan.ts';
+import type { Step } from '../collective/messages.ts';
 import type { StepResult } from './ask-ranks.ts';
 import type { Cluster } from './cluster.ts';
 import { requireRoom, type Generation, type GenerationEvent } from './generation.ts';
@@ -61,6 +62,8 @@ export class Scheduler implements AsyncDisposable {
   #loop: Promise<void> | undefined;
   #lastPhase: Turn['phase'] = 'decode';
   #pieces = 0;
+  /** Memory of the largest step's logits: megabytes per step would keep the garbage collector busy. [sequences, vocabSize] */
+  #logits: Float32Array = new Float32Array(0);
   #closed: Error | undefined;
 
   constructor(cluster: StepRunner, options: SchedulerOptions) {
@@ -185,31 +188,41 @@ export class Scheduler implements AsyncDisposable {
       const sequences = others.map((sequence) => ({ sequence, work: sequence.work(1) }));
       return { phase, sequences };
     }
-    const sequence = this.#choosePrompt(prompts);
+    const [first, ...later] = this.#byTurn(prompts);
+    invariant(first !== undefined, 'a prefill turn without a prompt');
     const limit = all.length === 1 ? maxStepTokens : Math.min(maxStepTokens, sharedPieceTokens);
-    return { phase, sequences: [{ sequence, work: sequence.work(limit) }] };
+    const sequences = [{ sequence: first, work: first.work(limit) }];
+    for (const sequence of this.#takesPromptsTogether ? later : []) {
+      const left = limit - sequences.reduce((sum, { work }) => sum + work.tokens.length, 0);
+      // Whole ones only: how a prompt is cut must not depend on what runs beside it.
+      if (sequence.promptLeft <= left) sequences.push({ sequence, work: sequence.work(left) });
+    }
+    return { phase, sequences: sequences.toSorted((a, b) => (a.sequence.slot ?? 0) - (b.sequence.slot ?? 0)) };
   }
 
-  #choosePrompt(prompts: readonly Sequence[]): Sequence {
+  /** Exact prefill over latent shards gathers the latents of one sequence. */
+  get #takesPromptsTogether(): boolean {
+    return this.#cluster.plan.latentGroups === 1;
+  }
+
+  /** Whose piece of a prompt comes first. */
+  #byTurn(prompts: readonly Sequence[]): Sequence[] {
     const wantsOldest = ++this.#pieces % oldestEvery === 0;
     const rank = (sequence: Sequence): number => (wantsOldest ? sequence.arrival : sequence.promptLeft);
-    const [chosen] = [...prompts].sort((a, b) => rank(a) - rank(b) || a.arrival - b.arrival);
-    invariant(chosen !== undefined, 'a prefill turn without a prompt');
-    return chosen;
+    return prompts.toSorted((a, b) => rank(a) - rank(b) || a.arrival - b.arrival);
   }
 
   async #take(turn: Turn): Promise<void> {
     const startedAt = performance.now();
     const wanted = turn.sequences.some(({ sequence, work }) => sequence.samplesAfter(work));
-    const result = await this.#cluster.step({
-      phase: turn.phase,
-      sequences: turn.sequences.map(({ sequence, work }) => ({
-        slot: sequence.slot ?? 0,
-        start: work.start,
-        tokens: [...work.tokens],
-      })),
-      want: { kind: wanted ? 'last' : 'none' },
-    });
+    const sequences = turn.sequences.map(({ sequence, work }) => ({
+      slot: sequence.slot ?? 0,
+      start: work.start,
+      tokens: [...work.tokens],
+    }));
+    const want: Step['want'] = { kind: wanted ? 'last' : 'none' };
+    const result = await this.#cluster.step({ phase: turn.phase, sequences, want }, this.#logits);
+    if (result.logits.length > this.#logits.length) this.#logits = result.logits;
     this.#options.onStep?.(turn, result, performance.now() - startedAt);
     const { vocabSize } = this.#cluster;
     for (const [row, { sequence, work }] of turn.sequences.entries()) {

@@ -144,9 +144,11 @@ export class Sequence {
     return end;
   }
 
-  /** A copy with bias and penalties. [vocabSize] */
+  /** A copy with bias and penalties, or the logits themselves where nothing changes them. [vocabSize] */
   #adjusted(logits: Float32Array): Float32Array {
-    const { logitBias, frequencyPenalty = 0, presencePenalty = 0 } = this.request;
+    const { logitBias, frequencyPenalty = 0, presencePenalty = 0, constraint } = this.request;
+    const isPlain = logitBias === undefined && frequencyPenalty === 0 && presencePenalty === 0;
+    if (isPlain && constraint === undefined) return logits;
     const scores = logits.slice();
     for (const [token, bias] of logitBias ?? []) if (token < scores.length) scores[token] = (scores[token] ?? 0) + bias;
     if (frequencyPenalty === 0 && presencePenalty === 0) return scores;

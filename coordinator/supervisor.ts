@@ -3,7 +3,7 @@
  * it. The other ranks keep their weights, but no cache outlives a fault: the scheduler computes its sequences again.
  * When a rank cannot be had back the cluster is planned anew on fewer ranks, if that is allowed, or it has failed; a
  * failed cluster takes a rank on another machine back whenever it returns.
- * Read next: cluster.ts (one run of the ranks), scheduler.ts (who asks for recovery).
+ * Read next: cluster.ts (one run of the ranks), restarts.ts (how often), scheduler.ts (who asks for recovery).
  */
 import { setTimeout as after } from 'node:timers/promises';
 import { asError, ConfigError, PeerError } from '../config/errors.ts';
@@ -13,29 +13,18 @@ import type { StepResult } from './ask-ranks.ts';
 import { type ClusterEvent, EventLog } from './cluster-events.ts';
 import { Cluster, type ClusterOptions } from './cluster.ts';
 import { RankAbsent } from './failures.ts';
+import { healthOf, type RankHealth } from './rank-health.ts';
 import { configOf, missingRank, type Reduced } from './remote/reduced.ts';
+import { Restarts } from './restarts.ts';
 
 /** degraded: serves, but on fewer ranks than configured. */
 export type ClusterState = 'ok' | 'degraded' | 'recovering' | 'failed';
-
-export interface RankHealth {
-  readonly rank: number;
-  readonly pid: number;
-  readonly state: 'ok' | 'starting' | 'lost';
-  /** Since the rank was certainly there: an answer, or a heartbeat. */
-  readonly lastSeenMs: number;
-  readonly restarts: number;
-  readonly error?: string;
-}
 
 export interface SupervisorOptions extends Omit<ClusterOptions, 'onFailure'> {
   /** Told of each event as it happens. */
   readonly onEvent?: ((event: ClusterEvent) => void) | undefined;
 }
 
-/** Restarts are counted over this long: a server that lives for months may lose more ranks than its ceiling. */
-const restartWindowMs = 600_000;
-const maxBackoffMs = 30_000;
 /** After a rank could not be taken back; each try costs an outage. */
 const noGrowthMs = 60_000;
 
@@ -52,9 +41,8 @@ export class Supervisor implements AsyncDisposable {
   #error: Error | undefined;
   #lost: readonly number[] = [];
   #recovery: Promise<void> | undefined;
-  #restartTimes: number[] = [];
   #cacheEpoch = 0;
-  readonly #restarts = new Map<number, number>();
+  readonly #restarts: Restarts;
   readonly #stop = new AbortController();
   /** Waits for ranks on other machines after the cluster has failed. Never rejects. */
   #returning: Promise<void> = Promise.resolve();
@@ -64,6 +52,7 @@ export class Supervisor implements AsyncDisposable {
 
   private constructor(options: SupervisorOptions, cluster: Cluster) {
     this.#options = options;
+    this.#restarts = new Restarts(options.config.faults);
     this.#log = new EventLog(options.onEvent);
     this.#cluster = cluster;
     this.#numbers = options.config.ranks.map((_, rank) => rank);
@@ -118,9 +107,9 @@ export class Supervisor implements AsyncDisposable {
   }
 
   /** @throws the failure also while the cluster recovers: the caller must not take an empty cache for the one it filled */
-  async step(step: Omit<Step, 'kind' | 'id'>): Promise<StepResult> {
+  async step(step: Omit<Step, 'kind' | 'id'>, memory?: Float32Array): Promise<StepResult> {
     if (this.#error !== undefined) throw this.#error;
-    return this.#cluster.step(step);
+    return this.#cluster.step(step, memory);
   }
 
   /** Whether requests are served now. */
@@ -138,17 +127,7 @@ export class Supervisor implements AsyncDisposable {
   }
 
   health(): RankHealth[] {
-    return this.#cluster.ranks.map(({ rank, pid }) => {
-      const isLost = this.#error !== undefined && (this.#lost.length === 0 || this.#lost.includes(rank));
-      return {
-        rank,
-        pid,
-        state: isLost ? 'lost' : this.isWorking ? 'ok' : 'starting',
-        lastSeenMs: this.#cluster.lastSeenMs(rank),
-        restarts: this.#restarts.get(rank) ?? 0,
-        ...(isLost && this.#error !== undefined ? { error: this.#error.message } : {}),
-      };
-    });
+    return healthOf(this.#cluster, this.#error, this.#lost, this.#restarts);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -167,7 +146,7 @@ export class Supervisor implements AsyncDisposable {
     for (let attempt = 0; ; attempt++) {
       this.#lose(error);
       const isAbsent = error instanceof ConfigError || error instanceof RankAbsent;
-      const isHopeless = isAbsent || this.#restartTimes.length >= this.#limits.restarts;
+      const isHopeless = isAbsent || this.#restarts.isNoneLeft;
       try {
         if (isHopeless) await this.#shrink(error);
         else await this.#tryAgain(attempt);
@@ -207,13 +186,9 @@ export class Supervisor implements AsyncDisposable {
     return this.#options.config.faults;
   }
 
-  /** At once the first time; a cause that stays is not helped by haste. */
   async #tryAgain(attempt: number): Promise<void> {
-    const now = performance.now();
-    this.#restartTimes = [...this.#restartTimes, now].filter((time) => now - time < restartWindowMs);
-    const wait = attempt === 0 ? 0 : Math.min(maxBackoffMs, this.#limits.backoffMs * 2 ** (attempt - 1));
     // Another attempt is pointless once nobody wants the cluster.
-    await after(wait, undefined, { signal: this.#stop.signal });
+    await after(this.#restarts.begin(attempt), undefined, { signal: this.#stop.signal });
     await this.#cluster.recover();
   }
 
@@ -222,7 +197,7 @@ export class Supervisor implements AsyncDisposable {
     const numbers = this.#numbers.filter((_, rank) => !this.#lost.includes(rank));
     if (!this.#limits.allowFewerRanks || numbers.length === 0 || numbers.length === this.#numbers.length) throw error;
     await this.#planAnew(numbers);
-    this.#restartTimes = [];
+    this.#restarts.forget();
     this.#log.note('degraded', undefined, `serves on ${this.#howMany()} ranks: ${error.message}`);
   }
 
@@ -285,7 +260,7 @@ export class Supervisor implements AsyncDisposable {
   }
 
   #win(ms: number): void {
-    for (const rank of this.#lost) this.#restarts.set(rank, (this.#restarts.get(rank) ?? 0) + 1);
+    this.#restarts.succeeded(this.#lost);
     const text = `all ranks are ready again after ${ms} ms`;
     this.#log.note('recovered', this.#lost[0], text);
     this.#options.log(`recovered: ${text}`);

@@ -3,10 +3,11 @@
  * those read, two ranks perhaps the same one. Read next: attention.ts (inputs, and latent attention), value-cache.ts.
  */
 import { invariant } from '../config/errors.ts';
-import type { GqaConfig, ModelConfig } from '../config/model-config.ts';
+import type { ModelConfig } from '../config/model-config.ts';
 import type { AttentionInputs } from './attention-inputs.ts';
 import { biased, dim, joined, rotated, tokensFirst } from './attention.ts';
-import type { Ops, Tensor } from './kernels/kernels.ts';
+import { attendSequences } from './attention-batch.ts';
+import type { AttendOptions, Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
 import { headsOfRows, headsOfValues, writeValues } from './value-cache.ts';
 import type { GqaWeights } from './weights.ts';
@@ -45,11 +46,14 @@ export function attendGqa(
   const v = biased(ops, ops.matmul(weights.value, h), weights.valueBias); // [tokens, localKvHeads * headDim]
   ops.scatterRows(cache.keys, ops.reshape(k, [tokens, dim(v, 1)]), inputs.cacheRows);
   writeValues(ops, cache.values, v, inputs);
+  const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   const parts = inputs.segments.map((segment) => {
+    if (segment.sequences > 1)
+      return joined(ops, attendSequences(ops, weights.queriesOfKvHead, cache, q, segment, inputs, options), 1);
     const queries = ops.permute(ops.slice(q, 0, segment.offset, segment.length), [1, 0, 2]); // [localHeads, length, headDim]
     const keys = headsOfRows(ops, cache.keys, segment, config.headDim); // [localKvHeads, cacheRows, headDim]
     const values = headsOfValues(ops, cache.values, inputs.rowsPerSlot, segment, dim(v, 1), config.headDim);
-    return tokensFirst(ops, attendByKvHead(ops, config, weights.queriesOfKvHead, queries, keys, values, segment.mask));
+    return tokensFirst(ops, attendByKvHead(ops, options, weights.queriesOfKvHead, queries, keys, values, segment.mask));
   });
   return biased(ops, ops.matmul(weights.output, joined(ops, parts)), weights.outputBias);
 }
@@ -57,14 +61,13 @@ export function attendGqa(
 /** One attend per KV head when the local heads do not share KV heads evenly, one for all of them otherwise. */
 function attendByKvHead(
   ops: Ops,
-  config: GqaConfig,
+  options: AttendOptions,
   queriesOfKvHead: readonly number[],
   q: Tensor, // [localHeads, length, headDim]
   keys: Tensor, // [localKvHeads, cacheRows, headDim]
   values: Tensor,
   mask: Tensor,
 ): Tensor {
-  const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   if (new Set(queriesOfKvHead).size === 1) return ops.attend(q, keys, values, mask, options);
   let start = 0;
   const parts = queriesOfKvHead.map((count, kvHead) => {

@@ -1,16 +1,18 @@
 /** What attention of one chunk reads beside weights and cache. Made by programs.ts, read by attention.ts and schemes/. */
 import type { Tensor } from './kernels/kernels.ts';
 
-/** Consecutive tokens of one sequence inside a chunk. */
+/** Consecutive tokens of one sequence inside a chunk; or one token of each of several sequences, in slots side by side. */
 export interface Segment {
   /** First row of the chunk. */
   readonly offset: number;
+  /** Of each sequence. */
   readonly length: number;
-  /** First cache row of the sequence's slot. */
+  readonly sequences: number;
+  /** First cache row of the first sequence's slot. */
   readonly cacheStart: number;
-  /** Rows read from there: the sequence's length after this chunk, padded. */
+  /** Rows read of each slot: the sequence's length after this chunk, padded. */
   readonly cacheRows: number;
-  /** [length, cacheRows]: 0 where visible, -Infinity elsewhere */
+  /** [length, cacheRows], of several sequences [sequences, length, cacheRows]: 0 where visible, -Infinity elsewhere */
   readonly mask: Tensor;
 }
 

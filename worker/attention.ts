@@ -6,6 +6,7 @@
 import { invariant } from '../config/errors.ts';
 import { size, type Range } from '../config/shard-plan.ts';
 import type { MlaConfig, ModelConfig } from '../config/model-config.ts';
+import { attendLatents } from './attention-batch.ts';
 import { expandHeads } from './expanded-heads.ts';
 import type { AttentionInputs } from './attention-inputs.ts';
 import type { Ops, Tensor } from './kernels/kernels.ts';
@@ -61,13 +62,18 @@ function attendAbsorbed(
   const query = nope === undefined || keyUp === undefined ? rope : absorbed(ops, keyUp, nope, rope);
   const width = dim(source, 1);
   const queryWidth = dim(query, 2);
+  const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   return inputs.segments.map((segment) => {
+    if (segment.sequences > 1) {
+      const mixed = attendLatents(ops, config.ropeDim, query, source, segment, inputs, options);
+      return tokensFirst(ops, ops.matmul(valueUp, mixed));
+    }
     const start = inputs.staging === undefined ? segment.cacheStart : 0;
     const rows = ops.slice(ops.reshape(source, [1, dim(source, 0), width]), 1, start, segment.cacheRows);
     const keys = ops.slice(rows, 2, width - queryWidth, queryWidth); // [1, cacheRows, queryWidth]
     const values = ops.slice(rows, 2, 0, width - config.ropeDim); // [1, cacheRows, latentColumns]
     const q = ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]);
-    const o = ops.attend(q, keys, values, segment.mask, { scale: config.scoreScale, softcap: config.scoreSoftcap }); // [heads, length, latentColumns]
+    const o = ops.attend(q, keys, values, segment.mask, options); // [heads, length, latentColumns]
     return tokensFirst(ops, ops.matmul(valueUp, o));
   });
 }

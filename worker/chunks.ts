@@ -14,7 +14,9 @@ export interface Chunk {
   readonly positions: number[];
   /** Row of the cache that each token is written to; the spare one where another rank keeps the token. */
   readonly cacheRows: number[];
-  readonly segments: ChunkSegment[];
+  readonly segments: readonly ChunkSegment[];
+  /** The same segments, those together that one attention takes at once. */
+  readonly runs: readonly ChunkRun[];
   /** Equal for chunks that the same programs can compute. */
   readonly signature: string;
   /** Row of the step's first token of this chunk. */
@@ -32,7 +34,11 @@ export interface ChunkSegment {
   readonly paddedRows: number;
 }
 
-export function chunksOf(step: Step, layout: RowLayout): Chunk[] {
+/** One segment; or several of one token each, in slots side by side, that read equally many rows. */
+export type ChunkRun = readonly [ChunkSegment, ...ChunkSegment[]];
+
+/** @param joins whether a run may have several segments */
+export function chunksOf(step: Step, layout: RowLayout, joins = false): Chunk[] {
   const chunks: Chunk[] = [];
   let pieces: Piece[] = [];
   let filled = 0;
@@ -54,7 +60,7 @@ export function chunksOf(step: Step, layout: RowLayout): Chunk[] {
   return chunks;
 
   function flush(): void {
-    chunks.push(chunkOf(pieces, layout, firstRow));
+    chunks.push(chunkOf(pieces, layout, firstRow, joins));
     firstRow += filled;
     pieces = [];
     filled = 0;
@@ -67,32 +73,70 @@ interface Piece {
   readonly tokens: number[];
 }
 
-function chunkOf(pieces: readonly Piece[], layout: RowLayout, firstRow: number): Chunk {
-  const segments: ChunkSegment[] = [];
-  const readStep = pieces.length === 1 ? stepOfOne(layout.readStep) : layout.readStep;
+function chunkOf(pieces: readonly Piece[], layout: RowLayout, firstRow: number, joins: boolean): Chunk {
+  const together = joins ? joinPieces(pieces, layout) : pieces.map((piece): PieceRun => [piece]);
+  const readStep = readStepOf(layout.readStep, together.length, joins);
   let offset = 0;
-  for (const { slot, start, tokens } of pieces) {
-    const length = tokens.length;
-    segments.push({
+  const runs = together.map((run): ChunkRun => {
+    const length = run[0].tokens.length;
+    const rows = Math.max(...run.map((piece) => rowsOf(piece, layout)));
+    const paddedRows = Math.min(layout.rowsPerSlot, readLength(rows, length, readStep));
+    const segmentOf = ({ slot, start }: Piece, i: number): ChunkSegment => ({
       slot,
-      offset,
+      offset: offset + i * length,
       length,
       start,
-      paddedRows: Math.min(
-        layout.rowsPerSlot,
-        readLength(heldPositions(layout.deal, start + length), length, readStep),
-      ),
+      paddedRows,
     });
-    offset += length;
-  }
+    const [first, ...others] = run;
+    const joined: ChunkRun = [segmentOf(first, 0), ...others.map((piece, i) => segmentOf(piece, i + 1))];
+    offset += run.length * length;
+    return joined;
+  });
   return {
     tokens: pieces.flatMap((piece) => piece.tokens),
     positions: pieces.flatMap((piece) => piece.tokens.map((_, i) => piece.start + i)),
     cacheRows: pieces.flatMap((piece) => piece.tokens.map((_, i) => rowOf(layout, piece.slot, piece.start + i))),
-    segments,
-    signature: segments.map((s) => `${s.slot}:${s.length}:${s.paddedRows}`).join(' '),
+    segments: runs.flat(),
+    runs,
+    signature: runs.map((run) => `${run[0].slot}+${run.length}:${run[0].length}:${run[0].paddedRows}`).join(' '),
     firstRow,
   };
+}
+
+type PieceRun = [Piece, ...Piece[]];
+
+/** Rows that a join may read in vain: a quarter of what its sequences need, or so many. */
+const vainRows = { share: 0.25, least: 512 };
+/** Latents are widened before they are multiplied, all rows of a run at once: 19 MB for 576 numbers each. */
+const mostRows = 8192;
+
+/**
+ * An attention per sequence has ten nodes in every layer, and a program to be made anew whenever one of the sequences
+ * comes, goes or grows past its padding. One for all of them reads as many rows of each as the longest needs.
+ */
+function joinPieces(pieces: readonly Piece[], layout: RowLayout): PieceRun[] {
+  const runs: PieceRun[] = [];
+  for (const piece of pieces) {
+    const run = runs.at(-1);
+    if (run !== undefined && canJoin([...run, piece], layout)) run.push(piece);
+    else runs.push([piece]);
+  }
+  return runs;
+}
+
+function canJoin(pieces: readonly Piece[], layout: RowLayout): boolean {
+  const first = pieces[0]?.slot ?? 0;
+  if (pieces.some(({ slot, tokens }, i) => slot !== first + i || tokens.length !== 1)) return false;
+  const rows = pieces.map((piece) => rowsOf(piece, layout));
+  const needed = rows.reduce((sum, each) => sum + each, 0);
+  const read = pieces.length * Math.max(...rows);
+  return read <= mostRows && read - needed <= Math.max(vainRows.least, vainRows.share * needed);
+}
+
+/** What this rank keeps of the sequence, the piece's tokens included. */
+function rowsOf({ start, tokens }: Piece, { deal }: RowLayout): number {
+  return heldPositions(deal, start + tokens.length);
 }
 
 function rowOf({ deal, rowsPerSlot, spareRow }: RowLayout, slot: number, position: number): number {
@@ -101,11 +145,12 @@ function rowOf({ deal, rowsPerSlot, spareRow }: RowLayout, slot: number, positio
 }
 
 /**
- * One sequence alone reads closer to what it needs: 3 % of a token's time for programs made four times as often. With
- * several, each step over a boundary would make programs for all of them.
+ * A run alone reads closer to what it needs: 3 % of a token's time for programs made four times as often. With several,
+ * each step over a boundary makes programs for all of them.
  */
-function stepOfOne(readStep: number): number {
-  return Math.ceil(readStep / 4 / 32) * 32;
+function readStepOf(readStep: number, runs: number, joins: boolean): number {
+  const fine = Math.ceil(readStep / 4 / 32) * 32;
+  return joins ? fine * Math.min(4, runs) : runs === 1 ? fine : readStep;
 }
 
 /**
@@ -115,6 +160,15 @@ function stepOfOne(readStep: number): number {
 function readLength(rows: number, newTokens: number, readStep: number): number {
   if (newTokens < 16) return paddedLength(rows, readStep);
   return paddedLength(rows, Math.max(readStep, 2 ** Math.ceil(Math.log2(rows)) / 4));
+}
+
+/** causalMask of each segment of a run, one behind the other. [segments, length, paddedRows] */
+export function masksOf(run: ChunkRun, maskOf: (segment: ChunkSegment) => Float32Array): Float32Array {
+  const [first] = run;
+  if (run.length === 1) return maskOf(first);
+  const masks = new Float32Array(run.length * first.length * first.paddedRows);
+  run.forEach((segment, i) => masks.set(maskOf(segment), i * first.length * first.paddedRows));
+  return masks;
 }
 
 /**

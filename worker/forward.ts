@@ -11,15 +11,27 @@ import type { Step } from '../collective/messages.ts';
 import { chunksOf, type Chunk } from './chunks.ts';
 import type { MomentAccumulator } from './moments.ts';
 import { normRows } from './post-norm.ts';
-import { ChunkPrograms, EmbeddingProgram, HeadProgram, ProgramCache, type ChunkForm } from './programs.ts';
+import { ProgramCache } from './program-cache.ts';
+import { ChunkPrograms, EmbeddingProgram, HeadProgram, type ChunkForm } from './programs.ts';
 import type { RankParts } from './rank-parts.ts';
 import { RoutedExperts } from './routed-experts.ts';
 import { scoreRows } from './score.ts';
+import { exchangesInside } from './schemes/create-exchange.ts';
 import type { RankSeat } from './schemes/exchange.ts';
 import { LatentStager } from './staging.ts';
 
 /** Rows of logits computed at once: 32 rows of a 150,000-word vocabulary are 19 MB. */
 const headRows = 32;
+
+/** A chunk on its way through the layers. */
+interface Piece {
+  readonly chunk: Chunk;
+  /** Of its programs. */
+  readonly key: string;
+  readonly make: () => ChunkPrograms;
+  readonly x: Float32Array; // [chunk tokens, hidden], its rows of the residual stream
+  readonly delta: Float32Array; // [chunk tokens, hidden], scratch of all chunks
+}
 
 export class Forward implements Disposable {
   private readonly parts: RankParts;
@@ -32,7 +44,11 @@ export class Forward implements Disposable {
   private readonly chunkPrograms = new ProgramCache<ChunkPrograms>(12);
   private readonly headPrograms = new ProgramCache<HeadProgram>(4);
   private readonly embeddingPrograms = new ProgramCache<EmbeddingProgram>(4);
+  /** Decode takes sequences together where nothing but the cache's rows and the mask is a sequence's own. */
+  private readonly joinsSequences: boolean;
   private readonly labels: readonly { exchange: string; attention: string; feedForward: string }[];
+  /** Memory of the largest step's logits: megabytes per step would keep the garbage collector busy. [sequences, localVocab] */
+  private latestLogits: Float32Array = new Float32Array(0);
   /** Set while calibration moments are being collected. */
   moments: MomentAccumulator | undefined;
 
@@ -44,6 +60,7 @@ export class Forward implements Disposable {
     this.stager = new LatentStager(parts, plan, rank, group);
     this.experts = new RoutedExperts(parts, rank);
     this.exactPrefill = parts.cache.staging !== undefined;
+    this.joinsSequences = parts.cache.recent === undefined && !exchangesInside(plan);
     this.labels = parts.weights.layers.map((_, layer) => ({
       exchange: `layer ${layer}, inside attention`,
       attention: `layer ${layer}, attention`,
@@ -51,49 +68,53 @@ export class Forward implements Disposable {
     }));
   }
 
-  /** @returns the payload that `step.want` describes */
+  /** @returns the payload that `step.want` describes; the next step may overwrite it */
   async run(step: Step): Promise<Float32Array | undefined> {
     const prefill = step.phase === 'prefill';
     const staged = this.exactPrefill && prefill;
     invariant(!staged || step.sequences.length === 1, `step ${step.id}: exact prefill takes one sequence at a time`);
     this.parts.cache.recent?.begin(step.sequences);
     const hidden = this.parts.model.hiddenDim;
-    const chunks = chunksOf(step, this.parts.cache.layout);
+    const form: ChunkForm = { staged, prefill };
+    const chunks = chunksOf(step, this.parts.cache.layout, this.joinsSequences && !prefill);
     const tokens = chunks.reduce((sum, chunk) => sum + chunk.tokens.length, 0);
     const x = new Float32Array(tokens * hidden); // [tokens, hidden]
     const delta = new Float32Array(Math.max(0, ...chunks.map((chunk) => chunk.tokens.length)) * hidden);
-    for (const chunk of chunks) await this.embed(chunk, rowsOf(x, chunk, hidden));
+    const pieces = chunks.map((chunk) => this.pieceOf(chunk, form, x, delta));
+    for (const piece of pieces) await this.embed(piece.chunk, piece.x);
     for (let layer = 0; layer < this.labels.length; layer++) {
       if (staged) await this.stageEarlier(step, layer);
-      for (const chunk of chunks) await this.layer(layer, chunk, { staged, prefill }, rowsOf(x, chunk, hidden), delta);
+      for (const piece of pieces) await this.layer(layer, piece);
     }
     return this.answer(step, x);
   }
 
-  /** @param x [chunk tokens, hidden], updated  @param delta at least as long, scratch */
-  private async layer(
-    layer: number,
-    chunk: Chunk,
-    form: ChunkForm,
-    x: Float32Array,
-    delta: Float32Array,
-  ): Promise<void> {
+  /** What every layer needs of a chunk, made once per step. */
+  private pieceOf(chunk: Chunk, form: ChunkForm, x: Float32Array, delta: Float32Array): Piece {
+    const hidden = this.parts.model.hiddenDim;
+    const { length } = chunk.tokens;
+    return {
+      chunk,
+      key: `${chunk.signature}${form.staged ? ' staged' : ''}${form.prefill ? ' prefill' : ''}`,
+      make: () => new ChunkPrograms(this.parts, this.seat, chunk, form),
+      x: x.subarray(chunk.firstRow * hidden, (chunk.firstRow + length) * hidden),
+      delta: delta.subarray(0, length * hidden),
+    };
+  }
+
+  private async layer(layer: number, { chunk, key, make, x, delta }: Piece): Promise<void> {
     const labels = this.labels[layer];
-    invariant(labels !== undefined, `no layer ${layer}`);
-    const part = delta.subarray(0, x.length);
-    const programs = this.chunkPrograms.get(
-      `${chunk.signature}${form.staged ? ' staged' : ''}${form.prefill ? ' prefill' : ''}`,
-      () => new ChunkPrograms(this.parts, this.seat, chunk, form),
-    );
+    invariant(labels !== undefined, 'more layers than labels');
+    const programs = this.chunkPrograms.get(key, make);
     programs.load(chunk);
     this.moments?.add(layer, x);
-    await programs.attention(layer, x, part, labels.exchange);
-    await this.group.allReduceSum(part, labels.attention);
-    this.addDelta(layer, 'attention', x, part);
-    if (routes(this.parts.model, layer)) this.experts.run(layer, x, part);
-    else programs.feedForward(layer, x, part);
-    await this.group.allReduceSum(part, labels.feedForward);
-    this.addDelta(layer, 'feedForward', x, part);
+    await programs.attention(layer, x, delta, labels.exchange);
+    await this.group.allReduceSum(delta, labels.attention);
+    this.addDelta(layer, 'attention', x, delta);
+    if (routes(this.parts.model, layer)) this.experts.run(layer, x, delta);
+    else programs.feedForward(layer, x, delta);
+    await this.group.allReduceSum(delta, labels.feedForward);
+    this.addDelta(layer, 'feedForward', x, delta);
   }
 
   /** @param delta summed over ranks; normed first where the model does so  @param x updated */
@@ -128,7 +149,7 @@ export class Forward implements Disposable {
       case 'none':
         return undefined;
       case 'all':
-        return this.logits(x);
+        return this.logits(x, new Float32Array(0));
       case 'last': {
         const last = new Float32Array(step.sequences.length * hidden);
         let end = 0;
@@ -136,19 +157,23 @@ export class Forward implements Disposable {
           end += sequence.tokens.length;
           last.set(x.subarray((end - 1) * hidden, end * hidden), i * hidden);
         });
-        return this.logits(last);
+        return this.logits(last, this.latestLogits);
       }
       case 'score':
-        return scoreRows(x, hidden, step.want.targets, this.rank.vocab, headRows, (rows) => this.logits(rows));
+        return scoreRows(x, hidden, step.want.targets, this.rank.vocab, headRows, (rows) =>
+          this.logits(rows, this.latestLogits),
+        );
     }
   }
 
-  /** @param x [rows, hidden]  @returns [rows, localVocab] */
-  private logits(x: Float32Array): Float32Array {
+  /** @param x [rows, hidden]  @param memory used for the result where it is large enough  @returns [rows, localVocab] */
+  private logits(x: Float32Array, memory: Float32Array): Float32Array {
     const hidden = this.parts.model.hiddenDim;
     const vocab = size(this.rank.vocab);
     const rows = x.length / hidden;
-    const logits = new Float32Array(rows * vocab);
+    const numbers = rows * vocab;
+    const logits = numbers <= memory.length ? memory.subarray(0, numbers) : new Float32Array(numbers);
+    if (memory === this.latestLogits && numbers > memory.length) this.latestLogits = logits;
     if (vocab === 0) return logits;
     for (let row = 0; row < rows; row += headRows) {
       const count = Math.min(headRows, rows - row);
@@ -168,11 +193,6 @@ export class Forward implements Disposable {
     this.stager[Symbol.dispose]();
     this.experts[Symbol.dispose]();
   }
-}
-
-/** The chunk's rows of x [tokens, hidden], as a view. */
-function rowsOf(x: Float32Array, chunk: Chunk, hidden: number): Float32Array {
-  return x.subarray(chunk.firstRow * hidden, (chunk.firstRow + chunk.tokens.length) * hidden);
 }
 
 function addInPlace(x: Float32Array, delta: Float32Array): void {

@@ -8,7 +8,7 @@ import { invariant } from '../config/errors.ts';
 import { cut, size, type Range } from '../config/shard-plan.ts';
 import type { Kernels, ProgramSet, Tensor } from './kernels/kernels.ts';
 import { normed } from './layer.ts';
-import { ProgramCache } from './programs.ts';
+import { ProgramCache } from './program-cache.ts';
 import { bytesOf, type RankParts } from './rank-parts.ts';
 
 /** The rows of every second moment that a rank accumulates. */

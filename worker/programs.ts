@@ -5,7 +5,7 @@
 import { invariant } from '../config/errors.ts';
 import type { Deal } from '../config/shard-plan.ts';
 import type { AttentionInputs } from './attention-inputs.ts';
-import { causalMask, type Chunk, type ChunkSegment } from './chunks.ts';
+import { causalMask, masksOf, type Chunk, type ChunkSegment } from './chunks.ts';
 import { bytesOf, type RankParts } from './rank-parts.ts';
 import { expandingIsCheaper } from './expanded-heads.ts';
 import { createExchange } from './schemes/create-exchange.ts';
@@ -32,7 +32,7 @@ export class ChunkPrograms implements Disposable {
   private readonly valueCells: { readonly tensor: Tensor; readonly width: number } | undefined; // [tokens * width] i32
   private readonly rowsPerSlot: number;
   private readonly stagingRows: Tensor; // [tokens] i32: positions in the one sequence that is being prefilled
-  /** For each window that some layer has: per segment [length, paddedRows]. */
+  /** For each window that some layer has: of each run. [segments, length, paddedRows], without the first axis where that is 1 */
   private readonly masks: ReadonlyMap<number, readonly Tensor[]>;
   private readonly deal: Deal;
   private readonly recent: RecentTokens | undefined;
@@ -65,7 +65,9 @@ export class ChunkPrograms implements Disposable {
     this.masks = new Map(
       [...new Set(weights.layers.map((_, layer) => windowOf(layer)))].map((window) => [
         window,
-        chunk.segments.map((segment) => kernels.allocate('f32', [segment.length, segment.paddedRows])),
+        chunk.runs.map(({ length, 0: { length: tokensOfOne, paddedRows } }) =>
+          kernels.allocate('f32', [...(length === 1 ? [] : [length]), tokensOfOne, paddedRows]),
+        ),
       ]),
     );
     const recentChunk =
@@ -81,11 +83,12 @@ export class ChunkPrograms implements Disposable {
       cacheRows: this.cacheRows,
       valueCells: this.valueCells?.tensor,
       rowsPerSlot: cache.rowsPerSlot,
-      segments: chunk.segments.map((segment, i) => ({
-        offset: segment.offset,
-        length: segment.length,
-        cacheStart: segment.slot * cache.rowsPerSlot,
-        cacheRows: segment.paddedRows,
+      segments: chunk.runs.map(({ length: sequences, 0: { offset, length, slot, paddedRows } }, i) => ({
+        offset,
+        length,
+        sequences,
+        cacheStart: slot * cache.rowsPerSlot,
+        cacheRows: paddedRows,
         mask: defined(this.masks.get(windowOf(layer))?.[i]),
       })),
       expanded: this.expanded,
@@ -119,9 +122,10 @@ export class ChunkPrograms implements Disposable {
       this.kernels.upload(tensor, bytesOf(cellsOfValues(chunk.cacheRows, this.rowsPerSlot, width)));
     }
     for (const [window, masks] of this.masks)
-      chunk.segments.forEach((segment, i) =>
-        this.kernels.upload(defined(masks[i]), bytesOf(this.maskOf(segment, window))),
-      );
+      chunk.runs.forEach((run, i) => {
+        const mask = masksOf(run, (segment) => this.maskOf(segment, window));
+        this.kernels.upload(defined(masks[i]), bytesOf(mask));
+      });
     this.recentChunk?.load(chunk);
     this.exchange?.load(chunk);
     this.loaded = chunk;
@@ -253,33 +257,6 @@ export class EmbeddingProgram implements Disposable {
   [Symbol.dispose](): void {
     this.set[Symbol.dispose]();
     this.kernels.release([this.ids]);
-  }
-}
-
-/** Keeps the most recently used programs and frees the others. */
-export class ProgramCache<Programs extends Disposable> implements Disposable {
-  private readonly limit: number;
-  private readonly entries = new Map<string, Programs>();
-
-  constructor(limit: number) {
-    this.limit = limit;
-  }
-
-  get(key: string, build: () => Programs): Programs {
-    const programs = this.entries.get(key) ?? build();
-    this.entries.delete(key);
-    this.entries.set(key, programs);
-    if (this.entries.size > this.limit) {
-      const [oldestKey, oldest] = defined(this.entries.entries().next().value);
-      this.entries.delete(oldestKey);
-      oldest[Symbol.dispose]();
-    }
-    return programs;
-  }
-
-  [Symbol.dispose](): void {
-    for (const programs of this.entries.values()) programs[Symbol.dispose]();
-    this.entries.clear();
   }
 }
 

@@ -116,7 +116,8 @@ export class RankService implements AsyncDisposable {
       throw new InvariantError(`${request.kind} ${request.id} before this rank was ready`);
     await this.#misbehaviour?.hesitate();
     const { reply, payload } = await this.#worker.answer(request, given);
-    await this.#control.send(reply, payload);
+    // The worker writes it again only for a request that the coordinator sends once it has this reply.
+    await (payload === undefined ? this.#control.send(reply) : this.#control.sendLent(reply, payload));
   }
 
   /** @param id of the request; null: joining. The work is skipped when the epoch changes before its turn. */

@@ -18,7 +18,7 @@ import { CalibrationSession } from './calibration/calibration-session.ts';
 import { Forward } from './forward.ts';
 import { LatentCache } from './latent-cache.ts';
 import { MomentAccumulator } from './moments.ts';
-import { peakRssBytes } from './peak-memory.ts';
+import { MemoryWatch } from './peak-memory.ts';
 import type { RankParts } from './rank-parts.ts';
 import { FitSession } from './schemes/fit-session.ts';
 import { loadReparameterization } from './schemes/load-reparameterization.ts';
@@ -29,8 +29,7 @@ export class RankWorker implements AsyncDisposable {
   /** What this rank holds. */
   readonly ready: Omit<Ready, 'transport' | 'epoch'>;
   private readonly setup: Setup;
-  /** Asked for once, after loading, and kept up: asking costs as much as a small product. */
-  private peakRssBytes = peakRssBytes();
+  private readonly memory = new MemoryWatch();
   private readonly backend: Backend;
   private readonly checkpoint: Checkpoint;
   private readonly parts: RankParts;
@@ -98,6 +97,7 @@ export class RankWorker implements AsyncDisposable {
     });
   }
 
+  /** @returns the reply, and its payload, which stays as it is until the next request */
   async answer(
     request: RankRequest,
     given?: Float32Array,
@@ -107,8 +107,7 @@ export class RankWorker implements AsyncDisposable {
     const { payload, latenciesUs } = await this.handle(request, given);
     const { waitMs, bytesSent, bytesReceived } = this.group.stats;
     const wait = waitMs - before.waitMs;
-    const rssBytes = process.memoryUsage.rss();
-    this.peakRssBytes = Math.max(this.peakRssBytes, rssBytes);
+    const isDecode = request.kind === 'step' && request.phase === 'decode';
     return {
       reply: {
         kind: 'reply',
@@ -118,8 +117,7 @@ export class RankWorker implements AsyncDisposable {
         waitMs: wait,
         bytesSent: bytesSent - before.bytesSent,
         bytesReceived: bytesReceived - before.bytesReceived,
-        rssBytes,
-        peakRssBytes: this.peakRssBytes,
+        ...this.memory.look(!isDecode),
         latenciesUs: latenciesUs ?? [],
       },
       payload,

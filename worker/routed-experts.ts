@@ -8,7 +8,7 @@ import type { RankPlan } from '../config/shard-plan.ts';
 import { routedDelta } from './feed-forward.ts';
 import type { Kernels, ProgramSet, Tensor } from './kernels/kernels.ts';
 import { normed } from './layer.ts';
-import { ProgramCache } from './programs.ts';
+import { ProgramCache } from './program-cache.ts';
 import { bytesOf, type RankParts } from './rank-parts.ts';
 import { route, type Routes } from './routing.ts';
 import type { LayerWeights } from './weights.ts';

@@ -7,7 +7,7 @@ import { invariant } from '../config/errors.ts';
 import { latentWidth, size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
 import type { Kernels, Ops, ProgramSet, Tensor } from './kernels/kernels.ts';
-import { ProgramCache } from './programs.ts';
+import { ProgramCache } from './program-cache.ts';
 import { bytesOf, type RankParts } from './rank-parts.ts';
 
 /** Rows gathered at once. */

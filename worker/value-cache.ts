@@ -3,12 +3,17 @@
  * Keys lie by row, one row per position. Read next: attention.ts.
  */
 import { invariant } from '../config/errors.ts';
+import { size, type Range } from '../config/shard-plan.ts';
 import type { Kernels, Ops, Tensor, TensorType } from './kernels/kernels.ts';
 
 /** The rows of one sequence that attention reads. */
 interface RowsOfSlot {
   readonly cacheStart: number;
   readonly cacheRows: number;
+}
+
+interface RowsOfSlots extends RowsOfSlot {
+  readonly sequences: number;
 }
 
 /** Where new values go. */
@@ -71,6 +76,36 @@ export function headsOfValues(
 export function headsOfRows(ops: Ops, cache: Tensor, segment: RowsOfSlot, headDim: number): Tensor {
   const heads = ops.reshape(cache, [dim(cache, 0), dim(cache, 1) / headDim, headDim]);
   return ops.permute(ops.slice(heads, 0, segment.cacheStart, segment.cacheRows), [1, 0, 2]);
+}
+
+/** Some columns of the rows that several sequences read, in slots side by side. [sequences, cacheRows, columns] */
+export function rowsOfSlots(
+  ops: Ops,
+  cache: Tensor, // [slots * rowsPerSlot, width]
+  rowsPerSlot: number,
+  segment: RowsOfSlots,
+  columns: Range,
+): Tensor {
+  const slots = ops.reshape(cache, [dim(cache, 0) / rowsPerSlot, rowsPerSlot, dim(cache, 1)]);
+  const own = ops.slice(slots, 0, segment.cacheStart / rowsPerSlot, segment.sequences);
+  return ops.slice(ops.slice(own, 1, 0, segment.cacheRows), 2, columns.start, size(columns));
+}
+
+/** The same of values. [sequences, cacheRows, columns] */
+export function columnsOfSlots(
+  ops: Ops,
+  values: ValueCache,
+  rowsPerSlot: number,
+  segment: RowsOfSlots,
+  width: number,
+  columns: Range,
+): Tensor {
+  if (values.order === 'rows') return rowsOfSlots(ops, values.rows, rowsPerSlot, segment, columns);
+  const slots = dim(values.numbers, 0) / (width * rowsPerSlot);
+  const all = ops.reshape(values.numbers, [slots, width, rowsPerSlot]);
+  const own = ops.slice(all, 0, segment.cacheStart / rowsPerSlot, segment.sequences);
+  const read = ops.slice(ops.slice(own, 1, columns.start, size(columns)), 2, 0, segment.cacheRows);
+  return ops.permute(read, [0, 2, 1]);
 }
 
 function dim(x: Tensor, axis: number): number {

@@ -35,7 +35,8 @@ export function benchPage(report: BenchReport): string {
 <style>
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums; }
+div { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 2rem 0; }
@@ -58,7 +59,9 @@ ${chartsOf(report.rows).map(figure).join('\n')}
 function table({ rows }: BenchReport): string {
   const cells = (tag: 'th' | 'td', texts: readonly string[]): string =>
     `<tr>${texts.map((text) => `<${tag}>${escape(text)}</${tag}>`).join('')}</tr>`;
-  return `<table><thead>${cells('th', tableHeader())}</thead><tbody>${rows.map((row) => cells('td', cellsOf(row))).join('')}</tbody></table>`;
+  const body = rows.map((row) => cells('td', cellsOf(row))).join('');
+  // Wider than a window: what scrolls must be reached by the keyboard.
+  return `<div tabindex="0" role="region" aria-label="Measurements"><table><thead>${cells('th', tableHeader())}</thead><tbody>${body}</tbody></table></div>`;
 }
 
 function chartsOf(rows: readonly BenchRow[]): Chart[] {

@@ -1,8 +1,10 @@
 /** `tpla bench` with real processes, on random weights: the keys of its document, its files, its refusals. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { z } from 'zod';
+import { chromiumPath, launchChromium, openPage, seriousFindings } from '../helpers/browser.ts';
 import { goldenFolder } from '../helpers/golden.ts';
 import { Sandbox } from '../helpers/program.ts';
 
@@ -60,6 +62,7 @@ test('measures ranks and contexts, leaves out what is impossible, writes page an
   expect(document.rows.at(-1)!.perRank.map(({ rank }) => rank)).toEqual([0, 1]);
   expect(document.rows.at(-1)!.bytesPerTokenPerRank).toBeGreaterThan(0);
   expect(document.skipped).toEqual([{ scheme: 'mla', ranks: 2, reason: expect.stringContaining('mla') }]);
+  if (chromiumPath !== undefined) await checkPage(html, document.rows.length);
   expect(readFileSync(html, 'utf8')).toMatch(/^<!doctype html>/);
   expect(readFileSync(markdown, 'utf8')).toContain('| gqa | 2 | 40 | 2 |');
 });
@@ -77,3 +80,39 @@ test('refuses lists that are none, and flags that contradict each other', async 
     expect(ran.code).toBe(2);
   });
 });
+
+/** The page in a real browser, in both colour schemes: a row for each measurement, charts whose bars stand inside them. */
+async function checkPage(file: string, rows: number): Promise<void> {
+  const url = pathToFileURL(file).href;
+  const browser = await launchChromium();
+  try {
+    for (const colorScheme of ['light', 'dark'] as const) {
+      const { page, errors } = await openPage(browser, url, url, { colorScheme });
+      expect(await page.locator('tbody tr').count()).toBe(rows);
+      expect(await page.locator('tbody tr').last().locator('td').first().innerText()).toBe('gqa');
+      // Decode, prefill and where the time goes, for 2 contexts x 2 batches; the cache once.
+      expect(await page.locator('figure').count()).toBe(13);
+      for (const figure of await page.locator('figure').all()) {
+        expect(await figure.locator('figcaption').innerText()).toMatch(/, (tokens\/s|ms|bytes)$/);
+        const frame = await figure.locator('svg').boundingBox();
+        const bars = await figure.locator('rect').all();
+        expect(bars.length).toBeGreaterThanOrEqual(2);
+        const heights = [];
+        for (const bar of bars) {
+          const box = await bar.boundingBox();
+          expect(box!.y).toBeGreaterThanOrEqual(frame!.y);
+          expect(box!.y + box!.height).toBeLessThanOrEqual(frame!.y + frame!.height);
+          heights.push(box!.height);
+        }
+        // How high depends on the spread of a busy machine; a bar that was drawn at all is seen.
+        expect(Math.max(...heights)).toBeGreaterThan(5);
+      }
+      expect(await page.content()).not.toMatch(/NaN|undefined|Infinity/);
+      expect(await seriousFindings(page)).toEqual([]);
+      expect(errors).toEqual([]);
+      await page.close();
+    }
+  } finally {
+    await browser.close();
+  }
+}

@@ -3,37 +3,17 @@
  * error, no serious finding of axe-core. Skipped where there is no Chromium. With TPLA_SCREENSHOTS=1 and
  * TPLA_MODEL naming a converted model the pictures of docs/screenshots are made again.
  */
-import { existsSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
-import { chromium, type Browser, type Page } from 'playwright-core';
+import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { chromiumPath, launchChromium, openPage, seriousFindings } from '../helpers/browser.ts';
 import { realModelPath } from '../helpers/real-model.ts';
 import { serve, type Served } from '../helpers/serving.ts';
 
-const executable = [
-  process.env['CHROMIUM'],
-  '/usr/bin/chromium',
-  '/usr/bin/chromium-browser',
-  '/usr/bin/google-chrome',
-].find((path) => path !== undefined && existsSync(path));
-const flags = [
-  '--no-sandbox',
-  '--headless',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-];
-const axePath = createRequire(import.meta.url).resolve('axe-core/axe.min.js');
 const screenshots = fileURLToPath(new URL('../../docs/screenshots/', import.meta.url));
 const takesScreenshots = process.env['TPLA_SCREENSHOTS'] === '1';
 
-if (executable === undefined) console.warn('web page: skipped, no Chromium is installed (set CHROMIUM to its path)');
-
-describe.skipIf(executable === undefined)('web page', () => {
+describe.skipIf(chromiumPath === undefined)('web page', () => {
   let served: Served;
   let browser: Browser;
 
@@ -41,7 +21,7 @@ describe.skipIf(executable === undefined)('web page', () => {
     const model = takesScreenshots ? realModelPath() : undefined;
     const scheme = takesScreenshots ? ['--scheme', 'tpla'] : [];
     served = await serve(['--ranks', '2', ...scheme], model === undefined ? {} : { model });
-    browser = await chromium.launch({ executablePath: executable!, args: flags });
+    browser = await launchChromium();
   });
   afterAll(async () => {
     await browser?.close();
@@ -50,30 +30,9 @@ describe.skipIf(executable === undefined)('web page', () => {
 
   /** A fresh page, and everything that its console said of errors, other hosts' requests included. */
   async function open(options: Parameters<Browser['newPage']>[0] = {}): Promise<{ page: Page; errors: string[] }> {
-    const page = await browser.newPage(options);
-    const errors: string[] = [];
-    page.on('console', (message) => {
-      if (message.type() === 'error') errors.push(message.text());
-    });
-    page.on('pageerror', (error) => errors.push(error.message));
-    page.on('request', (request) => {
-      if (!request.url().startsWith(served.url)) errors.push(`asked another host: ${request.url()}`);
-    });
-    await page.goto(served.url);
+    const { page, errors } = await openPage(browser, served.url, served.url, options);
     await page.locator('#state[data-state=ok]').waitFor();
     return { page, errors };
-  }
-
-  async function seriousFindings(page: Page): Promise<string[]> {
-    // The page's own policy lets no foreign script in, so axe comes by the debugger.
-    await page.evaluate((await import('node:fs')).readFileSync(axePath, 'utf8'));
-    const findings = await page.evaluate<{ impact: string; id: string; targets: string }[]>(
-      `axe.run().then(({ violations }) => violations.map(({ impact, id, nodes }) =>
-        ({ impact, id, targets: nodes.map((node) => node.target.join(' ')).join(', ') })))`,
-    );
-    return findings
-      .filter(({ impact }) => impact === 'serious' || impact === 'critical')
-      .map(({ id, targets }) => `${id}: ${targets}`);
   }
 
   test('sends a message with the keyboard, streams the answer, stops it', async () => {

@@ -112,13 +112,15 @@ export interface Ops {
    * softmax(cap(scale * q keys^T) + mask) values. Query head h reads batch floor(h * G / H) of keys and values.
    * keys and values may be views (slices of cache rows) and of type f32, f16 or, where the backend has it, q8_0. Few queries are fastest where values is a
    * permuted view of [G, dv, S].
-   * @param q [H, T, dk] f32  @param keys [G, S, dk]  @param values [G, S, dv]  @param mask [T, S] f32: 0 or -Infinity
+   * @param q [H, T, dk] f32  @param keys [G, S, dk]  @param values [G, S, dv]
+   * @param mask [T, S] f32: 0 or -Infinity; or [G, T, S], where each batch of keys has its own
    * @returns [H, T, dv]
    */
   attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): Tensor;
   /**
    * `attend` over a part of the positions. With logSumExp, the logarithm of the sum of exp of the scaled, capped and
    * masked scores, the parts are merged exactly (online softmax, arXiv 1805.02867, section 3).
+   * @param mask [T, S]
    * @returns out [H, T, dv], logSumExp [H, T]; where no position is visible: zeros, and a finite number below -1e29
    */
   attendPartial(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): PartialAttention;

@@ -1,9 +1,14 @@
 /** Which scheme exchanges what inside attention. */
+import type { ShardPlan } from '../../config/shard-plan.ts';
 import type { Chunk } from '../chunks.ts';
 import type { RankParts } from '../rank-parts.ts';
 import { DealtPositions } from './dealt-positions.ts';
 import type { Exchange, RankSeat } from './exchange.ts';
 import { SummedScores } from './summed-scores.ts';
+
+export function exchangesInside({ scheme, worldSize }: ShardPlan): boolean {
+  return worldSize > 1 && (scheme === 'tpla-exact' || scheme === 'dcp');
+}
 
 /** undefined: attention of this scheme needs no exchange. */
 export function createExchange(parts: RankParts, seat: RankSeat, chunk: Chunk): Exchange | undefined {

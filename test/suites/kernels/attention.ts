@@ -171,6 +171,46 @@ export function describeAttention({ test, tolerances }: KernelSuite): void {
       expectClose(actual, expected, tolerances.attendF16ByColumn);
     });
 
+    for (const { tokens, softcap, byColumn } of [
+      { tokens: 1, softcap: 0, byColumn: false },
+      { tokens: 1, softcap: 0, byColumn: true },
+      { tokens: 3, softcap: 5, byColumn: true },
+      { tokens: 70, softcap: 0, byColumn: false },
+    ]) {
+      const order = byColumn ? 'column' : 'row';
+      test(`attend with a mask for each batch of keys, ${tokens} tokens, values by ${order}`, (kernels) => {
+        const slots = randomValues(81, [3, 90, 16]); // of each slot, the first 75 rows are read
+        const lasting = randomValues(82, byColumn ? [3, 16, 90] : [3, 90, 16]);
+        const q = randomValues(83, [6, tokens, 16]);
+        const starts = [0, 75 - tokens, 2]; // of the sequences' tokens
+        const masks = starts.map((start) => causalMask(tokens, 75, start));
+        const mask = { shape: [3, tokens, 75], data: Float32Array.from(masks.flatMap((each) => [...each])) };
+        const actual = evaluate(
+          kernels,
+          (ops) => {
+            const keys = ops.slice(place(kernels, slots), 1, 0, 75);
+            const read = ops.slice(place(kernels, lasting), byColumn ? 2 : 1, 0, 75);
+            const values = byColumn ? ops.permute(read, [0, 2, 1]) : read;
+            return ops.attend(place(kernels, q), keys, values, place(kernels, mask), { scale: 0.4, softcap });
+          },
+          [6, tokens, 16],
+        );
+        const values = expectedSlice(byColumn ? expectedPermute(lasting, [0, 2, 1]) : lasting, 1, 0, 75);
+        const expected = masks.flatMap((each, g) => {
+          const keys = expectedSlice(expectedSlice(slots, 1, 0, 75), 0, g, 1);
+          return expectedAttend(
+            expectedSlice(q, 0, 2 * g, 2),
+            keys,
+            expectedSlice(values, 0, g, 1),
+            each,
+            0.4,
+            softcap,
+          );
+        });
+        expectClose(actual, expected, tolerances.attend);
+      });
+    }
+
     test('attend caps the scaled scores before the mask', (kernels) => {
       const keys = randomValues(68, [1, 33, 8], -3, 3);
       const values = randomValues(69, [1, 33, 5]);

@@ -4,6 +4,7 @@ import {
   decodeCollective,
   decodeMessage,
   encodeCollective,
+  encodeLent,
   encodeMessage,
   FrameError,
   headerBytes,
@@ -45,6 +46,13 @@ describe('control messages', () => {
       const decoded = decodeMessage([packed!, moved.subarray(shift)]);
       expect(decoded.payload).toEqual(Float32Array.of(1.5, -0, NaN, Infinity, 1e-40));
     }
+  });
+
+  it('carry a lent payload, part of a larger array, without a copy', () => {
+    const whole = Float32Array.of(8, 1.5, -0, NaN, 9);
+    const frames = encodeLent({ kind: 'x' }, whole.subarray(1, 4));
+    expect(frames[1]!.buffer).toBe(whole.buffer);
+    expect(decodeMessage(frames)).toEqual({ message: { kind: 'x' }, payload: Float32Array.of(1.5, -0, NaN) });
   });
 
   const refused: [string, Buffer[], string][] = [

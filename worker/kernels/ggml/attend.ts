@@ -35,7 +35,7 @@ export interface Attention {
   readonly q: GgmlTensor; // [H, T, dk] row-major
   readonly keys: GgmlTensor; // [G, S, dk] with contiguous rows
   readonly values: GgmlTensor; // [G, S, dv] with contiguous rows, or by column: a permuted view of [G, dv, S]
-  readonly mask: GgmlTensor; // [T, S] row-major
+  readonly mask: GgmlTensor; // [T, S] or [G, T, S] row-major
   readonly options: AttendOptions;
   readonly constants: Constants;
 }
@@ -44,13 +44,13 @@ export interface Attention {
 export function attend(recorder: GraphRecorder, stored: Attention): GgmlTensor {
   checkAttention(stored);
   const attention = unpacked(recorder, stored);
-  const { q, keys, values } = attention;
+  const { q, keys, values, mask } = attention;
   const [H, T, dk] = sizes(q);
   const [G, , dv] = sizes(values);
   if (H * T * dv === 0) return recorder.emit('f32', [H, T, dv], () => NO_POINTER);
   const tiled = dk % TILE_COLUMNS === 0 && dv % TILE_COLUMNS === 0 && keys.type === values.type;
   const columns = columnsOf(values);
-  if (!tiled || (H / G) * T < TILE_ROWS) {
+  if (!tiled || (H / G) * T < TILE_ROWS || mask.shape.length === 3) {
     return columns === undefined
       ? attendInSteps(recorder, attention)
       : attendByColumn(recorder, attention, recorder.withContiguousRows(columns));
@@ -102,6 +102,7 @@ function attendByColumn(recorder: GraphRecorder, attention: Attention, columns: 
  */
 export function attendPartial(recorder: GraphRecorder, stored: Attention): PartialAttention {
   checkAttention(stored);
+  check(stored.mask.shape.length === 2, 'attendPartial: one mask for all');
   const attention = unpacked(recorder, stored);
   const { mask, options, constants } = attention;
   const { scale, softcap } = options;
@@ -147,39 +148,42 @@ function largestOfRows(recorder: GraphRecorder, x: GgmlTensor): GgmlTensor {
 }
 
 function checkAttention({ q, keys, values, mask }: Attention): void {
-  const at = `attend: q ${describe(q)}, keys ${describe(keys)}, values ${describe(values)}, mask ${describe(mask)}`;
+  const at = (): string =>
+    `attend: q ${describe(q)}, keys ${describe(keys)}, values ${describe(values)}, mask ${describe(mask)}`;
   const [H, T, dk] = sizes(q);
   const [G, S] = sizes(values);
-  const fit = String(keys.shape) === String([G, S, dk]) && String(mask.shape) === String([T, S]);
+  const fit =
+    String(keys.shape) === String([G, S, dk]) && ['', `${G},`].some((own) => String(mask.shape) === `${own}${T},${S}`);
   check(
     q.shape.length === 3 && values.shape.length === 3 && fit,
-    `${at}: expected [H, T, dk], [G, S, dk], [G, S, dv], [T, S]`,
+    () => `${at()}: expected [H, T, dk], [G, S, dk], [G, S, dv], [T, S] or [G, T, S]`,
   );
-  check(G > 0 && H % G === 0, `${at}: ${H} query heads are no multiple of ${G} key heads`);
-  check(S > 0 && dk > 0, `${at}: no positions or no columns to compare`);
+  check(G > 0 && H % G === 0, () => `${at()}: ${H} query heads are no multiple of ${G} key heads`);
+  check(S > 0 && dk > 0, () => `${at()}: no positions or no columns to compare`);
   check(
     isContiguous(q) &&
       isContiguous(mask) &&
       hasContiguousRows(keys) &&
       (hasContiguousRows(values) || columnsOf(values) !== undefined),
-    `${at}: strides`,
+    () => `${at()}: strides`,
   );
   for (const { type } of [keys, values]) {
-    check(isCacheType(type), `${at}: keys and values must be f32, f16 or q8_0`);
+    check(isCacheType(type), () => `${at()}: keys and values must be f32, f16 or q8_0`);
   }
 }
 
 function checkScores(scores: GgmlTensor, values: GgmlTensor, mask: GgmlTensor): void {
-  const at = `attendScores: scores ${describe(scores)}, values ${describe(values)}, mask ${describe(mask)}`;
+  const at = (): string =>
+    `attendScores: scores ${describe(scores)}, values ${describe(values)}, mask ${describe(mask)}`;
   const [H, T, S] = sizes(scores);
   const [G, length] = sizes(values);
   check(
     scores.shape.length === 3 && values.shape.length === 3 && length === S && String(mask.shape) === String([T, S]),
-    `${at}: expected [H, T, S], [G, S, dv], [T, S]`,
+    () => `${at()}: expected [H, T, S], [G, S, dv], [T, S]`,
   );
-  check(G > 0 && H % G === 0 && S > 0, `${at}: ${H} query heads are no multiple of ${G} heads of values`);
-  check(isContiguous(scores) && isContiguous(mask) && hasContiguousRows(values), `${at}: strides`);
-  check(isCacheType(values.type), `${at}: values must be f32, f16 or q8_0`);
+  check(G > 0 && H % G === 0 && S > 0, () => `${at()}: ${H} query heads are no multiple of ${G} heads of values`);
+  check(isContiguous(scores) && isContiguous(mask) && hasContiguousRows(values), () => `${at()}: strides`);
+  check(isCacheType(values.type), () => `${at()}: values must be f32, f16 or q8_0`);
 }
 
 function isCacheType(type: string): boolean {
@@ -214,7 +218,7 @@ function scoresOf(
 function sharesOf(
   recorder: GraphRecorder,
   scores: GgmlTensor, // [H, T, S]
-  mask: GgmlTensor, // [T, S]
+  mask: GgmlTensor, // [T, S] or [G, T, S]
   { scale, softcap }: AttendOptions,
   constants: Constants,
 ): GgmlTensor {

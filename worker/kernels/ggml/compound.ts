@@ -23,7 +23,7 @@ export interface Constants {
 }
 
 /**
- * softmax(scale * x + mask) of x [H, T, S]. A row without any visible position gives zeros, not NaN: ggml then finds the
+ * softmax(scale * x + mask) of x [H, T, S], mask [T, S] or [G, T, S]. A row without any visible position gives zeros, not NaN: ggml then finds the
  * sink as the largest score, which takes all weight and stands for no position.
  */
 export function softMax(
@@ -33,17 +33,23 @@ export function softMax(
   mask: GgmlTensor,
   scale: number,
 ): GgmlTensor {
-  const sinks = firstOf(recorder, veryLow, x.shape[0]!);
-  return recorder.emit('f32', x.shape, (c, f) => {
-    const node = f.softMax(c, x.pointer, mask.pointer, scale, 0);
+  const [H = 0, T = 0, S = 0] = x.shape;
+  const masks = mask.shape.length === 3 ? mask.shape[0]! : 1;
+  const sinks = firstOf(recorder, veryLow, H / masks);
+  // ggml spreads a mask over the heads of its own batch.
+  const [rows, own] =
+    masks === 1 ? [x, mask] : [recorder.reshape(x, [masks, H / masks, T, S]), recorder.reshape(mask, [masks, 1, T, S])];
+  const shares = recorder.emit('f32', rows.shape, (c, f) => {
+    const node = f.softMax(c, rows.pointer, own.pointer, scale, 0);
     f.softMaxAddSinks(node, sinks.pointer);
     return node;
   });
+  return masks === 1 ? shares : recorder.reshape(shares, x.shape);
 }
 
 /** softcap * tanh(scale * x / softcap) */
 export function capped(recorder: GraphRecorder, x: GgmlTensor, scale: number, softcap: number): GgmlTensor {
-  check(softcap > 0, `softcap ${softcap}: must be positive`);
+  check(softcap > 0, () => `softcap ${softcap}: must be positive`);
   const narrowed = recorder.emit('f32', x.shape, (c, f) => f.scale(c, x.pointer, scale / softcap));
   const bent = recorder.emit('f32', x.shape, (c, f) => f.tanh(c, narrowed.pointer));
   return recorder.emit('f32', x.shape, (c, f) => f.scale(c, bent.pointer, softcap));
@@ -125,6 +131,6 @@ export function zeros(recorder: GraphRecorder, { ones }: Constants, shape: reado
 }
 
 function firstOf(recorder: GraphRecorder, constants: GgmlTensor, length: number): GgmlTensor {
-  check(length <= CONSTANT_LENGTH, `${length} heads or frequencies, at most ${CONSTANT_LENGTH}`);
+  check(length <= CONSTANT_LENGTH, () => `${length} heads or frequencies, at most ${CONSTANT_LENGTH}`);
   return recorder.slice(recorder.own(constants), 0, 0, length);
 }

@@ -14,15 +14,18 @@ export function expertMatmul(
   x: GgmlTensor,
   ids: GgmlTensor,
 ): GgmlTensor {
-  const at = `expertMatmul of weights ${describe(weights)}, x ${describe(x)} and ids ${describe(ids)}`;
+  const at = (): string => `expertMatmul of weights ${describe(weights)}, x ${describe(x)} and ids ${describe(ids)}`;
   const [experts, rows = 0, columns] = weights.shape;
   const [tokens = 0, slots = 0] = ids.shape;
-  check(weights.shape.length === 3 && x.shape.length === 3 && ids.shape.length === 2, `${at}: axes`);
-  check(weights.type !== 'i32' && isContiguous(weights) && experts! > 0, `${at}: weights must be contiguous numbers`);
-  check(ids.type === 'i32', `${at}: ids must be i32`);
+  check(weights.shape.length === 3 && x.shape.length === 3 && ids.shape.length === 2, () => `${at()}: axes`);
+  check(
+    weights.type !== 'i32' && isContiguous(weights) && experts! > 0,
+    () => `${at()}: weights must be contiguous numbers`,
+  );
+  check(ids.type === 'i32', () => `${at()}: ids must be i32`);
   check(
     x.shape[0] === tokens && (x.shape[1] === slots || x.shape[1] === 1) && x.shape[2] === columns,
-    `${at}: expected [e, m, k], [t, j or 1, k], [t, j]`,
+    () => `${at()}: expected [e, m, k], [t, j or 1, k], [t, j]`,
   );
   const shape = [tokens, slots, rows];
   if (columns === 0) return zeros(recorder, constants, shape);
@@ -39,7 +42,7 @@ export function weightedSum(
   const [tokens = 0, slots = 0, columns = 0] = x.shape;
   check(
     x.shape.length === 3 && shares.shape.length === 2 && shares.shape[0] === tokens && shares.shape[1] === slots,
-    `weightedSum of x ${describe(x)} and shares ${describe(shares)}: expected [t, j, m] and [t, j]`,
+    () => `weightedSum of x ${describe(x)} and shares ${describe(shares)}: expected [t, j, m] and [t, j]`,
   );
   const shape = [tokens, columns];
   if (tokens * slots * columns === 0) return zeros(recorder, constants, shape);

@@ -30,6 +30,7 @@ export interface GgmlFunctions {
   readonly backendBufferType: (backend: Pointer) => Pointer;
 
   readonly allocateContext: (context: Pointer, backend: Pointer) => Pointer | null;
+  readonly bufferTypeName: (bufferType: Pointer) => string;
   readonly bufferTypeAllocate: (bufferType: Pointer, bytes: number) => Pointer | null;
   readonly bufferTypeAlignment: (bufferType: Pointer) => number;
   readonly bufferTypeSize: (bufferType: Pointer, tensor: Pointer) => number;
@@ -143,14 +144,6 @@ export function bindFunctions(base: LibraryHandle, registry: LibraryHandle): Ggm
   return { ...bindDevices(base, registry), ...bindMemory(base), ...bindOperations(base) };
 }
 
-/** ggml_backend_set_n_threads of the device's own library. */
-export function bindSetThreads(address: Pointer): (backend: Pointer, threads: number) => void {
-  const proto = koffi.proto('void', ['void *', 'int']);
-  return (backend, threads) => {
-    koffi.call(address, proto, backend, threads);
-  };
-}
-
 /** ggml_backend_dev_get_extra_bufts of a device's own library. @returns buffer types, best first */
 export function extraBufferTypes(address: Pointer, device: Pointer): Pointer[] {
   const list: Pointer | null = koffi.call(address, koffi.proto('void *', ['void *']), device);
@@ -226,6 +219,7 @@ function bindMemory(base: LibraryHandle): Part<MemoryNames> {
     init: base.func('ggml_init', 'void *', [initParameters]),
     free: base.func('void ggml_free(void *)'),
     allocateContext: base.func('void *ggml_backend_alloc_ctx_tensors(void *, void *)'),
+    bufferTypeName: base.func('const char *ggml_backend_buft_name(void *)'),
     bufferTypeAllocate: base.func('void *ggml_backend_buft_alloc_buffer(void *, size_t)'),
     bufferTypeAlignment: base.func('size_t ggml_backend_buft_get_alignment(void *)'),
     bufferTypeSize: base.func('size_t ggml_backend_buft_get_alloc_size(void *, void *)'),

@@ -5,7 +5,7 @@
  */
 import type { Kernels, ProgramBuilder, ProgramSet, Tensor, TensorType, TensorUse } from '../kernels.ts';
 import { CONSTANT_LENGTH, WIDEN_ROWS, type Constants } from './compound.ts';
-import { bindSetThreads, type GgmlFunctions, type Pointer } from './functions.ts';
+import type { GgmlFunctions, Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
 import { adviseHugePages, zeroPages } from './pages.ts';
 import { BackendUnavailable, loadGgml, type GgmlLibrary } from './library.ts';
@@ -22,9 +22,11 @@ import {
   elements,
   ggmlShape,
   isRepacked,
+  type Layout,
   type Memory,
   type Origin,
 } from './tensor.ts';
+import { DeviceThreads } from './threads.ts';
 
 export interface GgmlOptions {
   /** CPU threads per program run. One per rank and one rank per core is the fast shape on one machine. */
@@ -50,6 +52,7 @@ class GgmlKernels implements Kernels {
   readonly #tensors = new Set<GgmlTensor>();
   readonly #constants: Constants;
   readonly #repacked: RepackedMemory;
+  readonly #threads: DeviceThreads;
   readonly #onCpu: boolean;
   #disposed = false;
 
@@ -60,8 +63,7 @@ class GgmlKernels implements Kernels {
     if (backend === null) throw new BackendUnavailable(`ggml: device ${functions.deviceName(device)} does not start`);
     this.#backend = backend;
     this.#repacked = new RepackedMemory(functions, device, backend);
-    const setThreads = functions.procAddress(functions.deviceRegistry(device), 'ggml_backend_set_n_threads');
-    if (setThreads !== null) bindSetThreads(setThreads)(backend, threads);
+    this.#threads = new DeviceThreads(functions, device, backend, threads);
     const onCpu = functions.deviceName(device) === 'CPU';
     this.#onCpu = onCpu;
     this.device = [
@@ -92,8 +94,8 @@ class GgmlKernels implements Kernels {
     if (elements(shape) === 0) return this.#keep(type, shape, NO_POINTER, undefined);
     const repacked = use === 'matmul' ? this.#repacked.allocate(type, shape) : undefined;
     if (repacked !== undefined) {
-      const { context, tensor } = repacked;
-      return this.#keep(type, shape, tensor, { context, buffer: undefined }, true);
+      const { context, tensor, layout } = repacked;
+      return this.#keep(type, shape, tensor, { context, buffer: undefined }, layout);
     }
     const functions = this.#functions;
     const context = openContext(functions, functions.tensorOverhead());
@@ -119,27 +121,26 @@ class GgmlKernels implements Kernels {
 
   upload(tensor: Tensor, bytes: Uint8Array, offsetBytes = 0): void {
     const target = this.#allocated(tensor, 'upload');
-    const size = byteLength(target.type, target.shape);
+    const { bytes: size } = target;
     check(
       offsetBytes >= 0 && offsetBytes + bytes.byteLength <= size,
-      `upload of ${bytes.byteLength} bytes at ${offsetBytes} to ${describe(tensor)}, which has ${size}`,
+      () => `upload of ${bytes.byteLength} bytes at ${offsetBytes} to ${describe(tensor)}, which has ${size}`,
     );
     if (bytes.byteLength === 0) return;
     if (isRepacked(target)) {
-      check(bytes.byteLength === size, `upload of a part of ${describe(tensor)}, which was allocated for matmul`);
+      check(bytes.byteLength === size, () => `upload of a part of ${describe(tensor)}, which was allocated for matmul`);
       return this.#repacked.upload(target.pointer, bytes);
     }
     this.#functions.tensorSet(target.pointer, bytes, offsetBytes, bytes.byteLength);
   }
 
   download(tensor: Tensor, out: Float32Array): void {
-    check(tensor instanceof GgmlTensor, `download of ${describe(tensor)}, which belongs to another backend`);
-    const { origin } = tensor;
-    check(origin.kind !== 'allocated' || !origin.released, `download of released ${describe(tensor)}`);
-    const size = byteLength(tensor.type, tensor.shape);
+    check(tensor instanceof GgmlTensor, () => `download of ${describe(tensor)}, which belongs to another backend`);
+    const { origin, bytes } = tensor;
+    check(origin.kind !== 'allocated' || !origin.released, () => `download of released ${describe(tensor)}`);
     check(
-      tensor.type === 'f32' && out.byteLength <= size,
-      `download of ${out.length} floats from ${describe(tensor)}, which has ${size} bytes`,
+      tensor.type === 'f32' && out.byteLength <= bytes,
+      () => `download of ${out.length} floats from ${describe(tensor)}, which has ${bytes} bytes`,
     );
     if (out.length === 0) return;
     this.#functions.tensorGet(tensor.pointer, out, 0, out.byteLength);
@@ -155,6 +156,7 @@ class GgmlKernels implements Kernels {
     for (const tensor of this.#tensors) this.#releaseOne(tensor);
     this.#repacked.free();
     this.#functions.backendFree(this.#backend);
+    this.#threads.free();
   }
 
   #clear({ pointer, type, shape }: GgmlTensor, buffer: Pointer, use: TensorUse): void {
@@ -183,9 +185,9 @@ class GgmlKernels implements Kernels {
     shape: readonly number[],
     pointer: Pointer,
     memory: Memory | undefined,
-    repacked = false,
+    layout: Layout = 'rows',
   ): GgmlTensor {
-    const origin: Origin = { kind: 'allocated', memory, repacked, released: false };
+    const origin: Origin = { kind: 'allocated', memory, layout, released: false };
     const tensor = new GgmlTensor({ type, shape: [...shape], pointer, origin });
     this.#tensors.add(tensor);
     return tensor;
@@ -194,7 +196,7 @@ class GgmlKernels implements Kernels {
   #allocated(tensor: Tensor, what: string): GgmlTensor {
     check(
       tensor instanceof GgmlTensor && this.#tensors.has(tensor),
-      `${what} of ${describe(tensor)}, which this backend has not allocated or has released`,
+      () => `${what} of ${describe(tensor)}, which this backend has not allocated or has released`,
     );
     return tensor;
   }

@@ -24,7 +24,7 @@ const TENSORS_PER_CONTEXT = 256;
 /** Opens a context that holds descriptions only; memory comes from a buffer later. */
 export function openContext(functions: GgmlFunctions, bytes: number): Pointer {
   const context = functions.init({ mem_size: bytes, mem_buffer: null, no_alloc: true });
-  check(context !== null, `cannot allocate ${bytes} bytes for tensor descriptions`);
+  check(context !== null, () => `cannot allocate ${bytes} bytes for tensor descriptions`);
   return context;
 }
 
@@ -63,19 +63,19 @@ export class GraphRecorder {
   /** Checks that an argument may be used in this program, and read as rows. */
   own(tensor: Tensor): GgmlTensor {
     const owned = this.ownWeight(tensor);
-    check(!isRepacked(owned), `${describe(tensor)} was allocated for matmul only`);
+    check(!isRepacked(owned), () => `${describe(tensor)} was allocated for matmul only`);
     return owned;
   }
 
   /** The same for the weight of a product, which may be in a layout of its own. */
   ownWeight(tensor: Tensor): GgmlTensor {
-    check(tensor instanceof GgmlTensor, `${describe(tensor)} belongs to another backend`);
+    check(tensor instanceof GgmlTensor, () => `${describe(tensor)} belongs to another backend`);
     const { origin } = tensor;
     if (origin.kind === 'allocated') {
-      check(!origin.released, `${describe(tensor)} has been released`);
+      check(!origin.released, () => `${describe(tensor)} has been released`);
       if (tensor.pointer !== NO_POINTER) this.#inputs.add(tensor.pointer);
     } else {
-      check(origin.program === this, `${describe(tensor)} is a result of another program`);
+      check(origin.program === this, () => `${describe(tensor)} is a result of another program`);
     }
     return tensor;
   }
@@ -110,7 +110,7 @@ export class GraphRecorder {
   appendNode(node: Pointer, shown: GgmlTensor): void {
     check(
       this.supports(node),
-      `the device cannot compute ${this.functions.opDescription(node)} with ${describe(shown)}; use --device CPU`,
+      () => `the device cannot compute ${this.functions.opDescription(node)} with ${describe(shown)}; use --device CPU`,
     );
     this.#nodes.push(node);
   }
@@ -189,7 +189,7 @@ export class GraphRecorder {
   finish(outputs: readonly Tensor[]): RecordedGraph {
     const { functions } = this;
     const packed = outputs.map((output) => {
-      check(output.type === 'f32', `output ${describe(output)}: outputs must be f32`);
+      check(output.type === 'f32', () => `output ${describe(output)}: outputs must be f32`);
       return this.packed(this.own(output));
     });
     if (this.#nodes.length === 0) return { graph: undefined, contexts: this.#contexts, outputs: packed };

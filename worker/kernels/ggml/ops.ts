@@ -6,7 +6,8 @@
  */
 import { attend, columnsOf, attendPartial, attendScores, type Attention, type PartialAttention } from './attend.ts';
 import { expertMatmul, weightedSum } from './experts.ts';
-import { capped, concat, geluTanh, reciprocal, rotate, softMax, zeros, type Constants } from './compound.ts';
+import { capped, concat, geluTanh, reciprocal, rotate, softMax, type Constants } from './compound.ts';
+import { product } from './products.ts';
 import {
   MAX_AXES,
   STORAGE,
@@ -35,19 +36,7 @@ export class GgmlOps implements Ops {
   matmul(weight: Tensor, x: Tensor): Tensor {
     const w = this.#recorder.ownWeight(weight);
     const input = isRepacked(w) ? this.#packed('matmul: x', x) : this.#rows('matmul: x', x);
-    const at = `matmul of weight ${describe(w)} and x ${describe(x)}`;
-    const axes = w.shape.length;
-    check((axes === 2 || axes === 3) && x.shape.length === axes, `${at}: expected two matrices or two batches of them`);
-    check(w.shape.at(-1) === x.shape.at(-1), `${at}: inner sizes differ`);
-    check(!isRepacked(w) || axes === 2, `${at}: a weight allocated for matmul is a matrix`);
-    check(w.type !== 'i32' && hasContiguousRows(w), `${at}: rows of weight must be contiguous numbers`);
-    check(
-      axes === 2 || x.shape[0] === w.shape[0] || x.shape[0]! % w.shape[0]! === 0,
-      `${at}: batches of x are no multiple of those of weight`,
-    );
-    const shape = [...x.shape.slice(0, -1), w.shape.at(-2)!];
-    if (x.shape.at(-1) === 0) return zeros(this.#recorder, this.#constants, shape);
-    return this.#recorder.emit('f32', shape, (c, f) => f.mulMat(c, w.pointer, input.pointer));
+    return product(this.#recorder, this.#constants, w, input);
   }
 
   expertMatmul(weights: Tensor, x: Tensor, ids: Tensor): Tensor {
@@ -84,21 +73,21 @@ export class GgmlOps implements Ops {
   rope(x: Tensor, positions: Tensor, frequencies: Tensor, options: RopeOptions): Tensor {
     const input = this.#rows('rope: x', x);
     const [tokens, , dim] = x.shape;
-    const at = `rope of ${describe(x)} by ${describe(positions)} and ${describe(frequencies)}`;
-    check(x.shape.length === 3 && dim! % 2 === 0, `${at}: expected [tokens, heads, even dim]`);
+    const at = (): string => `rope of ${describe(x)} by ${describe(positions)} and ${describe(frequencies)}`;
+    check(x.shape.length === 3 && dim! % 2 === 0, () => `${at()}: expected [tokens, heads, even dim]`);
     check(
       positions.type === 'i32' && sameShape(positions.shape, [tokens!]),
-      `${at}: expected positions i32 [${tokens}]`,
+      () => `${at()}: expected positions i32 [${tokens}]`,
     );
-    check(sameShape(frequencies.shape, [dim! / 2]), `${at}: expected frequencies f32 [${dim! / 2}]`);
+    check(sameShape(frequencies.shape, [dim! / 2]), () => `${at()}: expected frequencies f32 [${dim! / 2}]`);
     const reciprocals = this.#reciprocal(frequencies);
     const index = this.#recorder.packed(this.#recorder.own(positions));
     return rotate(this.#recorder, input, index, reciprocals, options);
   }
 
   gated(gate: Tensor, up: Tensor, activation: 'silu' | 'gelu-tanh'): Tensor {
-    const at = `gated: gate ${describe(gate)} and up ${describe(up)}`;
-    check(sameShape(gate.shape, up.shape), `${at} differ in shape`);
+    const at = (): string => `gated: gate ${describe(gate)} and up ${describe(up)}`;
+    check(sameShape(gate.shape, up.shape), () => `${at()} differ in shape`);
     const [g, u] = [this.#packed('gated: gate', gate), this.#packed('gated: up', up)];
     if (activation === 'silu') return this.#recorder.emit('f32', g.shape, (c, f) => f.swiglu(c, g.pointer, u.pointer));
     return this.multiply(geluTanh(this.#recorder, g), u);
@@ -131,24 +120,27 @@ export class GgmlOps implements Ops {
     const added = this.#packed('softmax: mask', mask);
     check(
       x.shape.length === 3 && sameShape(mask.shape, x.shape.slice(1)),
-      `softmax: x ${describe(x)} and mask ${describe(mask)}: expected [H, T, S] and [T, S]`,
+      () => `softmax: x ${describe(x)} and mask ${describe(mask)}: expected [H, T, S] and [T, S]`,
     );
     return softMax(this.#recorder, this.#constants, input, added, scale);
   }
 
   scatterRows(target: Tensor, rows: Tensor, indices: Tensor): void {
-    const at = `scatterRows of ${describe(rows)} to ${describe(target)} at ${describe(indices)}`;
+    const at = (): string => `scatterRows of ${describe(rows)} to ${describe(target)} at ${describe(indices)}`;
     const recorder = this.#recorder;
     const into = recorder.own(target);
     const from = this.#rows('scatterRows: rows', rows);
     const index = recorder.packed(recorder.own(indices));
-    check(into.origin.kind === 'allocated' && target.shape.length === 2, `${at}: target must be allocated and 2-D`);
+    check(
+      into.origin.kind === 'allocated' && target.shape.length === 2,
+      () => `${at()}: target must be allocated and 2-D`,
+    );
     check(
       target.type === 'f32' || target.type === 'f16' || target.type === 'q8_0',
-      `${at}: target must be f32, f16 or q8_0`,
+      () => `${at()}: target must be f32, f16 or q8_0`,
     );
-    check(index.type === 'i32' && indices.shape.length === 1, `${at}: indices must be i32 [tokens]`);
-    check(sameShape(rows.shape, [indices.shape[0]!, target.shape[1]!]), `${at}: sizes do not fit`);
+    check(index.type === 'i32' && indices.shape.length === 1, () => `${at()}: indices must be i32 [tokens]`);
+    check(sameShape(rows.shape, [indices.shape[0]!, target.shape[1]!]), () => `${at()}: sizes do not fit`);
     if (elements(rows.shape) === 0) return;
     this.#reciprocals.clear();
     recorder.appendNode(
@@ -158,27 +150,30 @@ export class GgmlOps implements Ops {
   }
 
   gatherRows(table: Tensor, indices: Tensor): Tensor {
-    const at = `gatherRows of ${describe(table)} at ${describe(indices)}`;
+    const at = (): string => `gatherRows of ${describe(table)} at ${describe(indices)}`;
     const source = this.#recorder.own(table);
     const index = this.#recorder.packed(this.#recorder.own(indices));
     check(
       table.shape.length === 2 && table.type !== 'i32' && hasContiguousRows(source),
-      `${at}: expected a matrix of weights`,
+      () => `${at()}: expected a matrix of weights`,
     );
-    check(indices.type === 'i32' && indices.shape.length === 1, `${at}: indices must be i32 [tokens]`);
+    check(indices.type === 'i32' && indices.shape.length === 1, () => `${at()}: indices must be i32 [tokens]`);
     return this.#recorder.emit('f32', [indices.shape[0]!, table.shape[1]!], (c, f) =>
       f.getRows(c, source.pointer, index.pointer),
     );
   }
 
   copyTo(target: Tensor, x: Tensor): void {
-    const at = `copyTo of ${describe(x)} into ${describe(target)}`;
+    const at = (): string => `copyTo of ${describe(x)} into ${describe(target)}`;
     const recorder = this.#recorder;
     const into = recorder.own(target);
     const from = recorder.own(x);
-    check(into.root.origin.kind === 'allocated', `${at}: target must be allocated memory`);
-    check(sameShape(target.shape, x.shape), `${at}: shapes differ`);
-    check(STORAGE[target.type].block === 1 || isContiguous(into), `${at}: a ${target.type} target must be contiguous`);
+    check(into.root.origin.kind === 'allocated', () => `${at()}: target must be allocated memory`);
+    check(sameShape(target.shape, x.shape), () => `${at()}: shapes differ`);
+    check(
+      STORAGE[target.type].block === 1 || isContiguous(into),
+      () => `${at()}: a ${target.type} target must be contiguous`,
+    );
     if (elements(x.shape) === 0) return;
     this.#reciprocals.clear();
     recorder.appendNode(recorder.functions.cpy(recorder.context(), from.pointer, into.pointer), into);
@@ -186,37 +181,40 @@ export class GgmlOps implements Ops {
 
   reshape(x: Tensor, shape: readonly number[]): Tensor {
     const source = this.#recorder.own(x);
-    const at = `reshape of ${describe(x)} to [${shape.join(', ')}]`;
+    const at = (): string => `reshape of ${describe(x)} to [${shape.join(', ')}]`;
     checkShape(x.type, shape);
-    check(isContiguous(source), `${at}: x must be contiguous`);
-    check(elements(shape) === elements(x.shape), `${at}: numbers of elements differ`);
+    check(isContiguous(source), () => `${at()}: x must be contiguous`);
+    check(elements(shape) === elements(x.shape), () => `${at()}: numbers of elements differ`);
     return this.#recorder.reshape(source, [...shape]);
   }
 
   slice(x: Tensor, axis: number, start: number, length: number): Tensor {
     const source = this.#recorder.own(x);
     const size = x.shape[axis];
-    const at = `slice ${start} .. ${start + length} of axis ${axis} of ${describe(x)}`;
-    check(size !== undefined, `${at}: no such axis`);
-    check(start >= 0 && length >= 0 && start + length <= size, `${at}: outside of it`);
+    const at = (): string => `slice ${start} .. ${start + length} of axis ${axis} of ${describe(x)}`;
+    check(size !== undefined, () => `${at()}: no such axis`);
+    check(start >= 0 && length >= 0 && start + length <= size, () => `${at()}: outside of it`);
     const block = axis === x.shape.length - 1 ? STORAGE[x.type].block : 1;
-    check(start % block === 0 && length % block === 0, `${at}: bounds must be multiples of the block, ${block}`);
+    check(
+      start % block === 0 && length % block === 0,
+      () => `${at()}: bounds must be multiples of the block, ${block}`,
+    );
     return this.#recorder.slice(source, axis, start, length);
   }
 
   permute(x: Tensor, order: readonly number[]): Tensor {
     const axes = x.shape.map((_, axis) => axis);
-    const at = `permute of ${describe(x)} by [${order.join(', ')}]`;
+    const at = (): string => `permute of ${describe(x)} by [${order.join(', ')}]`;
     check(
       sameShape(
         order.toSorted((a, b) => a - b),
         axes,
       ),
-      `${at}: expected each of [${axes.join(', ')}] once`,
+      () => `${at()}: expected each of [${axes.join(', ')}] once`,
     );
     check(
       STORAGE[x.type].block === 1 || order.at(-1) === axes.at(-1),
-      `${at}: blocks of ${x.type} lie along the last axis`,
+      () => `${at()}: blocks of ${x.type} lie along the last axis`,
     );
     return this.#recorder.permute(this.#recorder.own(x), [...order]);
   }
@@ -228,10 +226,13 @@ export class GgmlOps implements Ops {
   concat(parts: readonly Tensor[], axis: number): Tensor {
     const owned = parts.map((part) => this.#float('concat: part', part));
     const last = owned.at(-1);
-    check(last !== undefined && axis in last.shape, `concat of ${parts.length} parts along axis ${axis}`);
+    check(last !== undefined && axis in last.shape, () => `concat of ${parts.length} parts along axis ${axis}`);
     for (const part of owned) {
-      const at = `concat of ${describe(part)} and ${describe(last)} along axis ${axis}`;
-      check(sameShape(part.shape.toSpliced(axis, 1), last.shape.toSpliced(axis, 1)), `${at}: other axes differ`);
+      const at = (): string => `concat of ${describe(part)} and ${describe(last)} along axis ${axis}`;
+      check(
+        sameShape(part.shape.toSpliced(axis, 1), last.shape.toSpliced(axis, 1)),
+        () => `${at()}: other axes differ`,
+      );
     }
     return concat(this.#recorder, owned, last, axis);
   }
@@ -264,13 +265,13 @@ export class GgmlOps implements Ops {
     const trailing = a.shape.slice(Math.max(0, a.shape.length - b.shape.length));
     check(
       b.shape.length <= MAX_AXES && sameShape(trailing, b.shape),
-      `${name}: b ${describe(b)} is neither of the shape of a ${describe(a)} nor its trailing axes`,
+      () => `${name}: b ${describe(b)} is neither of the shape of a ${describe(a)} nor its trailing axes`,
     );
     return [this.#rows(`${name}: a`, a), this.#rows(`${name}: b`, b)];
   }
 
   #float(what: string, tensor: Tensor): GgmlTensor {
-    check(tensor.type === 'f32', `${what} is ${describe(tensor)}, expected f32`);
+    check(tensor.type === 'f32', () => `${what} is ${describe(tensor)}, expected f32`);
     return this.#recorder.own(tensor);
   }
 

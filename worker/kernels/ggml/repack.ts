@@ -8,12 +8,13 @@ import type { TensorType } from '../kernels.ts';
 import { captureLog, extraBufferTypes, type GgmlFunctions, type Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
 import { adviseHugePages } from './pages.ts';
-import { STORAGE, check, ggmlShape } from './tensor.ts';
+import { STORAGE, check, ggmlShape, type Layout } from './tensor.ts';
 
 /** Untouched memory of the last buffer costs nothing. */
 const BUFFER_BYTES = 64 * 2 ** 20;
 
 interface Arena {
+  readonly layout: Layout;
   readonly bufferType: Pointer;
   readonly alignment: number;
   readonly buffers: { readonly pointer: Pointer; readonly base: Pointer; readonly bytes: number }[];
@@ -22,6 +23,7 @@ interface Arena {
 }
 
 export interface Repacked {
+  readonly layout: Layout;
   readonly context: Pointer;
   readonly tensor: Pointer;
 }
@@ -37,6 +39,7 @@ export class RepackedMemory {
     const list = functions.procAddress(functions.deviceRegistry(device), 'ggml_backend_dev_get_extra_bufts');
     const types = list === null ? [] : extraBufferTypes(list, device);
     this.#arenas = types.map((bufferType) => ({
+      layout: functions.bufferTypeName(bufferType) === 'AMX' ? 'tiles' : 'repacked',
       bufferType,
       alignment: functions.bufferTypeAlignment(bufferType),
       buffers: [],
@@ -50,7 +53,7 @@ export class RepackedMemory {
     for (const arena of this.#arenas) {
       const context = openContext(this.#functions, this.#functions.tensorOverhead());
       const tensor = this.#functions.newTensor(context, STORAGE[type].id, ...ggmlShape(shape));
-      if (this.#place(arena, tensor, shape)) return { context, tensor };
+      if (this.#place(arena, tensor, shape)) return { context, tensor, layout: arena.layout };
       this.#functions.free(context);
     }
     return undefined;

@@ -41,8 +41,9 @@ export class KernelError extends Error {
   override readonly name = 'KernelError';
 }
 
-export function check(condition: boolean, message: string): asserts condition {
-  if (!condition) throw new KernelError(`ggml: ${message}`);
+/** @param message a function where it takes work to make: a token takes hundreds of checks, a batch's programs thousands */
+export function check(condition: boolean, message: string | (() => string)): asserts condition {
+  if (!condition) throw new KernelError(`ggml: ${typeof message === 'string' ? message : message()}`);
 }
 
 export interface Memory {
@@ -51,13 +52,18 @@ export interface Memory {
   readonly buffer: Pointer | undefined;
 }
 
+/**
+ * How a tensor lies in memory. 'rows': as its shape and strides say. The others are understood by products only: 'tiles'
+ * are ggml's for AMX.
+ */
+export type Layout = 'rows' | 'tiles' | 'repacked';
+
 /** Where a tensor's memory comes from: `allocate`, or the program that computes it. */
 export type Origin =
   | {
       readonly kind: 'allocated';
       readonly memory: Memory | undefined;
-      /** The memory has a layout that only products understand. */
-      readonly repacked: boolean;
+      readonly layout: Layout;
       released: boolean;
     }
   | { readonly kind: 'program'; readonly program: object };
@@ -65,6 +71,8 @@ export type Origin =
 export class GgmlTensor implements Tensor {
   readonly type: TensorType;
   readonly shape: readonly number[];
+  /** Of all its elements, without gaps. */
+  readonly bytes: number;
   /** Bytes from one index to the next, outermost first; of the last axis: bytes of a block. */
   readonly strides: readonly number[];
   readonly pointer: Pointer;
@@ -88,6 +96,7 @@ export class GgmlTensor implements Tensor {
   }) {
     this.type = fields.type;
     this.shape = fields.shape;
+    this.bytes = byteLength(fields.type, fields.shape);
     this.strides = fields.strides ?? rowMajorStrides(fields.type, fields.shape);
     this.pointer = fields.pointer;
     this.origin = fields.origin;
@@ -97,8 +106,12 @@ export class GgmlTensor implements Tensor {
   }
 }
 
-export function isRepacked({ origin }: GgmlTensor): boolean {
-  return origin.kind === 'allocated' && origin.repacked;
+export function layoutOf({ origin }: GgmlTensor): Layout {
+  return origin.kind === 'allocated' ? origin.layout : 'rows';
+}
+
+export function isRepacked(tensor: GgmlTensor): boolean {
+  return layoutOf(tensor) !== 'rows';
 }
 
 export function describe(tensor: Tensor): string {
@@ -121,14 +134,20 @@ export function byteLength(type: TensorType, shape: readonly number[]): number {
 }
 
 export function checkShape(type: TensorType, shape: readonly number[]): void {
-  const text = `${type} [${shape.join(', ')}]`;
-  check(shape.length >= 1 && shape.length <= MAX_AXES, `${text}: expected 1 to ${MAX_AXES} axes, got ${shape.length}`);
+  const text = (): string => `${type} [${shape.join(', ')}]`;
+  check(
+    shape.length >= 1 && shape.length <= MAX_AXES,
+    () => `${text()}: expected 1 to ${MAX_AXES} axes, got ${shape.length}`,
+  );
   check(
     shape.every((size) => Number.isSafeInteger(size) && size >= 0),
-    `${text}: every axis must be a whole number`,
+    () => `${text()}: every axis must be a whole number`,
   );
   const { block } = STORAGE[type];
-  check(shape.at(-1)! % block === 0, `${text}: the last axis must be a multiple of ${block}, the block of ${type}`);
+  check(
+    shape.at(-1)! % block === 0,
+    () => `${text()}: the last axis must be a multiple of ${block}, the block of ${type}`,
+  );
 }
 
 export function rowMajorStrides(type: TensorType, shape: readonly number[]): number[] {

@@ -86,10 +86,13 @@ export function mixSource(
 /** What stands for -Infinity, and below what a score counts as masked. Constants, because 1e30 in the text is read as an integer. */
 export const MASK_CONSTANTS = { masked: -1e30, maskedBelow: -1e29 };
 
-/** out[h][t][s] = cap(scale * x[h][t][s]) + mask[t][s]. Constants: scale, softcap, MASK_CONSTANTS. */
-export function maskedScoresSource(tokens: number, hasSoftcap: boolean): string {
+/**
+ * out[h][t][s] = cap(scale * x[h][t][s]) + mask[m][t][s], where so many heads share a mask m. Constants: scale, softcap,
+ * MASK_CONSTANTS.
+ */
+export function maskedScoresSource(tokens: number, headsPerMask: number, hasSoftcap: boolean): string {
   return `function (x, mask) {
-    const bias = mask[this.thread.y][this.thread.x];
+    const bias = mask[Math.floor(this.thread.z / ${headsPerMask}) * ${tokens} + this.thread.y][this.thread.x];
     if (bias < this.constants.maskedBelow) { return this.constants.masked; }
     const score = x[this.thread.z * ${tokens} + this.thread.y][this.thread.x] * this.constants.scale;
     return ${hasSoftcap ? `this.constants.softcap * Math.tanh(${clamped('score / this.constants.softcap')})` : 'score'} + bias;

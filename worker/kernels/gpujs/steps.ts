@@ -66,7 +66,7 @@ export function attend(
   q: StridedTensor, // [heads, tokens, keyDim]
   keys: StridedTensor, // [groups, length, keyDim]
   values: StridedTensor, // [groups, length, valueDim]
-  mask: StridedTensor, // [tokens, length]
+  mask: StridedTensor, // [tokens, length] or [groups, tokens, length]
   options: AttendOptions,
   out: StridedTensor, // [heads, tokens, valueDim]
   logSumExp?: StridedTensor, // [heads, tokens]
@@ -83,7 +83,7 @@ export function attendScores(
   recorder: Recorder,
   scores: StridedTensor, // [heads, tokens, length]
   values: StridedTensor, // [groups, length, valueDim]
-  mask: StridedTensor, // [tokens, length]
+  mask: StridedTensor, // [tokens, length] or [groups, tokens, length]
   options: AttendOptions,
   out: StridedTensor, // [heads, tokens, valueDim]
   logSumExp?: StridedTensor, // [heads, tokens]
@@ -105,26 +105,27 @@ export function attendScores(
 export function maskedSoftmax(
   recorder: Recorder,
   x: StridedTensor, // [heads, tokens, length]
-  mask: StridedTensor, // [tokens, length]
+  mask: StridedTensor, // [tokens, length] or [groups, tokens, length]
   options: AttendOptions,
   out: StridedTensor, // [heads, tokens, length]
 ): StridedTensor | undefined {
   const [heads, tokens, length] = threeAxes(x);
   if (isTrivial(recorder, out, length)) return undefined;
   const rows = heads * tokens;
+  const masks = mask.shape.length === 3 ? mask.shape[0]! : 1;
   const scores = recorder.result(x.shape);
   const stats = recorder.result([rows, 2]);
   const constants = { ...sources.MASK_CONSTANTS, scale: options.scale, softcap: options.softcap };
   runKernel(
     recorder,
     {
-      source: sources.maskedScoresSource(tokens, options.softcap !== 0),
+      source: sources.maskedScoresSource(tokens, heads / masks, options.softcap !== 0),
       output: [length, tokens, heads],
       lanes: 1,
       width: length,
       constants,
     },
-    [packed(recorder, x, [length, rows]), packed(recorder, mask, [length, tokens])],
+    [packed(recorder, x, [length, rows]), packed(recorder, mask, [length, masks * tokens])],
     scores,
   );
   runKernel(

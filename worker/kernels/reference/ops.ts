@@ -110,7 +110,7 @@ export function attendStep(
   q: StridedTensor, // [heads, tokens, keyDim]
   keys: StridedTensor, // [groups, length, keyDim]
   values: StridedTensor, // [groups, length, valueDim]
-  mask: StridedTensor, // [tokens, length]
+  mask: StridedTensor, // [tokens, length] or [groups, tokens, length]
   options: AttendOptions,
   out: StridedTensor, // [heads, tokens, valueDim]
   logSumExp?: StridedTensor,
@@ -138,7 +138,7 @@ export function attendScoresStep(
 function mixStep(
   score: (h: number, t: number, s: number) => number,
   values: StridedTensor, // [groups, length, valueDim]
-  mask: StridedTensor, // [tokens, length]
+  mask: StridedTensor, // [tokens, length] or [groups, tokens, length]
   options: AttendOptions,
   out: StridedTensor, // [heads, tokens, valueDim]
   logSumExp: StridedTensor | undefined, // [heads, tokens]
@@ -150,9 +150,11 @@ function mixStep(
     for (let h = 0; h < heads; h++) {
       const group = Math.floor((h * groups) / heads);
       for (let t = 0; t < tokens; t++) {
-        for (let s = 0; s < length; s++)
-          weights[s] =
-            capped(options.scale * score(h, t, s), options.softcap) + mask.storage.data[elementOffset(mask, t, s)]!;
+        const row = mask.shape.length === 3 ? rowOffset(mask, group, t) : elementOffset(mask, t, 0);
+        for (let s = 0; s < length; s++) {
+          const bias = mask.storage.data[row + s * lastStride(mask)]!;
+          weights[s] = capped(options.scale * score(h, t, s), options.softcap) + bias;
+        }
         const total = normalise(weights);
         if (logSumExp !== undefined)
           logSumExp.storage.data[elementOffset(logSumExp, h, t)] = Math.max(total, NOTHING_VISIBLE);
