@@ -2,7 +2,7 @@
 import { ConfigError } from '../config/errors.ts';
 import type { ProcessGroup } from './group.ts';
 import type { Tamper } from './mailbox.ts';
-import type { Setup } from './messages.ts';
+import type { Setup } from './setup.ts';
 import { MpiGroup } from './mpi-group.ts';
 import { openMpi } from './mpi.ts';
 import { createSharedMemoryGroup } from './shared-memory.ts';

@@ -7,7 +7,7 @@ import { ConfigError } from '../config/errors.ts';
 import type { ModelConfig } from '../config/model-config.ts';
 import { chooseScheme, defaultLatentGroups, type Scheme } from '../config/schemes.ts';
 import { latentWidth, planShards, size, type ExactTokens, type ShardPlan } from '../config/shard-plan.ts';
-import type { Setup, WorkerOptions } from '../collective/messages.ts';
+import type { Setup, WorkerOptions } from '../collective/setup.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
 

@@ -12,7 +12,7 @@ import {
   type RankPlan,
   type ShardPlan,
 } from '../config/shard-plan.ts';
-import type { WorkerOptions } from '../collective/messages.ts';
+import type { WorkerOptions } from '../collective/setup.ts';
 import type { Checkpoint, LayerRole, ModelRole, WeightType } from '../model/checkpoint.ts';
 import { weightLayout } from '../model/tensor-types.ts';
 import { bytesSentPerToken, cacheBytesPerToken, cacheNumbersOf, schemeCosts, exactTokenBytes } from './scheme-costs.ts';

@@ -5,7 +5,7 @@
 import type { ModelConfig } from '../config/model-config.ts';
 import { defaultLatentGroups, isExact, schemes, type Scheme } from '../config/schemes.ts';
 import { latentWidth, planShards, size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
-import type { WorkerOptions } from '../collective/messages.ts';
+import type { WorkerOptions } from '../collective/setup.ts';
 import { weightLayout } from '../model/tensor-types.ts';
 
 export interface SchemeCost {

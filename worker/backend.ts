@@ -1,6 +1,6 @@
 /** Opens the backend that the user chose. Each is loaded only when asked for: a machine may lack the others. */
 import { ConfigError, messageOf } from '../config/errors.ts';
-import type { WorkerOptions } from '../collective/messages.ts';
+import type { WorkerOptions } from '../collective/setup.ts';
 import type { Kernels } from './kernels/kernels.ts';
 import type { Quantize } from './weight-uploader.ts';
 

@@ -5,7 +5,8 @@
  */
 import { InvariantError, PeerError, messageOf } from '../config/errors.ts';
 import { createGroup } from '../collective/create-group.ts';
-import type { RankRequest, Rejoin, Setup, ToRank } from '../collective/messages.ts';
+import type { RankRequest, ToRank } from '../collective/messages.ts';
+import type { Rejoin, Setup } from '../collective/setup.ts';
 import { RejoinableGroup } from '../collective/rejoinable-group.ts';
 import type { RingBinding } from '../collective/zeromq-group.ts';
 import type { ControlClient } from '../collective/control-client.ts';

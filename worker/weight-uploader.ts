@@ -9,7 +9,7 @@ import { weightLayout } from '../model/tensor-types.ts';
 import { fromFloat32, toFloat32 } from '../model/dequantize.ts';
 import type { Kernels, Tensor, TensorUse } from './kernels/kernels.ts';
 import { columnsOf } from './matrix-products.ts';
-import type { WorkerOptions } from '../collective/messages.ts';
+import type { WorkerOptions } from '../collective/setup.ts';
 
 /** Packs rows of float32 into a quantised type. @param values [rows, cols] */
 export type Quantize = (type: WeightType, values: Float32Array, rows: number, cols: number) => Uint8Array;

@@ -5,7 +5,8 @@
 import { chooseScheme, defaultLatentGroups, type Scheme } from '../../config/schemes.ts';
 import { planShards, size, type ExactTokens, type ExpertSharding, type ShardPlan } from '../../config/shard-plan.ts';
 import { createLocalGroups } from '../../collective/local-group.ts';
-import type { Setup, Step, WorkerOptions } from '../../collective/messages.ts';
+import type { Step } from '../../collective/messages.ts';
+import type { Setup, WorkerOptions } from '../../collective/setup.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { RankWorker } from '../../worker/rank-worker.ts';
 

@@ -2,7 +2,7 @@
  * What a rank does to the latent and to decode before it loads its weights: the rotation of every layer, and the corrections
  * of cut attention where the setup names a folder of them. Read next: worker/weights.ts.
  */
-import type { Setup } from '../../collective/messages.ts';
+import type { Setup } from '../../collective/setup.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { readFit, type LayerFit } from '../../model/tpla/decode-fit.ts';
 import { loadRotations } from '../../model/tpla/rotation.ts';
