@@ -99,6 +99,12 @@ export function checkGather(
   );
 }
 
+/** Where the part of each rank goes in the result of an all-gather: views of `out`. [worldSize] */
+export function partsOf(out: Float32Array, lengths: readonly number[]): Float32Array[] {
+  let end = 0;
+  return lengths.map((length) => out.subarray(end, (end += length)));
+}
+
 /** @throws InvariantError */
 export function checkRoot(rank: number, worldSize: number, root: number, label: string): void {
   if (Number.isInteger(root) && root >= 0 && root < worldSize) return;

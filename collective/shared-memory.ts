@@ -1,54 +1,67 @@
 /**
- * Maps one shared-memory segment into all ranks of a host (POSIX shm_open and mmap, called through koffi) and makes
- * the group that works on it. The segment loses its name as soon as all have mapped it, so that no crash leaves it
- * behind. Refuses Windows, and ranks that cannot map it, by name. Read next: shared-memory-group.ts.
+ * Maps shared-memory segments into the ranks of each host (POSIX shm_open and mmap, called through koffi) and makes the
+ * group of ranks that are all on one host. A segment loses its name as soon as all have mapped it, so that no crash
+ * leaves it behind. Refuses Windows, and ranks that cannot map it, by name. Read next: shared-memory-group.ts.
  */
 import { createHash } from 'node:crypto';
 import { constants } from 'node:fs';
 import koffi from 'koffi';
-import { ConfigError } from '../config/errors.ts';
+import { ConfigError, invariant } from '../config/errors.ts';
 import type { ProcessGroup } from './group.ts';
-import { segmentBytes, SharedMemoryGroup } from './shared-memory-group.ts';
-import type { Segment } from './shared-memory-group.ts';
+import { SharedMemoryGroup } from './shared-memory-group.ts';
+import { segmentBytes, type Segment } from './shared-rounds.ts';
 
-export interface SharedMemorySettings {
+export interface SegmentSettings {
   readonly rank: number;
   readonly worldSize: number;
-  /** With the epoch names the segment; another in every run. */
+  /** With the epoch names the segments; another in every run. */
   readonly runId: string;
   readonly epoch: number;
-  /** Deadline of every wait for the other ranks. */
-  readonly timeoutMs: number;
   /** A group of the same ranks that works already, such as the one over ZeroMQ. Used only here. */
   readonly bootstrap: ProcessGroup;
 }
 
+/** @throws as mapSegment */
+export async function createSharedMemoryGroup(
+  settings: SegmentSettings & { readonly timeoutMs: number },
+): Promise<ProcessGroup> {
+  const { rank, worldSize, timeoutMs } = settings;
+  const everyone = Array.from({ length: worldSize }, (_, each) => each);
+  return new SharedMemoryGroup(rank, worldSize, timeoutMs, await mapSegment(settings, everyone));
+}
+
 /**
- * @throws ConfigError on every rank when any of them cannot map the segment; PeerError from the bootstrap group
+ * One segment for each host, all at once: every rank calls it, also one that is alone.
+ * @param ranks those of this rank's host, as all of them name it
+ * @throws ConfigError on every rank when any of them cannot map its segment; PeerError from the bootstrap group
  */
-export async function createSharedMemoryGroup(settings: SharedMemorySettings): Promise<ProcessGroup> {
-  const { rank, worldSize, epoch, timeoutMs, bootstrap } = settings;
+export async function mapSegment(settings: SegmentSettings, ranks: readonly number[]): Promise<Segment> {
+  const { rank, worldSize, epoch, bootstrap } = settings;
   if (process.platform === 'win32') {
     throw new ConfigError('--transport shm: shared memory works on Linux and macOS; use --transport zeromq');
   }
+  const [creator] = ranks;
+  invariant(creator !== undefined && ranks.includes(rank), `rank ${rank} is none of its host's: ${ranks.join(', ')}`);
   const hash = createHash('sha256').update(settings.runId).digest('hex').slice(0, 12);
-  const name = `/tpla-${hash}-${epoch}`; // macOS allows 31 characters
-  const bytes = segmentBytes(worldSize);
+  const name = `/tpla-${hash}-${epoch}-${creator}`; // macOS allows 31 characters
+  const bytes = segmentBytes(ranks.length);
   const c = loadLibc();
-  const failures = new Float32Array(worldSize);
+  const created = new Float32Array(worldSize); // error numbers; 0: none
+  const opened = new Float32Array(worldSize);
   let segment: Segment | null = null;
   try {
-    // Rank 0 creates, then the others open: the first all-reduce tells them that it is there.
-    if (rank === 0) segment = mapSegment(c, name, bytes, true, failures);
-    await bootstrap.allReduceSum(failures, 'shared memory, create');
-    if (rank !== 0 && failures[0] === 0) segment = mapSegment(c, name, bytes, false, failures.subarray(rank));
-    await bootstrap.allReduceSum(failures, 'shared memory, map');
+    // The host's first rank creates, then the others open: the first all-reduce tells them that it is there.
+    if (rank === creator) segment = mapNamed(c, name, bytes, true, created.subarray(rank));
+    await bootstrap.allReduceSum(created, 'shared memory, create');
+    if (rank !== creator && created[creator] === 0) segment = mapNamed(c, name, bytes, false, opened.subarray(rank));
+    await bootstrap.allReduceSum(opened, 'shared memory, map');
   } finally {
-    // All have mapped it, or it failed. Every rank does this, lest rank 0 be the one that died.
+    // All have mapped it, or it failed. Every rank does this, lest the creator be the one that died.
     c.shmUnlink(name);
   }
+  const failures = created.map((code, each) => code || (opened[each] ?? 0));
   const failed = failures.findIndex((code) => code !== 0);
-  if (failed === -1 && segment) return new SharedMemoryGroup(rank, worldSize, timeoutMs, segment);
+  if (failed === -1 && segment) return segment;
   segment?.unmap();
   throw new ConfigError(
     `--transport shm: rank ${failed} cannot map ${bytes} B of shared memory (error ${failures[failed]}); ` +
@@ -57,7 +70,7 @@ export async function createSharedMemoryGroup(settings: SharedMemorySettings): P
 }
 
 /** On failure writes the system's error number to `failure[0]` and returns null: all ranks have to hear of it. */
-function mapSegment(c: Libc, name: string, bytes: number, create: boolean, failure: Float32Array): Segment | null {
+function mapNamed(c: Libc, name: string, bytes: number, create: boolean, failure: Float32Array): Segment | null {
   const flags = constants.O_RDWR | (create ? constants.O_CREAT | constants.O_EXCL : 0);
   if (create) c.shmUnlink(name);
   const fd = c.shmOpen(name, flags);
