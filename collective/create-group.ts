@@ -1,16 +1,19 @@
 /** Chooses what carries the sums among the ranks of one setup. The only place that knows all transports. */
 import { ConfigError } from '../config/errors.ts';
 import type { ProcessGroup } from './group.ts';
+import { hostRanksOf, type HostRanks } from './host-ranks.ts';
 import type { Tamper } from './mailbox.ts';
 import type { Setup } from './setup.ts';
 import { MpiGroup } from './mpi-group.ts';
 import { openMpi } from './mpi.ts';
-import { createSharedMemoryGroup } from './shared-memory.ts';
-import type { RingBinding } from './zeromq-group.ts';
+import { SharedMemoryGroup } from './shared-memory-group.ts';
+import { mapSegment } from './shared-memory.ts';
+import { TwoLevelGroup } from './two-level-group.ts';
+import type { RingBinding, ZeroMqGroup } from './zeromq-group.ts';
 
 export interface JoinedGroup extends AsyncDisposable {
   readonly group: ProcessGroup;
-  /** For people: 'zeromq', 'shared memory', 'mpi', 'none'. */
+  /** For people: 'zeromq', 'shared memory', 'shared memory, zeromq between hosts', 'mpi', 'none'. */
   readonly transport: string;
 }
 
@@ -23,7 +26,8 @@ export interface GroupControls {
 }
 
 /**
- * auto: shared memory where all ranks are on one host and can map it, otherwise ZeroMQ.
+ * auto: shared memory where all ranks are on one host, two levels where some are, ZeroMQ otherwise, or where a rank cannot
+ * map the memory.
  * @throws ConfigError for a transport that this machine or version does not have, PeerError when a rank does not answer
  */
 export async function createGroup(ring: RingBinding, setup: Setup, controls: GroupControls = {}): Promise<JoinedGroup> {
@@ -39,11 +43,13 @@ export async function createGroup(ring: RingBinding, setup: Setup, controls: Gro
     transport: worldSize === 1 ? 'none' : 'zeromq',
     [Symbol.asyncDispose]: () => zeroMq[Symbol.asyncDispose](),
   };
-  if (worldSize === 1 || transport === 'zeromq' || (transport === 'auto' && !sameHost(endpoints))) return alone;
+  const placement = hostRanksOf(transport === 'shm' ? setup.hosts.map(() => 'one') : setup.hosts);
+  const sharesMemory = placement.ranks.some(({ length }) => length > 1);
+  if (transport === 'zeromq' || !sharesMemory) return alone;
   const giveUp = (): void => void zeroMq[Symbol.asyncDispose]();
   controls.signal?.addEventListener('abort', giveUp);
   try {
-    return await onSharedMemory(zeroMq, setup);
+    return await onSharedMemory(zeroMq, setup, placement);
   } catch (error) {
     // Every rank is told of the refusal, so all fall back together.
     if (transport === 'auto' && error instanceof ConfigError) return alone;
@@ -54,21 +60,21 @@ export async function createGroup(ring: RingBinding, setup: Setup, controls: Gro
   }
 }
 
-async function onSharedMemory(bootstrap: ProcessGroup, setup: Setup): Promise<JoinedGroup> {
-  const { rank, worldSize, runId, epoch, options } = setup;
+async function onSharedMemory(bootstrap: ZeroMqGroup, setup: Setup, placement: HostRanks): Promise<JoinedGroup> {
+  const { rank, worldSize, runId, epoch, hosts, options } = setup;
   const { timeoutMs } = options;
-  const group = await createSharedMemoryGroup({ rank, worldSize, runId, epoch, timeoutMs, bootstrap });
+  const isOneHost = placement.ranks.length === 1;
+  const ranks = placement.ranks[placement.hostOf[rank] ?? 0] ?? [];
+  const segment = await mapSegment({ rank, worldSize, runId, epoch, bootstrap }, ranks);
+  const group = isOneHost
+    ? new SharedMemoryGroup(rank, worldSize, timeoutMs, segment)
+    : new TwoLevelGroup({ hosts, timeoutMs, mailbox: bootstrap.mailbox, segment });
   return {
     group,
-    transport: 'shared memory',
+    transport: isOneHost ? 'shared memory' : 'shared memory, zeromq between hosts',
     async [Symbol.asyncDispose]() {
       await group[Symbol.asyncDispose]();
       await bootstrap[Symbol.asyncDispose]();
     },
   };
-}
-
-/** Socket files are reachable on one host only. */
-function sameHost(endpoints: readonly string[]): boolean {
-  return endpoints.every((endpoint) => endpoint.startsWith('ipc://'));
 }

@@ -79,7 +79,15 @@ export function parseMessage<Message>(
   return payload ? { message: parsed.data, payload } : { message: parsed.data };
 }
 
-export const operations = ['hello', 'all-reduce', 'all-gather', 'broadcast', 'barrier', 'round-trip'] as const;
+export const operations = [
+  'hello',
+  'all-reduce',
+  'all-gather',
+  'broadcast',
+  'barrier',
+  'round-trip',
+  'gave-up',
+] as const;
 export type Operation = (typeof operations)[number];
 
 /** The header of a collective frame. All counts fit 32 bits; `source` and `step` fit 16. */
@@ -108,6 +116,8 @@ const float32Type = 1;
 /** A multiple of 4, so that the data behind it can be viewed as float32. */
 export const headerBytes = 36;
 const checksumAt = 32;
+/** Of gave-up: why. A multiple of 4 */
+const textBytes = 1024;
 
 /** @returns a new buffer: ZeroMQ reads it after send() has returned, nobody may write it again. */
 export function encodeCollective(header: CollectiveHeader, data: Float32Array): Buffer {
@@ -161,6 +171,19 @@ function checksumOf(frame: Buffer): number {
 
 export function bytesOf(data: Float32Array): Uint8Array {
   return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+}
+
+/** Text as a payload, cut where it is longer than we send. */
+export function floatsOfText(text: string): Float32Array {
+  const bytes = new Uint8Array(textBytes);
+  new TextEncoder().encodeInto(text, bytes);
+  return new Float32Array(bytes.buffer);
+}
+
+export function textOfFloats(data: Float32Array): string {
+  const bytes = bytesOf(data).subarray(0, textBytes);
+  const end = bytes.indexOf(0);
+  return new TextDecoder().decode(end === -1 ? bytes : bytes.subarray(0, end));
 }
 
 /** A view where `bytes` is aligned, otherwise a copy. */

@@ -1,11 +1,12 @@
 /**
- * What ranks do together. Every implementation (in-process, ZeroMQ ring, direct exchange, shared memory) passes the
- * conformance suite test/suites/process-group.ts. `worldSize` 1 communicates nothing.
+ * What ranks do together. Every implementation (in-process, ZeroMQ ring, direct exchange, shared memory, two levels)
+ * passes the conformance suite test/suites/process-group.ts. `worldSize` 1 communicates nothing.
  *
  * All ranks call the same operations in the same order, one at a time. After an all-reduce every rank holds the same
  * bits, whichever implementation ran: a buffer of n elements is cut into worldSize chunks, chunk c being
  * [floor(c n / worldSize), floor((c + 1) n / worldSize)), and each element of chunk c is summed in the order of ranks
- * c, c + 1, ..., worldSize - 1, 0, ..., c - 1, rounded to float32 after each addition (see ring.ts for why).
+ * c, c + 1, ..., worldSize - 1, 0, ..., c - 1, rounded to float32 after each addition (see ring.ts for why). A group of
+ * two levels sums the ranks of each host like this, and then the hosts' sums: the same bits on every rank, but others.
  *
  * After a failure the group is unusable: ranks no longer agree on what comes next. Disposing of a group makes an
  * operation in flight fail with a PeerError.

@@ -7,7 +7,15 @@
  */
 import { InvariantError, PeerError } from '../config/errors.ts';
 import { Deadline } from './deadline.ts';
-import { DamagedFrame, decodeCollective, encodeCollective, FrameError, headerBytes } from './frame.ts';
+import {
+  DamagedFrame,
+  decodeCollective,
+  encodeCollective,
+  floatsOfText,
+  FrameError,
+  headerBytes,
+  textOfFloats,
+} from './frame.ts';
 import type { CollectiveFrame, CollectiveHeader } from './frame.ts';
 import type { GroupStats } from './group.ts';
 import { describeCall } from './operation.ts';
@@ -42,6 +50,15 @@ export interface MailboxSettings {
   readonly tamper?: Tamper | undefined;
 }
 
+/** Of a group that is made of another one's ranks and takes its mailbox. */
+export interface Successor {
+  readonly stats: GroupStats;
+  /** What a receive waits beyond the deadline: what the sender waits for may be late first, and then it says so. */
+  readonly graceMs: number;
+  /** As messages call a rank. */
+  readonly nameOf: (rank: number) => string;
+}
+
 export type Tamper = (frame: Buffer, to: number) => Buffer | null;
 
 export class Mailbox implements Transport {
@@ -53,13 +70,18 @@ export class Mailbox implements Transport {
   lastRefusal: string | null = null;
 
   readonly #settings: MailboxSettings;
-  readonly #stats: GroupStats;
+  #stats: GroupStats;
+  #graceMs = 0;
+  #nameOf = (rank: number): string => `rank ${rank}`;
+  readonly #others: readonly number[];
   readonly #inbox: Pull;
   readonly #early: Buffer[];
   readonly #outlets: readonly (Push | null)[]; // [worldSize], null for this rank
   readonly #waiting: readonly CollectiveFrame[][]; // [worldSize]
   /** When the latest damaged frame came that says it is from this rank; 0: none since the last whole one. [worldSize] */
   readonly #damagedAt: number[];
+  /** Why a rank gave up that this one may wait for; null: none did. */
+  #notice: { readonly from: number; readonly reason: string } | null = null;
   #call: OperationCall = { operation: 'hello', sequence: 0, total: 0, label: '' };
 
   #closed = false;
@@ -70,6 +92,7 @@ export class Mailbox implements Transport {
     this.worldSize = settings.worldSize;
     this.#settings = settings;
     this.#stats = stats;
+    this.#others = settings.endpoints.flatMap((_, peer) => (peer === settings.rank ? [] : [peer]));
     this.#inbox = inbox;
     this.#outlets = settings.endpoints.map((endpoint, peer) =>
       peer === settings.rank ? null : connectPush(endpoint, settings.timeoutMs, settings.curveOf?.(peer)),
@@ -90,14 +113,38 @@ export class Mailbox implements Transport {
     this.#stats.bytesSent += data.byteLength;
   }
 
-  async sendToAll(step: number, data: Float32Array): Promise<void> {
+  sendToAll(step: number, data: Float32Array): Promise<void> {
+    return this.sendToEach(this.#others, step, data);
+  }
+
+  async sendToEach(peers: readonly number[], step: number, data: Float32Array): Promise<void> {
     for (const frame of this.#cut(step, data)) {
       // All at once: a dead peer must not keep the frame from the living, who would then blame this rank.
-      const sends: Promise<void>[] = [];
-      for (let to = 0; to < this.worldSize; to++) if (to !== this.rank) sends.push(this.#push(to, frame));
-      await Promise.all(sends);
+      await Promise.all(peers.map((to) => this.#push(to, frame)));
     }
-    this.#stats.bytesSent += data.byteLength * (this.worldSize - 1);
+    this.#stats.bytesSent += data.byteLength * peers.length;
+  }
+
+  /** From now on frames are another group's. */
+  passTo({ stats, graceMs, nameOf }: Successor): void {
+    this.#stats = stats;
+    this.#graceMs = graceMs;
+    this.#nameOf = nameOf;
+  }
+
+  /** Whether a receive failed because its sender said that it gave up. */
+  get wasTold(): boolean {
+    return this.#notice !== null;
+  }
+
+  /** Tells these ranks, who may wait for this one in vain. Settles when it is sent, or this mailbox is closed. */
+  async giveUp(peers: readonly number[], reason: string): Promise<void> {
+    const { sequence } = this.#call;
+    const { groupTag, epoch, rank: source } = this.#settings;
+    const header = { operation: 'gave-up', groupTag, epoch, sequence, source, step: 0, total: 0, offset: 0 } as const;
+    const frame = encodeCollective(header, floatsOfText(reason));
+    // Nobody waits for what a dead rank does not take.
+    await Promise.allSettled(peers.map((to) => this.#push(to, frame)));
   }
 
   /** @throws PeerError when `timeoutMs` pass without the frame; InvariantError when the peer is in another operation */
@@ -136,26 +183,31 @@ export class Mailbox implements Transport {
     } while (offset < data.length);
   }
 
-  #push(to: number, frame: Buffer): Promise<void> {
+  async #push(to: number, frame: Buffer): Promise<void> {
     const outlet = this.#outlets[to];
     if (!outlet) throw new InvariantError(`rank ${this.rank}: no way to send to rank ${to} of ${this.worldSize}`);
-    const { tamper } = this.#settings;
+    const { tamper, endpoints } = this.#settings;
     const sent = tamper === undefined ? frame : tamper(frame, to);
-    if (sent === null) return Promise.resolve();
-    return sendWithin(outlet, sent, () => {
-      const address = this.#settings.endpoints[to];
-      return `rank ${this.rank}: frame to rank ${to} (${address}) for ${describeCall(this.#call)}`;
-    });
+    if (sent === null) return;
+    try {
+      await sendWithin(outlet, sent, () => {
+        const call = describeCall(this.#call);
+        return `rank ${this.rank}: frame to ${this.#nameOf(to)} (${endpoints[to]}) for ${call}`;
+      });
+    } catch (error) {
+      throw this.#closed ? new PeerError(this.#closedWhile(), { cause: error }) : error;
+    }
   }
 
   async #next(from: number): Promise<CollectiveFrame> {
     const queue = this.#waiting[from];
     if (!queue) throw new InvariantError(`rank ${this.rank}: nothing to expect from rank ${from} of ${this.worldSize}`);
-    const deadline = new Deadline(this.#settings.timeoutMs);
+    const deadline = new Deadline(this.#settings.timeoutMs + this.#graceMs);
     for (;;) {
       const frame = queue.shift();
       if (frame) return frame;
-      const remainingMs = Math.min(deadline.remainingMs(), this.#graceMs(from));
+      if (this.#notice) throw this.#told(this.#notice);
+      const remainingMs = Math.min(deadline.remainingMs(), this.#damageGraceMs(from));
       const frames = await receiveWithin(this.#inbox, Math.min(remainingMs, closeCheckMs));
       // A stranger may send many parts; the first is judged as any other frame. Also when this group was closed
       // meanwhile: it may be a handshake for the next.
@@ -166,7 +218,7 @@ export class Mailbox implements Transport {
   }
 
   /** How long to wait for this rank after a damaged frame. */
-  #graceMs(from: number): number {
+  #damageGraceMs(from: number): number {
     const damagedAt = this.#damagedAt[from] ?? 0;
     return damagedAt === 0 ? Infinity : Math.max(0, Math.ceil(damagedAt + damagedGraceMs - performance.now()));
   }
@@ -187,7 +239,8 @@ export class Mailbox implements Transport {
     if (groupTag !== this.#settings.groupTag) return this.#refuse(`frame of another group, from its rank ${source}`);
     const queue = source === this.rank ? undefined : this.#waiting[source];
     if (!queue) return this.#refuse(`frame that claims to be from rank ${source}`);
-    queue.push(frame);
+    if (frame.header.operation === 'gave-up') this.#notice ??= { from: source, reason: textOfFloats(frame.data) };
+    else queue.push(frame);
   }
 
   #suspect({ header }: DamagedFrame): void {
@@ -204,13 +257,18 @@ export class Mailbox implements Transport {
     return `rank ${this.rank}: ${describeCall(this.#call)} was given up: the group was closed`;
   }
 
+  #told({ from, reason }: { readonly from: number; readonly reason: string }): PeerError {
+    const call = describeCall(this.#call);
+    return new PeerError(`rank ${this.rank}: ${call} was given up, as ${this.#nameOf(from)} did: ${reason}`);
+  }
+
   #late(from: number): PeerError {
     if (this.#damagedAt[from] !== 0) return this.#damaged(from);
     const dropped =
       this.refused === 0 ? '' : ` (${this.refused} foreign frames dropped, the last: ${this.lastRefusal})`;
     const { timeoutMs } = this.#settings;
     return new PeerError(
-      `rank ${this.rank}: nothing from rank ${from} for ${describeCall(this.#call)} in ${timeoutMs} ms${dropped}`,
+      `rank ${this.rank}: nothing from ${this.#nameOf(from)} for ${describeCall(this.#call)} in ${timeoutMs} ms${dropped}`,
     );
   }
 
@@ -223,7 +281,7 @@ export class Mailbox implements Transport {
 
   #damaged(from: number): PeerError {
     return new PeerError(
-      `rank ${this.rank}: a frame from rank ${from} for ${describeCall(this.#call)} was damaged on the way (wrong checksum)`,
+      `rank ${this.rank}: a frame from ${this.#nameOf(from)} for ${describeCall(this.#call)} was damaged on the way (wrong checksum)`,
     );
   }
 
@@ -232,7 +290,7 @@ export class Mailbox implements Transport {
     if (this.#damagedAt[from] !== 0) return this.#damaged(from);
     const theirs = `${header.operation} #${header.sequence} (${4 * header.total} B, step ${header.step})`;
     return new InvariantError(
-      `rank ${this.rank} is in ${describeCall(this.#call)}, ${where}, but rank ${from} sent ${theirs}; ` +
+      `rank ${this.rank} is in ${describeCall(this.#call)}, ${where}, but ${this.#nameOf(from)} sent ${theirs}; ` +
         'all ranks must call the same collectives in the same order',
     );
   }

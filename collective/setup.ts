@@ -79,6 +79,8 @@ export const setupSchema = z.strictObject({
   ringEndpoints: z.array(z.string()),
   /** Their public keys; empty: frames travel in the clear. */
   ringKeys: z.array(z.string()),
+  /** Name of each rank's host, by rank: who may share memory. */
+  hosts: z.array(z.string()),
   /** Where shared-memory segments of this run are named. */
   runId: z.string(),
   /** Whether `chaos` messages are obeyed: only in fault drills. */
@@ -94,5 +96,7 @@ export const rejoinSchema = z.strictObject({
   ringEndpoints: z.array(z.string()),
   /** Their public keys; empty: frames travel in the clear. */
   ringKeys: z.array(z.string()),
+  /** Name of each rank's host, by rank: who may share memory. */
+  hosts: z.array(z.string()),
 });
 export type Rejoin = z.infer<typeof rejoinSchema>;

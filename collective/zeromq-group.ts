@@ -1,21 +1,18 @@
 /**
  * ProcessGroup over ZeroMQ, between processes and hosts. Made in two phases: a rank binds and reports its endpoint
- * (hello), and joins when it has been told everyone's (setup). Short messages go directly to all others, long ones
- * around the ring; the bits are the same. Read next: mailbox.ts (frames), ring.ts and direct.ts (algorithms).
+ * (hello), and joins when it has been told everyone's (setup). Read next: mailbox.ts (frames), exchange.ts (algorithms).
  */
 import { createHash } from 'node:crypto';
 import { invariant, PeerError } from '../config/errors.ts';
 import type { RingCurve } from './curve.ts';
-import { directAllGather, directAllReduce, directBarrier, directBroadcast, directRoundTrip } from './direct.ts';
+import { directBarrier, directBroadcast, directRoundTrip } from './direct.ts';
 import { removeSocketFile } from './endpoint.ts';
+import { Exchange, type ZeroMqAlgorithm } from './exchange.ts';
 import type { GroupStats, ProcessGroup } from './group.ts';
 import { Mailbox, maxFrameBytes, type MailboxSettings, type Tamper } from './mailbox.ts';
-import { checkGather, checkRoot, OperationRunner } from './operation.ts';
-import { ringAllGather, ringAllReduce } from './ring.ts';
+import { checkGather, checkRoot, OperationRunner, partsOf } from './operation.ts';
 import { bindPull } from './zmq.ts';
 import type { CurveOptions, Pull } from './zmq.ts';
-
-export type ZeroMqAlgorithm = 'auto' | 'ring' | 'direct';
 
 export interface JoinSettings {
   readonly rank: number;
@@ -88,15 +85,14 @@ export class ZeroMqGroup implements ProcessGroup {
 
   readonly #mailbox: Mailbox;
   readonly #runner: OperationRunner;
-  readonly #directFloats: number;
-  #scratch: Float32Array[] = []; // [worldSize][longest direct all-reduce so far]
+  readonly #exchange: Exchange;
 
-  private constructor(mailbox: Mailbox, runner: OperationRunner, directFloats: number) {
+  private constructor(mailbox: Mailbox, runner: OperationRunner, exchange: Exchange) {
     this.rank = mailbox.rank;
     this.worldSize = mailbox.worldSize;
     this.#mailbox = mailbox;
     this.#runner = runner;
-    this.#directFloats = directFloats;
+    this.#exchange = exchange;
   }
 
   /** @throws PeerError naming the rank that did not answer in `timeoutMs` */
@@ -111,7 +107,7 @@ export class ZeroMqGroup implements ProcessGroup {
     const runner = new OperationRunner(rank);
     const groupTag = createHash('sha256').update(endpoints.join('\n')).digest().readUInt32LE(0);
     const mailbox = new Mailbox(inbox, early, { ...settings, groupTag }, runner.stats);
-    const group = new ZeroMqGroup(mailbox, runner, directLimit(settings.algorithm ?? 'auto'));
+    const group = new ZeroMqGroup(mailbox, runner, new Exchange(mailbox, settings.algorithm ?? 'auto'));
     const giveUp = (): void => mailbox.close();
     settings.signal?.addEventListener('abort', giveUp);
     if (settings.signal?.aborted === true) giveUp();
@@ -133,6 +129,11 @@ export class ZeroMqGroup implements ProcessGroup {
     return this.#runner.stats;
   }
 
+  /** For a group that is made of this one's ranks and used in its place: see two-level-group.ts. */
+  get mailbox(): Mailbox {
+    return this.#mailbox;
+  }
+
   /** Frames dropped so far: malformed, of another group or epoch. */
   get refused(): number {
     return this.#mailbox.refused;
@@ -141,31 +142,25 @@ export class ZeroMqGroup implements ProcessGroup {
   /** What carries an all-reduce of `floats` elements: for Ready and doctor. */
   transportOf(floats: number): 'none' | 'zeromq direct' | 'zeromq ring' {
     if (this.worldSize === 1) return 'none';
-    return floats <= this.#directFloats ? 'zeromq direct' : 'zeromq ring';
+    return `zeromq ${this.#exchange.algorithmOf(floats)}`;
   }
 
   allReduceSum(buffer: Float32Array, label: string): Promise<void> {
     return this.#runner.run('all-reduce', buffer.length, label, (call) => {
       if (this.worldSize === 1) return undefined;
       this.#mailbox.begin(call);
-      if (buffer.length > this.#directFloats) return ringAllReduce(this.#mailbox, buffer);
-      return directAllReduce(this.#mailbox, buffer, this.#scratchOf(buffer.length));
+      return this.#exchange.allReduce(buffer);
     });
   }
 
   allGather(part: Float32Array, lengths: readonly number[], out: Float32Array, label: string): Promise<void> {
     return this.#runner.run('all-gather', out.length, label, (call) => {
       checkGather(this.rank, this.worldSize, part, lengths, out, label);
-      let end = 0;
-      const parts = lengths.map((length) => out.subarray(end, (end += length)));
+      const parts = partsOf(out, lengths);
       parts[this.rank]?.set(part);
       if (this.worldSize === 1) return undefined;
       this.#mailbox.begin(call);
-      // Around the ring as many bytes are sent as directly, so only steps count; but a host's link then carries one
-      // transfer at a time instead of worldSize - 1 that compete.
-      return out.length > this.#directFloats
-        ? ringAllGather(this.#mailbox, parts)
-        : directAllGather(this.#mailbox, parts);
+      return this.#exchange.allGather(parts, out.length);
     });
   }
 
@@ -199,20 +194,4 @@ export class ZeroMqGroup implements ProcessGroup {
     this.#mailbox.close();
     await this.#runner.close();
   }
-
-  #scratchOf(length: number): Float32Array[] {
-    if ((this.#scratch[0]?.length ?? 0) < length) {
-      this.#scratch = Array.from({ length: this.worldSize }, () => new Float32Array(length));
-    }
-    return this.#scratch;
-  }
-}
-
-/**
- * Largest number of elements that goes directly. Measured with 2 and 4 ranks on 2 cores over ipc, p50: direct is ahead
- * at 4096 floats (116 against 149 us; 606 against 848), the ring at 16384 (290 against 243; 1326 against 1158).
- */
-function directLimit(algorithm: ZeroMqAlgorithm): number {
-  if (algorithm === 'direct') return Infinity;
-  return algorithm === 'ring' ? 0 : 8192;
 }

@@ -148,7 +148,7 @@ function contextOf(model: ModelConfig, asked: number): number {
 export function setupOf(
   rank: number,
   { checkpoint, config, allowChaos = false }: { checkpoint: Checkpoint; config: ClusterConfig; allowChaos?: boolean },
-  all: Pick<Setup, 'plan' | 'options' | 'epoch' | 'runId' | 'ringEndpoints' | 'ringKeys'>,
+  all: Pick<Setup, 'plan' | 'options' | 'epoch' | 'runId' | 'ringEndpoints' | 'ringKeys' | 'hosts'>,
 ): Setup {
   return {
     kind: 'setup',

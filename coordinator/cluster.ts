@@ -251,7 +251,11 @@ export class Cluster implements AsyncDisposable {
     }
     const { weightFileBytes } = this.#options.checkpoint;
     const ready = this.#loop.hear('ready', helloDeadlineMs + weightFileBytes / loadBytesPerMs, 'while loading');
-    const ring = { ringEndpoints: [...this.ringEndpoints], ringKeys: this.#hellos.map((hello) => hello.ringKey) };
+    const ring = {
+      ringEndpoints: [...this.ringEndpoints],
+      ringKeys: this.#hellos.map((hello) => hello.ringKey),
+      hosts: this.#hellos.map((hello) => hello.host),
+    };
     const [answers] = await Promise.all([
       ready,
       this.#loop.tell((rank) =>
@@ -281,7 +285,7 @@ export class Cluster implements AsyncDisposable {
     return hello === undefined ? { pid: undefined } : { pid: hello.pid, host: hello.host };
   }
 
-  #setupOf(rank: number, ring: Pick<Setup, 'ringEndpoints' | 'ringKeys'>): Setup {
+  #setupOf(rank: number, ring: Pick<Setup, 'ringEndpoints' | 'ringKeys' | 'hosts'>): Setup {
     const { plan, options } = this;
     return setupOf(rank, this.#options, { plan, options, epoch: this.#loop.epoch, runId: this.#runId, ...ring });
   }

@@ -1,11 +1,12 @@
 /** What this machine is and which libraries are installed: for `tpla doctor` and for results of `tpla bench`. */
 import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { availableParallelism, cpus, freemem, hostname, totalmem } from 'node:os';
+import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { mpiVersion } from '../collective/mpi.ts';
 import { hasCurve } from '../collective/zmq.ts';
+import { hostName } from '../config/host-name.ts';
 import { packageVersion } from '../config/version.ts';
 
 export interface Machine {
@@ -32,7 +33,7 @@ export function describeMachine(): Machine {
     tpla: packageVersion,
     node: process.versions.node,
     platform: `${process.platform} ${process.arch}`,
-    host: hostname(),
+    host: hostName(),
     cpu: cpus()[0]?.model ?? 'unknown',
     cores: availableParallelism(),
     memoryBytes: totalmem(),

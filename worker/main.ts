@@ -4,8 +4,8 @@
  * Started as `node dist/worker/main.js --connect ENDPOINT --rank I --token TOKEN`; by `tpla worker` with --offer and its
  * own copy of the model instead, when the coordinator gives it a rank. Read next: arguments.ts, rank-service.ts.
  */
-import { hostname } from 'node:os';
 import { ConfigError, PeerError, messageOf } from '../config/errors.ts';
+import { hostName } from '../config/host-name.ts';
 import { packageVersion } from '../config/version.ts';
 import { protocolVersion, type Failed, type FromRank, type ToRank } from '../collective/messages.ts';
 import type { ToWorker } from '../collective/greetings.ts';
@@ -88,7 +88,7 @@ async function greetingOf(settings: Settings, ring: RingBinding): Promise<FromRa
   const { rank, token, isOffer, worldSize, model } = settings;
   const greeting = {
     pid: process.pid,
-    host: hostname(),
+    host: hostName(),
     protocol: protocolVersion,
     version: packageVersion,
     token,

@@ -84,8 +84,8 @@ export class RankService implements AsyncDisposable {
     }
   }
 
-  #rejoin({ epoch, ringEndpoints, ringKeys }: Rejoin): void {
-    this.#setup = { ...this.#setup, epoch, ringEndpoints, ringKeys };
+  #rejoin({ epoch, ringEndpoints, ringKeys, hosts }: Rejoin): void {
+    this.#setup = { ...this.#setup, epoch, ringEndpoints, ringKeys, hosts };
     this.#abandon.abort();
     this.#abandon = new AbortController();
     this.#misbehaviour?.nextEpoch();

@@ -29,6 +29,7 @@ export async function checkLinks(cluster: Cluster, remote: readonly number[]): P
   // Between ranks of this machine alone the sums tell all there is.
   if (remote.length === 0) return links;
   for (const [from, to] of pairsOf(plan.worldSize)) {
+    if (haveSharedMemory(cluster, from, to)) continue;
     const link = await measure(from, to, hiddenDim, (floats, count) => checks.link(from, to, floats, count));
     if (link.latencyUs > 0) links.push(link);
   }
@@ -45,6 +46,11 @@ async function measure(
   const longUs = median(await roundTrips(longFloats, longCount));
   const megabytesPerSecond = longUs > 0 ? (2 * longFloats * 4) / longUs : 0;
   return { from, to, latencyUs: shortUs / 2, megabytesPerSecond };
+}
+
+/** Then no link carries their sums. */
+function haveSharedMemory({ ranks }: Cluster, a: number, b: number): boolean {
+  return ranks[a]?.host === ranks[b]?.host && ranks[a]?.transport.startsWith('shared memory') === true;
 }
 
 function pairsOf(worldSize: number): [number, number][] {

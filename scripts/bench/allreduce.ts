@@ -2,7 +2,8 @@
  * How long does one all-reduce take? Real processes on this machine: warm up, verify every element of the sums, then
  * time. Prints a table row per run and one JSON line. Build first, then for example:
  *   node dist/scripts/bench/allreduce.js --ranks 2 --floats 576 --transport shm
- * --transport shm | zeromq-ring | zeromq-direct | zeromq-auto, --count operations (default: about a second's worth),
+ * --transport shm | two-levels | zeromq-ring | zeromq-direct | zeromq-auto, --hosts of two levels, a letter for each rank
+ * (by default the first half of the ranks on one, the others on a second), --count operations (default: about a second's worth),
  * --endpoint ipc | tcp://127.0.0.1:*
  */
 import { fork, spawnSync } from 'node:child_process';
@@ -15,10 +16,12 @@ import { z } from 'zod';
 import { invariant } from '../../config/errors.ts';
 import type { ProcessGroup } from '../../collective/group.ts';
 import { sumInChunkOrder } from '../../collective/ring.ts';
-import { createSharedMemoryGroup } from '../../collective/shared-memory.ts';
+import { hostRanksOf, ranksBeside } from '../../collective/host-ranks.ts';
+import { createSharedMemoryGroup, mapSegment } from '../../collective/shared-memory.ts';
+import { TwoLevelGroup } from '../../collective/two-level-group.ts';
 import { bindRing } from '../../collective/zeromq-group.ts';
 
-const transports = ['shm', 'zeromq-ring', 'zeromq-direct', 'zeromq-auto'] as const;
+const transports = ['shm', 'two-levels', 'zeromq-ring', 'zeromq-direct', 'zeromq-auto'] as const;
 const seed = 1;
 
 const runSchema = z.strictObject({
@@ -27,6 +30,7 @@ const runSchema = z.strictObject({
   transport: z.enum(transports),
   count: z.coerce.number().int().min(1),
   endpoint: z.string(),
+  hosts: z.string(),
 });
 type Run = z.infer<typeof runSchema>;
 
@@ -44,6 +48,7 @@ async function runParent(): Promise<void> {
       transport: { type: 'string', default: 'shm' },
       count: { type: 'string', default: '5000' },
       endpoint: { type: 'string', default: 'ipc' },
+      hosts: { type: 'string', default: '' },
     },
   });
   const run = runSchema.parse(values);
@@ -94,11 +99,16 @@ async function runRank({ rank, run, runId }: z.infer<typeof childSchema>): Promi
   const algorithm = run.transport === 'zeromq-ring' ? 'ring' : run.transport === 'zeromq-direct' ? 'direct' : 'auto';
   const settings = { rank, worldSize: run.ranks, epoch: 1, timeoutMs: 10_000 };
   await using overZeroMq = await ring.join({ ...settings, endpoints, algorithm });
-  if (run.transport !== 'shm') {
-    await tell(await measure(overZeroMq, run));
-  } else {
+  if (run.transport === 'shm') {
     await using group = await createSharedMemoryGroup({ ...settings, runId, bootstrap: overZeroMq });
     await tell(await measure(group, run));
+  } else if (run.transport === 'two-levels') {
+    const hosts = hostsOf(run);
+    const segment = await mapSegment({ ...settings, runId, bootstrap: overZeroMq }, ranksBeside(rank, hosts));
+    await using group = new TwoLevelGroup({ hosts, timeoutMs: 10_000, mailbox: overZeroMq.mailbox, segment });
+    await tell(await measure(group, run));
+  } else {
+    await tell(await measure(overZeroMq, run));
   }
   process.disconnect();
 }
@@ -111,8 +121,7 @@ async function tell(message: number[]): Promise<void> {
 /** Microseconds of each operation, sorted. */
 async function measure(group: ProcessGroup, run: Run): Promise<number[]> {
   const parts = Array.from({ length: run.ranks }, (_, rank) => valuesOf(run.floats, rank)); // [ranks][floats]
-  const expected = new Float32Array(run.floats);
-  sumInChunkOrder(parts, expected, 0, run.floats);
+  const expected = expectedSum(run, parts);
   const own = parts[group.rank] ?? expected;
   const buffer = new Float32Array(run.floats);
   const times: number[] = [];
@@ -131,6 +140,23 @@ async function measure(group: ProcessGroup, run: Run): Promise<number[]> {
   }
   await group.barrier('bench ends');
   return times.sort((a, b) => a - b);
+}
+
+/** Name of each rank's host. */
+function hostsOf({ hosts, ranks }: Run): string[] {
+  if (hosts !== '') return hosts.split('');
+  return Array.from({ length: ranks }, (_, rank) => (2 * rank < ranks ? 'a' : 'b'));
+}
+
+/** Of two levels: each host's sum, then the hosts'. */
+function expectedSum(run: Run, parts: readonly Float32Array[]): Float32Array {
+  const sumOf = (some: readonly Float32Array[]): Float32Array => {
+    const sum = new Float32Array(run.floats);
+    sumInChunkOrder(some, sum, 0, run.floats);
+    return sum;
+  };
+  if (run.transport !== 'two-levels') return sumOf(parts);
+  return sumOf(hostRanksOf(hostsOf(run)).ranks.map((ranks) => sumOf(ranks.flatMap((rank) => parts[rank] ?? []))));
 }
 
 /** Distinct per rank and element. */

@@ -7,7 +7,7 @@ import { RankProcesses } from '../helpers/collective-processes.ts';
 import type { Transport } from '../helpers/collective-processes.ts';
 import { describeProcessGroup, expectSameBits, onAll, sumOf, valuesOf } from '../suites/process-group.ts';
 
-const transports: Transport[] = process.platform === 'win32' ? ['auto'] : ['shm', 'auto'];
+const transports: Transport[] = process.platform === 'win32' ? ['auto'] : ['shm', 'two levels', 'auto'];
 
 describe.each(transports)('real processes, %s', (transport) => {
   const processes = new RankProcesses(transport);
@@ -39,9 +39,28 @@ describe.each(transports)('a rank that is killed, %s', (transport) => {
     await onAll(again.groups, async (group) => {
       const buffer = parts[group.rank]!.slice();
       await group.allReduceSum(buffer, 'after');
-      expectSameBits(buffer, sumOf(parts));
+      expectSameBits(buffer, sumOf(parts, again.hosts));
     });
   });
+});
+
+it.runIf(process.platform !== 'win32')('a leader that is killed is named on all hosts, and nobody hangs', async () => {
+  await using processes = new RankProcesses('two levels');
+  const made = await processes.make(5, 300, 'aabbb'.split(''));
+  await onAll(made.groups, (group) => group.barrier('before'));
+  await processes.kill(2);
+  const survivors = made.groups.filter(({ rank }) => rank !== 2);
+  const results = await Promise.allSettled(
+    survivors.map((group) => group.allReduceSum(new Float32Array(576), 'layer 3, attention')),
+  );
+  for (const [k, result] of results.entries()) {
+    expect(result.status === 'rejected' && String(result.reason)).toMatch(
+      new RegExp(
+        `^PeerError: rank ${survivors[k]!.rank}: .*rank 2 \\(b\\).* for all-reduce #2 \\(layer 3, attention, 2304 B\\)`,
+      ),
+    );
+  }
+  await Promise.all(survivors.map((group) => group[Symbol.asyncDispose]()));
 });
 
 it.runIf(process.platform === 'linux')(

@@ -50,7 +50,9 @@ test(
     mkdirSync(join(sandbox.folder, 'cache'));
     const ranks = [{ host: 'local' }, { host: 'join' }, { host: 'join' }];
     writeFileSync(file, JSON.stringify({ model: stories, ranks, coordinator: { bind: address, joinSeconds: 60 } }));
-    const workers = [1, 2].map(() => startWorker(sandbox, ['--join', address, '--model', stories]));
+    const workers = ['b', 'c'].map((host) =>
+      startWorker(sandbox, ['--join', address, '--model', stories], { TPLA_HOST: host }),
+    );
     const { code, stdout, stderr } = await sandbox.run(['doctor', file, '--json']);
     for (const worker of workers) await worker[Symbol.asyncDispose]();
     expect(code, stderr).toBe(0);

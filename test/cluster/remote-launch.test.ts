@@ -45,7 +45,11 @@ async function generated(env: Record<string, string> = {}): Promise<unknown> {
   return { ranks, text, transports: perRank.map((rank) => rank.transport) };
 }
 
-const answer = { ranks: 2, text: expect.stringMatching(/^,? there was/), transports: ['zeromq', 'zeromq'] };
+const answer = {
+  ranks: 2,
+  text: expect.stringMatching(/^,? there was/),
+  transports: ['shared memory', 'shared memory'],
+};
 
 test('ssh: the coordinator starts the rank, hands it the keys, and leaves no process', async () => {
   const bin = join(sandbox.folder, 'cache', 'bin');
@@ -84,9 +88,9 @@ test('ssh that fails is named, with what it printed', async () => {
 });
 
 test.skipIf(!hasMpirun).each([
-  ['', 'zeromq'],
-  [', sums over MPI', 'mpi'],
-])('mpirun -n 2 tpla worker --from-env%s (skipped where OpenMPI is not installed)', async (_, transport) => {
+  ['', 'auto', 'shared memory'],
+  [', sums over MPI', 'mpi', 'mpi'],
+])('mpirun -n 2 tpla worker --from-env%s (skipped where OpenMPI is not installed)', async (_, transport, carrier) => {
   writeCluster([{ host: 'join' }, { host: 'join' }], { collective: { transport } });
   const mpi = spawn(
     'mpirun',
@@ -108,7 +112,7 @@ test.skipIf(!hasMpirun).each([
   );
   const ended = new Promise((resolve) => mpi.once('close', resolve));
   try {
-    expect(await generated()).toEqual({ ...answer, transports: [transport, transport] });
+    expect(await generated()).toEqual({ ...answer, transports: [carrier, carrier] });
   } finally {
     mpi.kill('SIGTERM');
     await ended;

@@ -9,7 +9,17 @@ import type { GroupStats, ProcessGroup } from '../../collective/group.ts';
 import { ControlServer } from '../../collective/control.ts';
 import type { MadeGroups } from '../suites/process-group.ts';
 
-export type Transport = 'shm' | 'ring' | 'direct' | 'auto';
+export type Transport = 'shm' | 'two levels' | 'ring' | 'direct' | 'auto';
+
+/** Hosts by world size: one rank on each, ranks of a host apart, hosts of different sizes. */
+export const hostsBySize: Readonly<Record<number, string>> = {
+  1: 'a',
+  2: 'ab',
+  3: 'aab',
+  4: 'abab',
+  5: 'abbac',
+  8: 'aaabcccb',
+};
 
 interface Answer {
   id: number;
@@ -35,7 +45,12 @@ export class RankProcesses implements AsyncDisposable {
     this.#transport = transport;
   }
 
-  async make(worldSize: number, timeoutMs: number): Promise<MadeProcesses> {
+  /** @param hosts of two levels: each rank's. [worldSize] */
+  async make(
+    worldSize: number,
+    timeoutMs: number,
+    hosts = (hostsBySize[worldSize] ?? '').split(''),
+  ): Promise<MadeProcesses> {
     while (this.#ranks.length < worldSize) this.#ranks.push(new RankProcess(this.#ranks.length));
     const groups = this.#ranks.slice(0, worldSize);
     // Only for its folder: ranks bind beside the coordinator's socket.
@@ -50,11 +65,12 @@ export class RankProcesses implements AsyncDisposable {
       groups.map((group, rank) => {
         group.worldSize = worldSize;
         const settings = { rank, worldSize, epoch, endpoints, timeoutMs };
-        return group.call('join', { transport: this.#transport, settings, runId });
+        return group.call('join', { transport: this.#transport, settings, runId, hosts });
       }),
     );
     const dispose = () => Promise.all(groups.map((group) => group[Symbol.asyncDispose]())).then(() => undefined);
-    return { groups, runId, controlEndpoint, [Symbol.asyncDispose]: dispose };
+    const named = this.#transport === 'two levels' ? { hosts } : {};
+    return { groups, runId, controlEndpoint, ...named, [Symbol.asyncDispose]: dispose };
   }
 
   /** SIGKILL; the next make() starts another process for this rank. */

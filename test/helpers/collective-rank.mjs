@@ -1,7 +1,8 @@
 // One rank in its own process, driven by collective-processes.ts: answers each {id, action, ...arguments} with
 // {id, value | error, stats}. Imports the build, because Node 20 does not run TypeScript.
 import { ringEndpointBeside } from '../../dist/collective/endpoint.js';
-import { createSharedMemoryGroup } from '../../dist/collective/shared-memory.js';
+import { createSharedMemoryGroup, mapSegment } from '../../dist/collective/shared-memory.js';
+import { TwoLevelGroup } from '../../dist/collective/two-level-group.js';
 import { bindRing } from '../../dist/collective/zeromq-group.js';
 
 let ring = null;
@@ -13,10 +14,12 @@ const actions = {
     ring ??= await bindRing(await ringEndpointBeside(controlEndpoint, rank));
     return ring.endpoint;
   },
-  async join({ transport, settings, runId }) {
-    const algorithm = transport === 'shm' ? 'auto' : transport;
+  async join({ transport, settings, runId, hosts }) {
+    const algorithm = transport === 'ring' || transport === 'direct' ? transport : 'auto';
     bootstrap = await ring.join({ ...settings, algorithm });
-    group = transport === 'shm' ? await createSharedMemoryGroup({ ...settings, runId, bootstrap }) : bootstrap;
+    group = bootstrap;
+    if (transport === 'shm') group = await createSharedMemoryGroup({ ...settings, runId, bootstrap });
+    if (transport === 'two levels') group = await twoLevels({ ...settings, runId, bootstrap }, hosts);
   },
   async allReduceSum({ buffer, label }) {
     await group.allReduceSum(buffer, label);
@@ -42,6 +45,13 @@ const actions = {
     process.disconnect();
   },
 };
+
+async function twoLevels(settings, hosts) {
+  const { rank, timeoutMs, bootstrap } = settings;
+  const ranks = hosts.flatMap((host, of) => (host === hosts[rank] ? [of] : []));
+  const segment = await mapSegment(settings, ranks);
+  return new TwoLevelGroup({ hosts, timeoutMs, mailbox: bootstrap.mailbox, segment });
+}
 
 async function answer({ id, action, ...args }) {
   const reply = { id };

@@ -1,11 +1,19 @@
 /** Groups of several ranks inside the test process, for suites/process-group.ts. */
+import { ranksBeside } from '../../collective/host-ranks.ts';
 import { createLocalGroups } from '../../collective/local-group.ts';
-import { createSharedMemoryGroup } from '../../collective/shared-memory.ts';
+import { createSharedMemoryGroup, mapSegment } from '../../collective/shared-memory.ts';
+import { TwoLevelGroup } from '../../collective/two-level-group.ts';
 import { bindRing } from '../../collective/zeromq-group.ts';
-import type { ZeroMqAlgorithm, ZeroMqGroup } from '../../collective/zeromq-group.ts';
+import type { ZeroMqAlgorithm } from '../../collective/exchange.ts';
+import type { ZeroMqGroup } from '../../collective/zeromq-group.ts';
+import { hostsBySize } from './collective-processes.ts';
 import type { MadeGroups } from '../suites/process-group.ts';
 
 let runs = 0;
+
+export interface MadeZeroMq extends MadeGroups {
+  readonly groups: readonly ZeroMqGroup[];
+}
 
 export async function makeLocal(worldSize: number, timeoutMs: number): Promise<MadeGroups> {
   const groups = createLocalGroups(worldSize, timeoutMs);
@@ -17,7 +25,7 @@ export async function makeZeroMq(
   timeoutMs: number,
   algorithm: ZeroMqAlgorithm,
   endpoint = 'ipc',
-): Promise<MadeGroups & { groups: ZeroMqGroup[] }> {
+): Promise<MadeZeroMq> {
   const bindings = await Promise.all(Array.from({ length: worldSize }, () => bindRing(endpoint)));
   const endpoints = bindings.map((binding) => binding.endpoint);
   const groups = await Promise.all(
@@ -40,6 +48,30 @@ export async function makeSharedMemory(worldSize: number, timeoutMs: number): Pr
     ),
   );
   return { groups, [Symbol.asyncDispose]: () => disposeAll(groups) };
+}
+
+export async function makeTwoLevels(
+  worldSize: number,
+  timeoutMs: number,
+  algorithm: ZeroMqAlgorithm = 'auto',
+  hosts = (hostsBySize[worldSize] ?? '').split(''),
+): Promise<MadeGroups & { hosts: readonly string[] }> {
+  const flat = await makeZeroMq(worldSize, timeoutMs, algorithm, 'tcp://127.0.0.1:*');
+  const runId = `test-${process.pid}-${runs++}`;
+  const groups = await Promise.all(
+    flat.groups.map(async (bootstrap, rank) => {
+      const segment = await mapSegment({ rank, worldSize, runId, epoch: 1, bootstrap }, ranksBeside(rank, hosts));
+      return new TwoLevelGroup({ hosts, timeoutMs, mailbox: bootstrap.mailbox, segment, algorithm });
+    }),
+  );
+  return {
+    groups,
+    hosts,
+    async [Symbol.asyncDispose]() {
+      await disposeAll(groups);
+      await flat[Symbol.asyncDispose]();
+    },
+  };
 }
 
 async function disposeAll(things: readonly AsyncDisposable[]): Promise<void> {

@@ -75,6 +75,7 @@ export async function startLocalRanks(
         options: { ...exactOptions, ...rest },
         ringEndpoints: [],
         ringKeys: [],
+        hosts: [],
         runId: 'local',
       };
       return RankWorker.load(setup, group, () => Promise.resolve());

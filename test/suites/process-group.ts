@@ -9,6 +9,8 @@ import type { ProcessGroup } from '../../collective/group.ts';
 
 export interface MadeGroups extends AsyncDisposable {
   readonly groups: readonly ProcessGroup[]; // [worldSize]
+  /** Of a group of two levels, which names and sums them: each rank's host. [worldSize] */
+  readonly hosts?: readonly string[];
 }
 
 export type MakeGroups = (worldSize: number, timeoutMs: number) => Promise<MadeGroups>;
@@ -34,7 +36,7 @@ export function describeProcessGroup(name: string, make: MakeGroups): void {
         });
         for (const [k, length] of lengths.entries()) {
           const parts = made.groups.map(({ rank }) => valuesOf(length, rank, length));
-          for (const sums of results) expectSameBits(sums[k]!, sumOf(parts));
+          for (const sums of results) expectSameBits(sums[k]!, sumOf(parts, made.hosts));
         }
         for (const { stats } of made.groups) {
           expect(stats.operations).toBe(lengths.length);
@@ -95,7 +97,7 @@ export function describeProcessGroup(name: string, make: MakeGroups): void {
       const late = first!.allReduceSum(new Float32Array(2304), 'layer 12, attention');
       await expect(late).rejects.toThrow(PeerError);
       await expect(late).rejects.toThrow(
-        'rank 0: nothing from rank 1 for all-reduce #1 (layer 12, attention, 9216 B) in 60 ms',
+        `rank 0: nothing from ${nameOf(made, 1)} for all-reduce #1 (layer 12, attention, 9216 B) in 60 ms`,
       );
       await expect(first!.barrier('next')).rejects.toThrow(
         'rank 0: barrier (next) after a failure: rank 0: nothing from',
@@ -108,7 +110,9 @@ export function describeProcessGroup(name: string, make: MakeGroups): void {
       const errors = await errorsOf([first!.allReduceSum(new Float32Array(10), 'attention'), second!.barrier('stop')]);
       for (const error of errors) {
         expect(error).toBeInstanceOf(InvariantError);
-        expect(String(error)).toMatch(/rank \d is in .*, but rank \d (sent|is in) .*; all ranks must call the same/);
+        expect(String(error)).toMatch(
+          /rank \d is in .*, but rank \d( \(\w+\))? (sent|is in) .*; all ranks must call the same/,
+        );
         expect(String(error)).toContain('all-reduce #1 (');
         expect(String(error)).toContain('barrier #1 (');
       }
@@ -180,8 +184,16 @@ export function valuesOf(length: number, rank: number, seed: number): Float32Arr
 
 const powers = Float64Array.from({ length: 32 }, (_, k) => 2 ** ((k * 3) % 24) * 2 ** -35);
 
-/** The definition in group.ts: element by element, starting with the rank that owns the chunk. */
-export function sumOf(parts: readonly Float32Array[]): Float32Array {
+function nameOf({ hosts }: MadeGroups, rank: number): string {
+  return hosts ? `rank ${rank} (${hosts[rank]})` : `rank ${rank}`;
+}
+
+/**
+ * The definition in group.ts: element by element, starting with the rank that owns the chunk; of two levels, first of
+ * each host's ranks, then of the hosts.
+ */
+export function sumOf(parts: readonly Float32Array[], hosts?: readonly string[]): Float32Array {
+  if (hosts) return sumOf([...new Set(hosts)].map((host) => sumOf(parts.filter((_, rank) => hosts[rank] === host))));
   const worldSize = parts.length;
   const length = parts[0]!.length;
   const sums = new Float32Array(length);
