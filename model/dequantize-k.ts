@@ -2,7 +2,7 @@
  * The K-quants: super-blocks of 256 values with 8 or 16 sub-blocks, whose scales (and minima) are themselves packed
  * integers times one half float. Read dequantize.ts first. `d` and `dMin` are named as in ggml's block structures.
  */
-import { halfAt } from './half.ts';
+import { halfAt } from '../config/half.ts';
 
 /** 16 bytes of (scale, min) nibbles, 64 bytes of 2-bit values, d, dMin. */
 export function unpackQ2K(blocks: DataView, from: number, out: Float32Array, to: number): void {

@@ -6,7 +6,7 @@
 import { invariant } from '../config/errors.ts';
 import type { Weight, WeightType } from './checkpoint.ts';
 import { unpackQ2K, unpackQ3K, unpackQ4K, unpackQ5K, unpackQ6K } from './dequantize-k.ts';
-import { floatBits, halfAt, halfBits } from './half.ts';
+import { floatBits, halfAt, halfBits } from '../config/half.ts';
 import { rowBytes, weightLayout } from './tensor-types.ts';
 
 /** Unpacks the block at byte `from` into out[to ...]. */
