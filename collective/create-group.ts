@@ -2,7 +2,7 @@
 import { ConfigError } from '../config/errors.ts';
 import type { ProcessGroup } from './group.ts';
 import { hostRanksOf, type HostRanks } from './host-ranks.ts';
-import type { Tamper } from './mailbox.ts';
+import type { Tamper } from './mailbox-settings.ts';
 import type { Setup } from './setup.ts';
 import { MpiGroup } from './mpi-group.ts';
 import { openMpi } from './mpi.ts';
@@ -37,7 +37,8 @@ export async function createGroup(ring: RingBinding, setup: Setup, controls: Gro
     const group = new MpiGroup(openMpi(), rank, worldSize);
     return { group, transport: 'mpi', [Symbol.asyncDispose]: () => group[Symbol.asyncDispose]() };
   }
-  const zeroMq = await ring.join({ rank, worldSize, epoch, endpoints, keys, timeoutMs, ...controls });
+  const isOneHost = hostRanksOf(setup.hosts).ranks.length === 1;
+  const zeroMq = await ring.join({ rank, worldSize, epoch, endpoints, keys, timeoutMs, isOneHost, ...controls });
   const alone: JoinedGroup = {
     group: zeroMq,
     transport: worldSize === 1 ? 'none' : 'zeromq',

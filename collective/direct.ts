@@ -3,6 +3,7 @@
  * 2 n (worldSize - 1) / worldSize in 2 (worldSize - 1) steps around the ring: for short messages, where the step
  * costs more than the bytes. Sums in the order of ring.ts, so the result has the same bits.
  */
+import { carried, type Payload } from './payload.ts';
 import { sumInChunkOrder } from './ring.ts';
 import type { Transport } from './ring.ts';
 
@@ -10,12 +11,14 @@ export async function directAllReduce(
   transport: Transport,
   buffer: Float32Array,
   scratch: readonly Float32Array[], // [worldSize] of at least buffer.length elements; overwritten
+  payload: Payload,
 ): Promise<void> {
   if (buffer.length === 0) return;
-  await transport.sendToAll(0, buffer);
+  await transport.sendToAll(0, buffer, payload);
+  carried(buffer, payload);
   const parts = scratch.map((part) => part.subarray(0, buffer.length));
   parts[transport.rank]?.set(buffer);
-  await receiveFromAll(transport, parts);
+  await receiveFromAll(transport, 0, parts);
   sumInChunkOrder(parts, buffer, 0, buffer.length);
 }
 
@@ -26,7 +29,7 @@ export async function directAllGather(
 ): Promise<void> {
   const own = parts[transport.rank];
   if (own && own.length > 0) await transport.sendToAll(0, own);
-  await receiveFromAll(transport, parts);
+  await receiveFromAll(transport, 0, parts);
 }
 
 export async function directBroadcast(transport: Transport, buffer: Float32Array, root: number): Promise<void> {
@@ -59,9 +62,14 @@ export async function directRoundTrip(
   return transport.send(from, 1, buffer);
 }
 
-async function receiveFromAll(transport: Transport, parts: readonly Float32Array[]): Promise<void> {
+/** The same step of all other ranks. `parts` are where it goes, empty ones are not sent. */
+export async function receiveFromAll(
+  transport: Transport,
+  step: number,
+  parts: readonly Float32Array[], // [worldSize]
+): Promise<void> {
   for (const [from, part] of parts.entries()) {
     if (from === transport.rank || part.length === 0) continue;
-    await transport.receive(from, 0, part.length, (piece, offset) => part.set(piece, offset));
+    await transport.receive(from, step, part.length, (piece, offset) => part.set(piece, offset));
   }
 }

@@ -1,32 +1,42 @@
 /**
- * Sums and gathers over a transport, by the algorithm that is faster for the size of the message; the bits are the same.
- * Read next: ring.ts and direct.ts (algorithms).
+ * Sums and gathers over a transport, by the algorithm that is faster for the size of the message.
+ * Read next: ring.ts, direct.ts, scatter.ts (algorithms).
  */
 import { directAllGather, directAllReduce } from './direct.ts';
+import type { Payload } from './payload.ts';
 import { ringAllGather, ringAllReduce } from './ring.ts';
 import type { Transport } from './ring.ts';
+import { scatterAllReduce } from './scatter.ts';
 
-export type ZeroMqAlgorithm = 'auto' | 'ring' | 'direct';
+export type ZeroMqAlgorithm = 'auto' | 'ring' | 'direct' | 'scatter';
 
 export class Exchange {
   readonly #transport: Transport;
   readonly #directFloats: number;
+  readonly #long: 'ring' | 'scatter';
   #scratch: Float32Array[] = []; // [worldSize][longest direct all-reduce so far]
 
   /** @param algorithm the same on all ranks; auto: by message size */
   constructor(transport: Transport, algorithm: ZeroMqAlgorithm) {
     this.#transport = transport;
     this.#directFloats = directLimit(algorithm);
+    this.#long = algorithm === 'scatter' ? 'scatter' : 'ring';
   }
 
   /** Of an operation of so many elements. */
-  algorithmOf(floats: number): 'ring' | 'direct' {
-    return floats <= this.#directFloats ? 'direct' : 'ring';
+  algorithmOf(floats: number): 'ring' | 'direct' | 'scatter' {
+    return floats <= this.#directFloats ? 'direct' : this.#long;
   }
 
-  allReduce(buffer: Float32Array): Promise<void> {
-    if (this.algorithmOf(buffer.length) === 'ring') return ringAllReduce(this.#transport, buffer);
-    return directAllReduce(this.#transport, buffer, this.#scratchOf(buffer.length));
+  /** The same bits for every algorithm, where the payload is f32. */
+  allReduce(buffer: Float32Array, payload: Payload): Promise<void> {
+    const algorithm = this.algorithmOf(buffer.length);
+    if (algorithm === 'direct')
+      return directAllReduce(this.#transport, buffer, this.#scratchOf(buffer.length), payload);
+    // Around the ring a partial sum would be rounded at every step.
+    if (algorithm === 'ring' && payload === 'f32') return ringAllReduce(this.#transport, buffer);
+    const chunkFloats = Math.ceil(buffer.length / this.#transport.worldSize);
+    return scatterAllReduce(this.#transport, buffer, this.#scratchOf(chunkFloats), payload);
   }
 
   /**
@@ -35,7 +45,7 @@ export class Exchange {
    * @param parts [worldSize] views of the result of `floats` elements; this rank's is already there
    */
   allGather(parts: readonly Float32Array[], floats: number): Promise<void> {
-    const isLong = this.algorithmOf(floats) === 'ring';
+    const isLong = this.algorithmOf(floats) !== 'direct';
     return isLong ? ringAllGather(this.#transport, parts) : directAllGather(this.#transport, parts);
   }
 
@@ -53,5 +63,5 @@ export class Exchange {
  */
 function directLimit(algorithm: ZeroMqAlgorithm): number {
   if (algorithm === 'direct') return Infinity;
-  return algorithm === 'ring' ? 0 : 8192;
+  return algorithm === 'auto' ? 8192 : 0;
 }

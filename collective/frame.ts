@@ -1,14 +1,16 @@
 /**
  * Bytes on the wire. Control messages: one frame of MessagePack, optionally a second frame of raw float32. Collective
- * frames: one frame of 36 header bytes and raw float32 (one frame instead of two saves a queue operation per hop); the
+ * frames: one frame of 36 header bytes and the values, as payload.ts has them (one frame instead of two saves a queue operation per hop); the
  * header ends with a CRC-32 of everything else. All numbers little-endian. Refuses malformed input with a FrameError, which receivers count and drop: a stranger's
  * bytes must not stop a rank. Read next: zmq.ts (control), mailbox.ts (collectives).
  */
 import { crc32 } from 'node:zlib';
 import { Packr } from 'msgpackr';
 import { z } from 'zod';
+import { payloadNames } from '../config/cluster.ts';
 import { invariant } from '../config/errors.ts';
 import { protocolVersion } from './messages.ts';
+import { decodePayload, encodePayload, payloadBytes, payloadElements, type Payload } from './payload.ts';
 import { refusalOfMsgpack } from './plain-msgpack.ts';
 
 /** What arrived is not ours, or damaged. Never leaves collective/: receivers count it. */
@@ -109,10 +111,13 @@ export interface CollectiveHeader {
 export interface CollectiveFrame {
   readonly header: CollectiveHeader;
   readonly data: Float32Array;
+  /** What the data took on the wire. */
+  readonly bytes: number;
 }
 
 const magic = 0x41_4c_50_54; // the bytes 'TPLA'
-const float32Type = 1;
+/** Codes of element types; 0 is none. */
+const elementTypes = [undefined, ...payloadNames] as const;
 /** A multiple of 4, so that the data behind it can be viewed as float32. */
 export const headerBytes = 36;
 const checksumAt = 32;
@@ -120,12 +125,12 @@ const checksumAt = 32;
 const textBytes = 1024;
 
 /** @returns a new buffer: ZeroMQ reads it after send() has returned, nobody may write it again. */
-export function encodeCollective(header: CollectiveHeader, data: Float32Array): Buffer {
-  const frame = Buffer.allocUnsafe(headerBytes + data.byteLength);
+export function encodeCollective(header: CollectiveHeader, data: Float32Array, payload: Payload = 'f32'): Buffer {
+  const frame = Buffer.allocUnsafe(headerBytes + payloadBytes(data.length, payload));
   frame.writeUInt32LE(magic, 0);
   frame.writeUInt16LE(protocolVersion, 4);
   frame.writeUInt8(operations.indexOf(header.operation), 6);
-  frame.writeUInt8(float32Type, 7);
+  frame.writeUInt8(elementTypes.indexOf(payload), 7);
   frame.writeUInt32LE(header.groupTag, 8);
   frame.writeUInt32LE(header.epoch, 12);
   frame.writeUInt32LE(header.sequence, 16);
@@ -133,7 +138,7 @@ export function encodeCollective(header: CollectiveHeader, data: Float32Array): 
   frame.writeUInt16LE(header.step, 22);
   frame.writeUInt32LE(header.total, 24);
   frame.writeUInt32LE(header.offset, 28);
-  frame.set(bytesOf(data), headerBytes);
+  encodePayload(data, payload, frame.subarray(headerBytes));
   frame.writeUInt32LE(checksumOf(frame), checksumAt);
   return frame;
 }
@@ -149,7 +154,8 @@ export function decodeCollective(frame: Buffer): CollectiveFrame {
   if (version !== protocolVersion) throw new FrameError(`protocol ${version}, expected ${protocolVersion}`);
   const operation = operations[frame.readUInt8(6)];
   if (!operation) throw new FrameError(`unknown operation ${frame.readUInt8(6)}`);
-  if (frame.readUInt8(7) !== float32Type) throw new FrameError(`unknown element type ${frame.readUInt8(7)}`);
+  const payload = elementTypes[frame.readUInt8(7)];
+  if (!payload) throw new FrameError(`unknown element type ${frame.readUInt8(7)}`);
   const header = {
     operation,
     groupTag: frame.readUInt32LE(8),
@@ -160,9 +166,14 @@ export function decodeCollective(frame: Buffer): CollectiveFrame {
     total: frame.readUInt32LE(24),
     offset: frame.readUInt32LE(28),
   };
-  const data = floatsOf(frame.subarray(headerBytes));
+  const body = frame.subarray(headerBytes);
+  const elements = payloadElements(body.length, payload);
+  if (elements === null) throw new FrameError(`payload of ${body.length} B is not a whole number of ${payload}`);
   if (frame.readUInt32LE(checksumAt) !== checksumOf(frame)) throw new DamagedFrame(header);
-  return { header, data };
+  if (payload === 'f32') return { header, data: floatsOf(body), bytes: body.length };
+  const data = new Float32Array(elements);
+  decodePayload(body, payload, data);
+  return { header, data, bytes: body.length };
 }
 
 function checksumOf(frame: Buffer): number {

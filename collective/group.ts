@@ -12,13 +12,19 @@
  * operation in flight fail with a PeerError.
  */
 
+import type { Payload } from './payload.ts';
+
 export interface ProcessGroup extends AsyncDisposable {
   readonly rank: number;
   readonly worldSize: number;
   readonly stats: GroupStats;
 
-  /** Replaces `buffer` on every rank by the sum of all ranks' buffers. `label` names the operation in errors: 'layer 12, attention'. */
-  allReduceSum(buffer: Float32Array, label: string): Promise<void>;
+  /**
+   * Replaces `buffer` on every rank by the sum of all ranks' buffers. `label` names the operation in errors: 'layer 12,
+   * attention'. `payload` is what the values travel as between hosts: with any but f32, the default, sums are rounded, to
+   * the same bits on every rank.
+   */
+  allReduceSum(buffer: Float32Array, label: string, payload?: Payload): Promise<void>;
 
   /**
    * Concatenates the parts in rank order into `out`, on every rank. Parts may differ in length (also 0);

@@ -1,6 +1,7 @@
 /** The leaders of hosts as the ranks of a transport: rank h of it is the leader of host h. See two-level-group.ts. */
 import { InvariantError } from '../config/errors.ts';
 import type { Mailbox } from './mailbox.ts';
+import type { Payload } from './payload.ts';
 import type { Transport } from './ring.ts';
 
 export class LeaderTransport implements Transport {
@@ -20,12 +21,12 @@ export class LeaderTransport implements Transport {
     this.#others = leaders.filter((_, other) => other !== host);
   }
 
-  send(to: number, step: number, data: Float32Array): Promise<void> {
-    return this.#mailbox.send(this.#leaderOf(to), step, data);
+  send(to: number, step: number, data: Float32Array, payload?: Payload): Promise<void> {
+    return this.#mailbox.send(this.#leaderOf(to), step, data, payload);
   }
 
-  sendToAll(step: number, data: Float32Array): Promise<void> {
-    return this.#mailbox.sendToEach(this.#others, step, data);
+  sendToAll(step: number, data: Float32Array, payload?: Payload): Promise<void> {
+    return this.#mailbox.sendToEach(this.#others, step, data, payload);
   }
 
   receive(

@@ -18,11 +18,13 @@ import {
 } from './frame.ts';
 import type { CollectiveFrame, CollectiveHeader } from './frame.ts';
 import type { GroupStats } from './group.ts';
+import type { MailboxSettings, Successor } from './mailbox-settings.ts';
 import { describeCall } from './operation.ts';
 import type { OperationCall } from './operation.ts';
+import { payloadBytes, type Payload } from './payload.ts';
 import type { Transport } from './ring.ts';
 import { connectPush, receiveWithin, sendWithin } from './zmq.ts';
-import type { CurveOptions, Pull, Push } from './zmq.ts';
+import type { Pull, Push } from './zmq.ts';
 
 /** A receive looks this often whether the group was closed meanwhile. */
 const closeCheckMs = 100;
@@ -33,33 +35,6 @@ const maxEarlyFrames = 1024;
 /** Longer transfers are cut, so that a receiver can bound the size of a frame and adds while the rest travels. */
 const maxPieceFloats = 1024 * 1024;
 export const maxFrameBytes = headerBytes + 4 * maxPieceFloats;
-
-export interface MailboxSettings {
-  readonly rank: number;
-  readonly worldSize: number;
-  readonly epoch: number;
-  /** Where each rank is bound. [worldSize] */
-  readonly endpoints: readonly string[];
-  /** The same on all ranks of this group, another in any other group. 32 bits */
-  readonly groupTag: number;
-  /** Deadline of every receive and every send. */
-  readonly timeoutMs: number;
-  /** Of the socket that connects to this peer; undefined: frames travel in the clear. */
-  readonly curveOf?: ((peer: number) => CurveOptions) | undefined;
-  /** Fault drills only: what is sent instead of a frame; null: nothing. */
-  readonly tamper?: Tamper | undefined;
-}
-
-/** Of a group that is made of another one's ranks and takes its mailbox. */
-export interface Successor {
-  readonly stats: GroupStats;
-  /** What a receive waits beyond the deadline: what the sender waits for may be late first, and then it says so. */
-  readonly graceMs: number;
-  /** As messages call a rank. */
-  readonly nameOf: (rank: number) => string;
-}
-
-export type Tamper = (frame: Buffer, to: number) => Buffer | null;
 
 export class Mailbox implements Transport {
   readonly rank: number;
@@ -108,21 +83,26 @@ export class Mailbox implements Transport {
     this.#call = call;
   }
 
-  async send(to: number, step: number, data: Float32Array): Promise<void> {
-    for (const frame of this.#cut(step, data)) await this.#push(to, frame);
-    this.#stats.bytesSent += data.byteLength;
+  async send(to: number, step: number, data: Float32Array, payload: Payload = 'f32'): Promise<void> {
+    for (const frame of this.#cut(step, data, payload)) await this.#push(to, frame);
+    this.#stats.bytesSent += payloadBytes(data.length, payload);
   }
 
-  sendToAll(step: number, data: Float32Array): Promise<void> {
-    return this.sendToEach(this.#others, step, data);
+  sendToAll(step: number, data: Float32Array, payload?: Payload): Promise<void> {
+    return this.sendToEach(this.#others, step, data, payload);
   }
 
-  async sendToEach(peers: readonly number[], step: number, data: Float32Array): Promise<void> {
-    for (const frame of this.#cut(step, data)) {
+  async sendToEach(
+    peers: readonly number[],
+    step: number,
+    data: Float32Array,
+    payload: Payload = 'f32',
+  ): Promise<void> {
+    for (const frame of this.#cut(step, data, payload)) {
       // All at once: a dead peer must not keep the frame from the living, who would then blame this rank.
       await Promise.all(peers.map((to) => this.#push(to, frame)));
     }
-    this.#stats.bytesSent += data.byteLength * peers.length;
+    this.#stats.bytesSent += payloadBytes(data.length, payload) * peers.length;
   }
 
   /** From now on frames are another group's. */
@@ -156,14 +136,14 @@ export class Mailbox implements Transport {
   ): Promise<void> {
     let received = 0;
     do {
-      const { header, data } = await this.#next(from);
+      const { header, data, bytes } = await this.#next(from);
       this.#checkHeader(header, from, step, received);
       if (received + data.length > length) throw this.#mismatch(header, from, `${received + data.length} elements`);
       this.#damagedAt[from] = 0;
       take(data, received);
       received += data.length;
+      this.#stats.bytesReceived += bytes;
     } while (received < length);
-    this.#stats.bytesReceived += 4 * length;
   }
 
   /** Makes a receive in flight fail within `closeCheckMs`. The inbox stays open: it belongs to whoever bound it. */
@@ -172,13 +152,13 @@ export class Mailbox implements Transport {
     for (const outlet of this.#outlets) outlet?.close();
   }
 
-  *#cut(step: number, data: Float32Array): Generator<Buffer> {
+  *#cut(step: number, data: Float32Array, payload: Payload): Generator<Buffer> {
     const { operation, sequence, total } = this.#call;
     const { groupTag, epoch, rank: source } = this.#settings;
     let offset = 0;
     do {
       const piece = data.subarray(offset, offset + maxPieceFloats);
-      yield encodeCollective({ operation, groupTag, epoch, sequence, source, step, total, offset }, piece);
+      yield encodeCollective({ operation, groupTag, epoch, sequence, source, step, total, offset }, piece, payload);
       offset += maxPieceFloats;
     } while (offset < data.length);
   }

@@ -5,6 +5,7 @@
 import { InvariantError, PeerError } from '../config/errors.ts';
 import type { JoinedGroup } from './create-group.ts';
 import type { GroupStats, ProcessGroup, RoundTrip } from './group.ts';
+import type { Payload } from './payload.ts';
 
 export class RejoinableGroup implements ProcessGroup {
   readonly rank: number;
@@ -22,8 +23,8 @@ export class RejoinableGroup implements ProcessGroup {
     return this.#group('stats').stats;
   }
 
-  allReduceSum(buffer: Float32Array, label: string): Promise<void> {
-    return this.#group(label).allReduceSum(buffer, label);
+  allReduceSum(buffer: Float32Array, label: string, payload?: Payload): Promise<void> {
+    return this.#group(label).allReduceSum(buffer, label, payload);
   }
 
   allGather(part: Float32Array, lengths: readonly number[], out: Float32Array, label: string): Promise<void> {

@@ -12,14 +12,16 @@
  * Read next: mailbox.ts, which carries the transfers; direct.ts for short messages.
  */
 
+import type { Payload } from './payload.ts';
+
 /** Carries transfers between ranks during one operation. */
 export interface Transport {
   readonly rank: number;
   readonly worldSize: number;
   /** `data` may be changed as soon as the promise resolves. */
-  send(to: number, step: number, data: Float32Array): Promise<void>;
+  send(to: number, step: number, data: Float32Array, payload?: Payload): Promise<void>;
   /** As send, to all other ranks. */
-  sendToAll(step: number, data: Float32Array): Promise<void>;
+  sendToAll(step: number, data: Float32Array, payload?: Payload): Promise<void>;
   /** Calls `take` with the elements in order, in one or more pieces; `offset` counts from the start of the transfer. */
   receive(
     from: number,

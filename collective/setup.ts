@@ -3,6 +3,7 @@
  * how to reach them. Part of messages.ts, which says when each is sent.
  */
 import { z } from 'zod';
+import { payloadNames } from '../config/cluster.ts';
 import { schemes } from '../config/schemes.ts';
 import { expertShardings } from '../config/shard-plan.ts';
 
@@ -61,6 +62,8 @@ const workerOptionsSchema = z.strictObject({
   norm: z.enum(['exact', 'sliced']),
   /** Deadline of every receive of a collective. */
   timeoutMs: count,
+  /** What the sums behind attention and feed-forward travel as between hosts. */
+  payload: z.enum(payloadNames),
 });
 export type WorkerOptions = z.infer<typeof workerOptionsSchema>;
 

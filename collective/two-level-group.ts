@@ -20,6 +20,7 @@ import { LeaderTransport } from './leader-transport.ts';
 import type { Mailbox } from './mailbox.ts';
 import { checkGather, checkRoot, OperationRunner, partsOf } from './operation.ts';
 import type { OperationCall } from './operation.ts';
+import type { Payload } from './payload.ts';
 import { SharedRounds, type Segment } from './shared-rounds.ts';
 import { copyWork, gatherWork, meetingWork, sumWork } from './shared-work.ts';
 
@@ -79,11 +80,11 @@ export class TwoLevelGroup implements ProcessGroup {
     return this.#runner.stats;
   }
 
-  allReduceSum(buffer: Float32Array, label: string): Promise<void> {
+  allReduceSum(buffer: Float32Array, label: string, payload: Payload = 'f32'): Promise<void> {
     return this.#run('all-reduce', buffer.length, label, async (call) => {
       const { place, members } = this.#rounds;
       await this.#rounds.run(call, sumWork(place, members, buffer));
-      await this.#leaders?.exchange.allReduce(buffer);
+      await this.#leaders?.exchange.allReduce(buffer, payload);
       await this.#takeFromLeader(call, buffer);
     });
   }

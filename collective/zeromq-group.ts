@@ -9,7 +9,9 @@ import { directBarrier, directBroadcast, directRoundTrip } from './direct.ts';
 import { removeSocketFile } from './endpoint.ts';
 import { Exchange, type ZeroMqAlgorithm } from './exchange.ts';
 import type { GroupStats, ProcessGroup } from './group.ts';
-import { Mailbox, maxFrameBytes, type MailboxSettings, type Tamper } from './mailbox.ts';
+import { Mailbox, maxFrameBytes } from './mailbox.ts';
+import type { MailboxSettings, Tamper } from './mailbox-settings.ts';
+import type { Payload } from './payload.ts';
 import { checkGather, checkRoot, OperationRunner, partsOf } from './operation.ts';
 import { bindPull } from './zmq.ts';
 import type { CurveOptions, Pull } from './zmq.ts';
@@ -27,6 +29,8 @@ export interface JoinSettings {
   readonly timeoutMs: number;
   /** The same on all ranks. By default auto: by message size. Tests and benchmarks fix it. */
   readonly algorithm?: ZeroMqAlgorithm;
+  /** Then sums travel as float32, whatever their payload. By default false. */
+  readonly isOneHost?: boolean;
   /** Aborted: the join is given up at once, with a PeerError. */
   readonly signal?: AbortSignal | undefined;
   /** Fault drills only. */
@@ -86,13 +90,19 @@ export class ZeroMqGroup implements ProcessGroup {
   readonly #mailbox: Mailbox;
   readonly #runner: OperationRunner;
   readonly #exchange: Exchange;
+  readonly #isOneHost: boolean;
 
-  private constructor(mailbox: Mailbox, runner: OperationRunner, exchange: Exchange) {
+  private constructor(
+    mailbox: Mailbox,
+    runner: OperationRunner,
+    { algorithm = 'auto', isOneHost = false }: JoinSettings,
+  ) {
     this.rank = mailbox.rank;
     this.worldSize = mailbox.worldSize;
     this.#mailbox = mailbox;
     this.#runner = runner;
-    this.#exchange = exchange;
+    this.#exchange = new Exchange(mailbox, algorithm);
+    this.#isOneHost = isOneHost;
   }
 
   /** @throws PeerError naming the rank that did not answer in `timeoutMs` */
@@ -107,7 +117,7 @@ export class ZeroMqGroup implements ProcessGroup {
     const runner = new OperationRunner(rank);
     const groupTag = createHash('sha256').update(endpoints.join('\n')).digest().readUInt32LE(0);
     const mailbox = new Mailbox(inbox, early, { ...settings, groupTag }, runner.stats);
-    const group = new ZeroMqGroup(mailbox, runner, new Exchange(mailbox, settings.algorithm ?? 'auto'));
+    const group = new ZeroMqGroup(mailbox, runner, settings);
     const giveUp = (): void => mailbox.close();
     settings.signal?.addEventListener('abort', giveUp);
     if (settings.signal?.aborted === true) giveUp();
@@ -140,16 +150,16 @@ export class ZeroMqGroup implements ProcessGroup {
   }
 
   /** What carries an all-reduce of `floats` elements: for Ready and doctor. */
-  transportOf(floats: number): 'none' | 'zeromq direct' | 'zeromq ring' {
+  transportOf(floats: number): 'none' | `zeromq ${ReturnType<Exchange['algorithmOf']>}` {
     if (this.worldSize === 1) return 'none';
     return `zeromq ${this.#exchange.algorithmOf(floats)}`;
   }
 
-  allReduceSum(buffer: Float32Array, label: string): Promise<void> {
+  allReduceSum(buffer: Float32Array, label: string, payload: Payload = 'f32'): Promise<void> {
     return this.#runner.run('all-reduce', buffer.length, label, (call) => {
       if (this.worldSize === 1) return undefined;
       this.#mailbox.begin(call);
-      return this.#exchange.allReduce(buffer);
+      return this.#exchange.allReduce(buffer, this.#isOneHost ? 'f32' : payload);
     });
   }
 

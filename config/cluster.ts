@@ -10,6 +10,7 @@ import { expertShardings, maxWorldSize } from './shard-plan.ts';
 export const schemeNames = ['auto', ...schemes] as const;
 export const backendNames = ['ggml', 'gpujs', 'reference'] as const;
 export const transportNames = ['auto', 'shm', 'zeromq', 'mpi'] as const;
+export const payloadNames = ['f32', 'f16', 'q8_0'] as const;
 export const cacheTypeNames = ['f16', 'f32', 'q8_0'] as const;
 export const weightNames = ['keep', 'f32', 'f16', 'q8_0', 'q4_0', 'q4_K'] as const;
 export const reparameterizationNames = ['weighted', 'pca', 'hadamard', 'none'] as const;
@@ -73,6 +74,8 @@ const collectiveSchema = z.strictObject({
   transport: z.enum(transportNames).default('auto'),
   /** Deadline of every receive of a collective. */
   timeoutMs: wholeNumber.min(100).max(3_600_000).default(10_000),
+  /** What the sums behind attention and feed-forward travel as between hosts; all but f32 lose precision. */
+  payload: z.enum(payloadNames).default('f32'),
 });
 
 const rankSchema = z
@@ -146,6 +149,13 @@ export const clusterSchema = z
     faults: faultsSchema.prefault({}),
   })
   .superRefine(({ collective, ranks }, context) => {
+    const { transport, payload } = collective;
+    if (payload !== 'f32' && (transport === 'shm' || transport === 'mpi'))
+      context.addIssue({
+        code: 'custom',
+        path: ['collective', 'payload'],
+        message: `${payload} is for sums over ZeroMQ between hosts, and transport ${transport} sends none; leave it out, or use transport auto or zeromq`,
+      });
     if (collective.transport === 'mpi' && ranks.some(({ host }) => host !== 'join'))
       context.addIssue({
         code: 'custom',

@@ -56,6 +56,7 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
       prefill: config.attention.prefill,
       norm: config.attention.norm,
       timeoutMs: config.collective.timeoutMs,
+      payload: config.collective.payload,
     },
   };
 }

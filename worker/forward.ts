@@ -8,6 +8,7 @@ import { routes } from '../config/model-config.ts';
 import { size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { ProcessGroup } from '../collective/group.ts';
 import type { Step } from '../collective/messages.ts';
+import type { Payload } from '../collective/payload.ts';
 import { chunksOf, type Chunk } from './chunks.ts';
 import type { MomentAccumulator } from './moments.ts';
 import { normRows } from './post-norm.ts';
@@ -38,6 +39,7 @@ export class Forward implements Disposable {
   private readonly seat: RankSeat;
   private readonly rank: RankPlan;
   private readonly group: ProcessGroup;
+  private readonly payload: Payload;
   private readonly stager: LatentStager;
   private readonly experts: RoutedExperts;
   private readonly exactPrefill: boolean;
@@ -52,11 +54,13 @@ export class Forward implements Disposable {
   /** Set while calibration moments are being collected. */
   moments: MomentAccumulator | undefined;
 
-  constructor(parts: RankParts, plan: ShardPlan, rank: RankPlan, group: ProcessGroup) {
+  /** @param payload what the sums behind attention and feed-forward travel as between hosts */
+  constructor(parts: RankParts, plan: ShardPlan, rank: RankPlan, group: ProcessGroup, payload: Payload) {
     this.parts = parts;
     this.seat = { plan, rank, group };
     this.rank = rank;
     this.group = group;
+    this.payload = payload;
     this.stager = new LatentStager(parts, plan, rank, group);
     this.experts = new RoutedExperts(parts, rank);
     this.exactPrefill = parts.cache.staging !== undefined;
@@ -109,11 +113,11 @@ export class Forward implements Disposable {
     programs.load(chunk);
     this.moments?.add(layer, x);
     await programs.attention(layer, x, delta, labels.exchange);
-    await this.group.allReduceSum(delta, labels.attention);
+    await this.group.allReduceSum(delta, labels.attention, this.payload);
     this.addDelta(layer, 'attention', x, delta);
     if (routes(this.parts.model, layer)) this.experts.run(layer, x, delta);
     else programs.feedForward(layer, x, delta);
-    await this.group.allReduceSum(delta, labels.feedForward);
+    await this.group.allReduceSum(delta, labels.feedForward, this.payload);
     this.addDelta(layer, 'feedForward', x, delta);
   }
 

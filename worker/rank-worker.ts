@@ -53,7 +53,7 @@ export class RankWorker implements AsyncDisposable {
     this.parts = parts;
     this.group = group;
     this.ready = ready;
-    this.forward = new Forward(parts, setup.plan, rankPlanOf(setup), group);
+    this.forward = new Forward(parts, setup.plan, rankPlanOf(setup), group, setup.options.payload);
   }
 
   /**

@@ -91,7 +91,7 @@ function configFor({ config, drills, prompts }: DrillOptions): ClusterConfig {
   return {
     ...config,
     cache: { ...config.cache, slots: prompts.length },
-    collective: onSockets ? { transport: 'zeromq', timeoutMs: cutTimeoutMs } : config.collective,
+    collective: onSockets ? { ...config.collective, transport: 'zeromq', timeoutMs: cutTimeoutMs } : config.collective,
     // Faults are what a drill is for: no ceiling stops it.
     faults: { ...config.faults, restarts: Infinity },
   };

@@ -2,7 +2,7 @@
  * How long does one all-reduce take? Real processes on this machine: warm up, verify every element of the sums, then
  * time. Prints a table row per run and one JSON line. Build first, then for example:
  *   node dist/scripts/bench/allreduce.js --ranks 2 --floats 576 --transport shm
- * --transport shm | two-levels | zeromq-ring | zeromq-direct | zeromq-auto, --hosts of two levels, a letter for each rank
+ * --transport shm | two-levels | zeromq-ring | zeromq-direct | zeromq-scatter | zeromq-auto, --hosts of two levels, a letter for each rank
  * (by default the first half of the ranks on one, the others on a second), --count operations (default: about a second's worth),
  * --endpoint ipc | tcp://127.0.0.1:*
  */
@@ -14,6 +14,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
 import { invariant } from '../../config/errors.ts';
+import type { ZeroMqAlgorithm } from '../../collective/exchange.ts';
 import type { ProcessGroup } from '../../collective/group.ts';
 import { sumInChunkOrder } from '../../collective/ring.ts';
 import { hostRanksOf, ranksBeside } from '../../collective/host-ranks.ts';
@@ -21,7 +22,7 @@ import { createSharedMemoryGroup, mapSegment } from '../../collective/shared-mem
 import { TwoLevelGroup } from '../../collective/two-level-group.ts';
 import { bindRing } from '../../collective/zeromq-group.ts';
 
-const transports = ['shm', 'two-levels', 'zeromq-ring', 'zeromq-direct', 'zeromq-auto'] as const;
+const transports = ['shm', 'two-levels', 'zeromq-ring', 'zeromq-direct', 'zeromq-scatter', 'zeromq-auto'] as const;
 const seed = 1;
 
 const runSchema = z.strictObject({
@@ -96,7 +97,7 @@ async function runRank({ rank, run, runId }: z.infer<typeof childSchema>): Promi
   const told = once(process, 'message');
   process.send?.(ring.endpoint);
   const endpoints = endpointsSchema.parse((await told)[0]);
-  const algorithm = run.transport === 'zeromq-ring' ? 'ring' : run.transport === 'zeromq-direct' ? 'direct' : 'auto';
+  const algorithm = algorithmOf(run.transport);
   const settings = { rank, worldSize: run.ranks, epoch: 1, timeoutMs: 10_000 };
   await using overZeroMq = await ring.join({ ...settings, endpoints, algorithm });
   if (run.transport === 'shm') {
@@ -140,6 +141,21 @@ async function measure(group: ProcessGroup, run: Run): Promise<number[]> {
   }
   await group.barrier('bench ends');
   return times.sort((a, b) => a - b);
+}
+
+function algorithmOf(transport: Run['transport']): ZeroMqAlgorithm {
+  switch (transport) {
+    case 'zeromq-ring':
+      return 'ring';
+    case 'zeromq-direct':
+      return 'direct';
+    case 'zeromq-scatter':
+      return 'scatter';
+    case 'shm':
+    case 'two-levels':
+    case 'zeromq-auto':
+      return 'auto';
+  }
 }
 
 /** Name of each rank's host. */

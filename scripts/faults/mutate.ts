@@ -77,6 +77,7 @@ export function sampleMessages(): readonly (ToRank | FromRank)[] {
         prefill: 'exact',
         norm: 'exact',
         timeoutMs: 10_000,
+        payload: 'f32',
       },
       ringEndpoints: ['ipc:///a', 'ipc:///b', 'ipc:///c'],
       ringKeys: ['', '', ''],

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { StepResult } from '../../coordinator/ask-ranks.ts';
 import type { ClusterEvent } from '../../coordinator/cluster-events.ts';
-import type { Cluster } from '../../coordinator/cluster.ts';
+import { Cluster } from '../../coordinator/cluster.ts';
 import { Supervisor } from '../../coordinator/supervisor.ts';
 import { openCheckpoint } from '../../model/open.ts';
 import { startCluster } from '../helpers/cluster.ts';
@@ -15,7 +15,7 @@ import { expectClose } from '../helpers/expect-close.ts';
 import { goldenFolder } from '../helpers/golden.ts';
 import { Sandbox } from '../helpers/program.ts';
 import { freePort, remoteConfig, startWorker } from '../helpers/remote.ts';
-import { SUM_ORDER } from '../helpers/tolerances.ts';
+import { CARRIED_IN_BLOCKS, SUM_ORDER } from '../helpers/tolerances.ts';
 
 const model = join(goldenFolder, 'stories260K');
 const hosts = ['local', 'local', 'join', 'join'];
@@ -71,6 +71,31 @@ describe.skipIf(process.platform === 'win32')('two ranks on each of two hosts', 
       await expect.poll(() => events.at(-1)?.kind, { timeout: 20_000 }).toBe('recovered');
       expect(events[1]?.text).toMatch(new RegExp(`^rank 2 \\(process ${pid} on b\\): stopped answering`));
       expect((await step(supervisor)).logits).toEqual(logits);
+    },
+  );
+
+  test(
+    'send a quarter of the bytes where the payload is q8_0, for almost the same logits',
+    { timeout: 120_000 },
+    async () => {
+      await using _third = joining(2);
+      await using _fourth = joining(3);
+      await using checkpoint = await openCheckpoint(model);
+      const results: StepResult[] = [];
+      for (const payload of ['f32', 'q8_0'] as const) {
+        const config = remoteConfig({ model, port, hosts, payload });
+        await using cluster = await Cluster.start({ checkpoint, config, log: () => undefined });
+        results.push(await step(cluster));
+      }
+      const [exact, rounded] = results;
+      expect(rounded!.logits).not.toEqual(exact!.logits);
+      expectClose(rounded!.logits, exact!.logits, CARRIED_IN_BLOCKS);
+      // A leader puts its own and the result into shared memory besides, as float32; so do the sums of the embedding.
+      const sent = results.map(({ perRank }) => perRank[0]!.bytesSent);
+      const values = 3 * 64 * (2 * 5 + 1);
+      expect(sent[0]).toBe(3 * 4 * values);
+      expect(sent[1]).toBe(2 * 4 * values + 4 * 3 * 64 + 34 * 6 * 2 * 5);
+      expect(rounded!.perRank[1]!.bytesSent).toBe(4 * values);
     },
   );
 

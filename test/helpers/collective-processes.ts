@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { InvariantError, PeerError } from '../../config/errors.ts';
 import { newGroupStats } from '../../collective/group.ts';
 import type { GroupStats, ProcessGroup } from '../../collective/group.ts';
+import type { Payload } from '../../collective/payload.ts';
 import { ControlServer } from '../../collective/control.ts';
 import type { MadeGroups } from '../suites/process-group.ts';
 
@@ -120,8 +121,8 @@ export class RankProcess implements ProcessGroup {
     throw name === 'PeerError' ? new PeerError(message) : new InvariantError(message);
   }
 
-  async allReduceSum(buffer: Float32Array, label: string): Promise<void> {
-    buffer.set(await this.call<Float32Array>('allReduceSum', { buffer, label }));
+  async allReduceSum(buffer: Float32Array, label: string, payload?: Payload): Promise<void> {
+    buffer.set(await this.call<Float32Array>('allReduceSum', { buffer, label, payload }));
   }
 
   async allGather(part: Float32Array, lengths: readonly number[], out: Float32Array, label: string): Promise<void> {

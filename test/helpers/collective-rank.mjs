@@ -21,8 +21,8 @@ const actions = {
     if (transport === 'shm') group = await createSharedMemoryGroup({ ...settings, runId, bootstrap });
     if (transport === 'two levels') group = await twoLevels({ ...settings, runId, bootstrap }, hosts);
   },
-  async allReduceSum({ buffer, label }) {
-    await group.allReduceSum(buffer, label);
+  async allReduceSum({ buffer, label, payload }) {
+    await group.allReduceSum(buffer, label, payload);
     return buffer;
   },
   async allGather({ part, lengths, out, label }) {

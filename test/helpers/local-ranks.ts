@@ -33,6 +33,7 @@ export const exactOptions: WorkerOptions = {
   prefill: 'exact',
   norm: 'exact',
   timeoutMs: 20_000,
+  payload: 'f32',
 };
 
 export async function startLocalRanks(

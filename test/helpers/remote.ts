@@ -23,16 +23,18 @@ export interface RemoteSettings {
   readonly faults?: Partial<ClusterConfig['faults']>;
   readonly joinSeconds?: number;
   readonly address?: string;
+  readonly payload?: ClusterConfig['collective']['payload'];
 }
 
 export function remoteConfig(settings: RemoteSettings): ClusterConfig {
-  const { model, port, hosts, keys, faults = {}, joinSeconds = 30, address = '127.0.0.1' } = settings;
+  const { model, port, hosts, keys, faults = {}, joinSeconds = 30, address = '127.0.0.1', payload = 'f32' } = settings;
   return clusterSchema.parse({
     model,
     ranks: hosts.map((host) => ({ host })),
     cache: { contextTokens: 256 },
     coordinator: { bind: `tcp://${address}:${port}`, joinSeconds },
     security: keys === undefined ? { curve: 'off' } : { curve: 'on', keys },
+    collective: { payload },
     faults: { backoffMs: 0, ...faults },
   });
 }

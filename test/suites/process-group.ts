@@ -18,6 +18,13 @@ export type MakeGroups = (worldSize: number, timeoutMs: number) => Promise<MadeG
 const worldSizes = [1, 2, 3, 4, 5, 8];
 /** None, one, fewer than ranks, no multiple of anything, one layer of SmolLM2, longer than a slot or a direct message. */
 const lengths = [0, 1, 3, 7, 576, 1000, 10_000, 40_001];
+/** Largest error of what a payload carries, relative to the largest value: half a step, and the rounding of a scale. */
+const steps = [
+  ['f16', 2 ** -11],
+  ['q8_0', 1 / 254 + 2 ** -11],
+] as const;
+/** Of valuesOf. */
+const largestValue = 512;
 const patientMs = 20_000;
 
 export function describeProcessGroup(name: string, make: MakeGroups): void {
@@ -42,6 +49,23 @@ export function describeProcessGroup(name: string, make: MakeGroups): void {
           expect(stats.operations).toBe(lengths.length);
           expect(stats.bytesSent > 0).toBe(worldSize > 1);
           expect(stats.bytesReceived > 0).toBe(worldSize > 1);
+        }
+      });
+
+      it('sums what travels in fewer bits to the same bits on every rank', async () => {
+        await using made = await make(worldSize, patientMs);
+        for (const [payload, step] of steps) {
+          for (const length of lengths) {
+            const parts = made.groups.map(({ rank }) => valuesOf(length, rank, length));
+            const sums = await onAll(made.groups, async (group) => {
+              const buffer = parts[group.rank]!.slice();
+              await group.allReduceSum(buffer, payload, payload);
+              return buffer;
+            });
+            // A part, or the sum of a host's, is rounded when it is sent, and a long sum once more.
+            expectNear(sums[0]!, sumOf(parts), 2 * worldSize * largestValue * step);
+            for (const sum of sums) expectSameBits(sum, sums[0]!);
+          }
         }
       });
 
@@ -213,6 +237,11 @@ export function expectSameBits(actual: Float32Array, expected: Float32Array): vo
   const b = new Uint32Array(expected.buffer, expected.byteOffset, expected.length);
   const at = a.findIndex((bits, i) => bits !== b[i]);
   if (at !== -1) expect.fail(`element ${at} of ${a.length}: ${actual[at]}, expected ${expected[at]}`);
+}
+
+function expectNear(actual: Float32Array, expected: Float32Array, tolerance: number): void {
+  const at = actual.findIndex((value, i) => Math.abs(value - expected[i]!) > tolerance);
+  if (at !== -1) expect.fail(`element ${at}: ${actual[at]}, expected ${expected[at]} within ${tolerance}`);
 }
 
 async function errorsOf(promises: Promise<void>[]): Promise<unknown[]> {

@@ -10,6 +10,7 @@ import {
   headerBytes,
   maxMessageBytes,
 } from '../../../collective/frame.ts';
+import { carried } from '../../../collective/payload.ts';
 import type { CollectiveHeader } from '../../../collective/frame.ts';
 
 const anyBytes = fc.uint8Array({ maxLength: 80 }).map((bytes) => Buffer.from(bytes));
@@ -104,7 +105,20 @@ describe('collective frames', () => {
     for (const shift of [0, 1, 2, 3]) {
       const moved = Buffer.alloc(frame.length + shift);
       frame.copy(moved, shift);
-      expect(decodeCollective(moved.subarray(shift))).toEqual({ header, data });
+      expect(decodeCollective(moved.subarray(shift))).toEqual({ header, data, bytes: 4 * 37 });
+    }
+  });
+
+  it('carry halves and blocks', () => {
+    const data = Float32Array.from({ length: 37 }, (_, i) => Math.sin(i));
+    for (const [payload, size] of [
+      ['f16', 74],
+      ['q8_0', 41],
+    ] as const) {
+      const expected = data.slice();
+      carried(expected, payload);
+      const frame = encodeCollective(header, data, payload);
+      expect(decodeCollective(frame)).toEqual({ header, data: expected, bytes: size });
     }
   });
 
@@ -120,10 +134,15 @@ describe('collective frames', () => {
     ['foreign bytes', (frame) => frame.fill(0, 0, 4), 'not a tpla frame'],
     ['another protocol', (frame) => frame.fill(99, 4, 5), 'protocol 99, expected'],
     ['an unknown operation', (frame) => frame.fill(77, 6, 7), 'unknown operation 77'],
-    ['an unknown element type', (frame) => frame.fill(2, 7, 8), 'unknown element type 2'],
+    ['an unknown element type', (frame) => frame.fill(4, 7, 8), 'unknown element type 4'],
     ['a flipped bit of the data', (frame) => frame.fill(1, 36, 37), 'says it is from rank 63 is wrong'],
     ['another sequence number', (frame) => frame.fill(255, 16, 17), 'says it is from rank 63 is wrong'],
-    ['half a float', (frame) => frame.subarray(0, 38), 'payload of 2 B is not a whole number of float32'],
+    ['half a float', (frame) => frame.subarray(0, 38), 'payload of 2 B is not a whole number of f32'],
+    [
+      'a block without numbers',
+      (frame) => frame.fill(3, 7, 8).subarray(0, 38),
+      'payload of 2 B is not a whole number of q8_0',
+    ],
   ];
   it.each(damage)('refuse %s', (_, harm, text) => {
     const frame = harm(encodeCollective(header, Float32Array.of(1)));

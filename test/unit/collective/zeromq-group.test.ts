@@ -7,6 +7,7 @@ import { describeProcessGroup, expectSameBits, onAll, sumOf, valuesOf } from '..
 
 describeProcessGroup('ZeroMQ ring', (worldSize, timeoutMs) => makeZeroMq(worldSize, timeoutMs, 'ring'));
 describeProcessGroup('ZeroMQ direct', (worldSize, timeoutMs) => makeZeroMq(worldSize, timeoutMs, 'direct'));
+describeProcessGroup('ZeroMQ scatter', (worldSize, timeoutMs) => makeZeroMq(worldSize, timeoutMs, 'scatter'));
 describeProcessGroup('ZeroMQ auto over tcp', (worldSize, timeoutMs) =>
   makeZeroMq(worldSize, timeoutMs, 'auto', 'tcp://127.0.0.1:*'),
 );
@@ -25,6 +26,42 @@ describe('ZeroMQ group', () => {
     await using made = await makeZeroMq(3, 10_000, 'direct');
     await onAll(made.groups, (group) => group.allReduceSum(new Float32Array(900), 'x'));
     for (const { stats } of made.groups) expect(stats).toMatchObject({ bytesSent: 7200, bytesReceived: 7200 });
+  });
+
+  it.each([
+    ['f16', 2 * 1800, 2 * 4 * 300],
+    ['q8_0', 2 * (900 + 2 * 29), 2 * 2 * (300 + 2 * 10)],
+  ] as const)('sends in %s what its cost line says', async (payload, direct, scattered) => {
+    for (const [algorithm, bytes] of [
+      ['direct', direct],
+      ['scatter', scattered],
+    ] as const) {
+      await using made = await makeZeroMq(3, 10_000, algorithm);
+      await onAll(made.groups, (group) => group.allReduceSum(new Float32Array(900), 'x', payload));
+      for (const { stats } of made.groups) expect(stats).toMatchObject({ bytesSent: bytes, bytesReceived: bytes });
+    }
+  });
+
+  it('sends float32 between ranks of one host, whatever is asked for', async () => {
+    const rings = [await bindRing('ipc'), await bindRing('ipc')];
+    const endpoints = rings.map(({ endpoint }) => endpoint);
+    const settings = { worldSize: 2, epoch: 1, endpoints, timeoutMs: 10_000, isOneHost: true };
+    const groups = await Promise.all(rings.map((ring, rank) => ring.join({ ...settings, rank })));
+    const parts = groups.map(({ rank }) => valuesOf(1000, rank, 1));
+    await onAll(groups, async (group) => {
+      const buffer = parts[group.rank]!.slice();
+      await group.allReduceSum(buffer, 'x', 'q8_0');
+      expectSameBits(buffer, sumOf(parts));
+    });
+    for (const each of [...groups, ...rings]) await each[Symbol.asyncDispose]();
+  });
+
+  it('refuses values that halves cannot carry, by name', async () => {
+    await using made = await makeZeroMq(2, 300, 'direct');
+    const sum = made.groups[0]!.allReduceSum(Float32Array.of(1, 70_000), 'x', 'f16');
+    await expect(sum).rejects.toThrow(
+      "collective.payload: f16 carries values up to 65504, and this model's sums have larger ones; use f32 or q8_0",
+    );
   });
 
   it('says what carries a sum', async () => {

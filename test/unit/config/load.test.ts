@@ -49,7 +49,7 @@ describe('what is accepted', () => {
       },
       cache: { type: 'f16', contextTokens: 0, slots: 0 },
       compute: { backend: 'ggml', threads: 1, weights: 'keep', expertSharding: 'columns', maxStepTokens: 256 },
-      collective: { transport: 'auto', timeoutMs: 10_000 },
+      collective: { transport: 'auto', timeoutMs: 10_000, payload: 'f32' },
       ranks: [
         { host: 'local', model: '', program: 'tpla', device: '', share: 1 },
         { host: 'local', model: '', program: 'tpla', device: '', share: 1 },
@@ -104,6 +104,15 @@ describe('flags', () => {
       collective: { transport: 'zeromq' },
       ranks: [{ device: 'cpu' }, { device: 'cpu' }],
     });
+  });
+
+  test('a payload is refused where sums do not go over sockets', async () => {
+    const text = 'model: default\nranks: [{}, {}]\ncollective: { payload: q8_0 }\n';
+    expect((await load(text, { transport: 'zeromq' })).collective.payload).toBe('q8_0');
+    expect(await refusal(text, { transport: 'shm' })).toMatch(
+      /collective\.payload: q8_0 is for sums over ZeroMQ between hosts, and transport shm sends none; leave it out, or use transport auto or zeromq$/,
+    );
+    expect(await refusal(text.replace('q8_0', 'f8'))).toMatch(/collective\.payload: expected f32, f16, q8_0, got "f8"/);
   });
 
   test('--ranks keeps the first ranks of the file and adds local ones', async () => {
