@@ -3,7 +3,7 @@
  * each gets alone: with heads and with latents, with windows, on every backend, also with a slot between them that rests.
  */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { WorkerOptions } from '../../collective/messages.ts';
+import type { WorkerOptions } from '../../collective/setup.ts';
 import type { Scheme } from '../../config/schemes.ts';
 import { divergences } from '../helpers/divergence.ts';
 import { tinyModel } from '../helpers/golden.ts';
