@@ -74,7 +74,9 @@ def main() -> int:
         start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if answer["promptTokens"] == len(start) + 1:  # the model's start token
             start = [tokenizer.bos_token_id, *start]
-        ids = greedy(model, start, args.max_tokens)[len(start) :]
+        # Generation ends here at an end token, which is not part of the answer.
+        end = len(answer["tokenIds"]) if answer["finishReason"] == "stop" else args.max_tokens
+        ids = greedy(model, start, args.max_tokens)[len(start) :][:end]
         same = same and ids == answer["tokenIds"]
         print(f"{'same' if ids == answer['tokenIds'] else 'DIFFERENT'}: {prompt!r} {tokenizer.decode(ids)!r} / {answer['text']!r}")
     return 0 if same and abs(theirs / ours - 1) <= 0.005 else 1
