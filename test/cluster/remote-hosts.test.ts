@@ -83,7 +83,10 @@ test.skipIf(!isAllowed)(
       security: { keys },
     };
     writeFileSync(file, JSON.stringify(cluster));
-    const worker = sandbox.start(['worker', '--join', bind, '--model', model, '--keys', key], { netns: there });
+    const worker = sandbox.start(['worker', '--join', bind, '--model', model, '--keys', key], {
+      netns: there,
+      env: { TPLA_HOST: 'there' },
+    });
     const serve = sandbox.start(['serve', file, '--json'], { netns: here });
     try {
       await serve.printed('"ready":true');
@@ -128,7 +131,7 @@ test.skipIf(!isAllowed).each(['tpla', 'dcp'])(
     const cluster = { model: latent, ranks, coordinator: { bind }, security: { keys } };
     writeFileSync(file, JSON.stringify(cluster));
     const args = ['worker', '--join', bind, '--model', latent, '--keys', key];
-    const workers = [0, 1].map(() => sandbox.start(args, { netns: there }));
+    const workers = ['b', 'c'].map((host) => sandbox.start(args, { netns: there, env: { TPLA_HOST: host } }));
     try {
       const drill = ['faults', '--config', file, '--scheme', scheme, '--context', '256', '--drill', 'kill,freeze'];
       const { code, stdout, stderr } = await sandbox.run([...drill, '--count', '2', '--max-tokens', '16', '--json'], {

@@ -45,7 +45,9 @@ async function logitsOf(ranks: number): Promise<Float32Array> {
 }
 
 function worker(rank: number): Worker {
-  return startWorker(sandbox, ['--join', `tcp://127.0.0.1:${port}`, '--model', model, '--rank', String(rank)]);
+  const args = ['--join', `tcp://127.0.0.1:${port}`, '--model', model, '--rank', String(rank)];
+  // Each on a host of its own: sums are compared bit by bit with those of local ranks, which are flat.
+  return startWorker(sandbox, args, { TPLA_HOST: `host-${rank}` });
 }
 
 async function supervise(hosts: readonly string[]): Promise<Supervisor> {
