@@ -43,11 +43,6 @@ export interface ClusterOptions {
   readonly reduced?: Reduced | undefined;
 }
 
-export interface RankInfo extends Ready {
-  readonly pid: number;
-  readonly host: string;
-}
-
 /** Processes must have started and connected by then, on a machine that starts many of them on few cores. */
 const helloDeadlineMs = 60_000;
 /** Slowest disk and slowest step that are still waited for; a rank that dies is noticed at once. */
@@ -70,7 +65,7 @@ export class Cluster implements AsyncDisposable {
   /** From the start of the first process to the last rank's ready. */
   loadMs = 0;
   /** [worldSize] */
-  ranks: readonly RankInfo[] = [];
+  ranks: readonly (Ready & Pick<Hello, 'pid' | 'host'>)[] = [];
   readonly moments: MomentsRequests;
   readonly calibration: Calibration;
   readonly checks: ClusterChecks;

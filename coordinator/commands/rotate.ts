@@ -49,7 +49,7 @@ const rotateFlags = <T>(command: Argv<T>) =>
       default: [] as FitStep[],
       defaultDescription: 'none',
       describe:
-        'corrections to leave out, to see what each is worth. order: which columns stand first; keys: what a shard guesses of the others; offsets: of old tokens beside those scored exactly; values: W_UV',
+        'corrections to leave out, to see what each is worth. order: which columns stand first, of models with a latent norm only; keys: what a shard guesses of the others; offsets: of old tokens beside those scored exactly; values: W_UV',
     })
     .option('calibration', {
       type: 'string',

@@ -6,6 +6,7 @@
 import { type Dense, added, denseFrom, multiplyTransposed, zeros } from '../../model/transmla/dense.ts';
 import { weightedOrder } from '../../model/tpla/weighted-order.ts';
 import type { FitSizes } from './fit-formulas.ts';
+import { addTo } from './fit-solve.ts';
 
 export class OrderMoments {
   /** Products of queries [heads, r, r], then costs [heads]. */
@@ -20,11 +21,8 @@ export class OrderMoments {
 
   /** Sums over the queries of one window. */
   add({ products, costs }: { products: Float32Array; costs: Float32Array }): void {
-    for (let i = 0; i < products.length; i++) this.sums[i] = (this.sums[i] ?? 0) + (products[i] ?? 0);
-    for (let h = 0; h < costs.length; h++) {
-      const place = products.length + h;
-      this.sums[place] = (this.sums[place] ?? 0) + (costs[h] ?? 0);
-    }
+    addTo(this.sums, products, 0);
+    addTo(this.sums, costs, products.length);
   }
 
   /** @param outputOf W_O W_UV of a head, transposed [r, hidden]  @returns U [r, r] */
@@ -46,4 +44,26 @@ export class OrderMoments {
     }
     return Float32Array.from(weightedOrder({ covariance, scores, values }, overlap).data);
   }
+}
+
+/**
+ * Each query behind the prompt times the root of what an error of its scores of old tokens costs; others times 0.
+ * @param queries [heads, T, r], changed in place  @param squares sums of squared probabilities of old tokens [heads, T]
+ * @returns sums of the costs [heads]
+ */
+export function weighQueries(
+  queries: Float32Array,
+  squares: Float32Array,
+  { numHeads, tokens, prompt, config }: Pick<FitSizes, 'numHeads' | 'tokens' | 'prompt' | 'config'>,
+): Float32Array {
+  const { latentDim: r } = config;
+  const costs = new Float32Array(numHeads);
+  for (let row = 0; row < numHeads * tokens; row++) {
+    const cost = row % tokens < prompt ? 0 : (squares[row] ?? 0);
+    const head = Math.floor(row / tokens);
+    costs[head] = (costs[head] ?? 0) + cost;
+    const root = Math.sqrt(cost);
+    for (let i = row * r; i < (row + 1) * r; i++) queries[i] = (queries[i] ?? 0) * root;
+  }
+  return costs;
 }

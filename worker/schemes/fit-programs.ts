@@ -7,8 +7,9 @@ import type { Kernels, Ops, ProgramSet, Tensor } from '../kernels/kernels.ts';
 import { feedForwardDelta } from '../layer.ts';
 import type { MlaWeights } from '../mla-weights.ts';
 import { bytesOf, type RankParts } from '../rank-parts.ts';
-import type { LayerWeights } from '../weights.ts';
 import { FitFormulas, at, fastWidth, type FitSizes, type FitTensors } from './fit-formulas.ts';
+import { masksOf } from './fit-masks.ts';
+import { weighQueries } from './fit-order.ts';
 import type { LayerMatrices } from './fit-solve.ts';
 
 const programOrder = ['exactHeads', 'latentMoments', 'queries', 'mixtures', 'gram', 'heads', 'feedForward'] as const;
@@ -18,7 +19,6 @@ export class FitPrograms implements Disposable {
   private readonly parts: RankParts;
   private readonly sizes: FitSizes;
   private readonly kernels: Kernels;
-  private readonly layer: LayerWeights;
   private readonly mla: MlaWeights;
   private readonly tensors: Tensor[] = [];
   private readonly inputs: FitTensors;
@@ -31,7 +31,6 @@ export class FitPrograms implements Disposable {
     this.kernels = parts.kernels;
     const weights = parts.weights.layers[layer];
     invariant(weights?.attention?.kind === 'mla', `layer ${layer} has no latent attention`);
-    this.layer = weights;
     this.mla = weights.attention;
     const { tokens: T, numHeads: H, config, groups } = sizes;
     const { latentDim: r, nopeDim: n, valueDim: v } = config;
@@ -66,7 +65,7 @@ export class FitPrograms implements Disposable {
       gram: (ops) => formulas.gram(ops),
       heads: (ops) => formulas.heads(ops),
       feedForward: (ops) => {
-        const delta = feedForwardDelta(ops, parts.model, this.layer, this.inputs.x);
+        const delta = feedForwardDelta(ops, parts.model, weights, this.inputs.x);
         return delta === undefined ? [] : [delta];
       },
     };
@@ -135,19 +134,12 @@ export class FitPrograms implements Disposable {
    * of those costs. Products of two numbers of a query, by head [heads, r, r], and costs [heads].
    */
   queryMoments(x: Float32Array): { products: Float32Array; costs: Float32Array } {
-    const { numHeads: H, tokens: T, prompt, config } = this.sizes;
+    const { numHeads: H, tokens: T, config } = this.sizes;
     const { latentDim: r, valueDim: v } = config;
     this.upload(this.inputs.x, x);
     const [queries, squares] = this.run('queries', [H * T * r, H * T]);
     invariant(queries !== undefined && squares !== undefined, 'the queries program has two outputs');
-    const costs = new Float32Array(H);
-    for (let row = 0; row < H * T; row++) {
-      const cost = row % T < prompt ? 0 : (squares[row] ?? 0);
-      const h = Math.floor(row / T);
-      costs[h] = (costs[h] ?? 0) + cost;
-      const root = Math.sqrt(cost);
-      for (let i = row * r; i < (row + 1) * r; i++) queries[i] = (queries[i] ?? 0) * root;
-    }
+    const costs = weighQueries(queries, squares, this.sizes);
     const gram = this.gramOf(queries, new Float32Array(H * T * v)); // [heads, r + 1 + v, r + 1]
     const products = new Float32Array(H * r * r);
     for (let h = 0; h < H; h++)
@@ -163,15 +155,13 @@ export class FitPrograms implements Disposable {
     const { numHeads: H, tokens: T, config } = this.sizes;
     const { latentDim: r, valueDim: v } = config;
     const hidden = this.parts.model.hiddenDim;
-    const zero = this.deltaOfHeads(new Float32Array(H * T * v)).subarray(0, hidden);
     const out = new Float32Array(r * hidden);
     for (let first = 0; first < r; first += T) {
+      const count = Math.min(T, r - first);
       const heads = new Float32Array(H * T * v); // row t: the head's values of latent column first + t
-      for (let t = 0; t < Math.min(T, r - first); t++)
+      for (let t = 0; t < count; t++)
         for (let i = 0; i < v; i++) heads[(head * T + t) * v + i] = valueUp[(head * v + i) * r + first + t] ?? 0;
-      const rows = this.deltaOfHeads(heads);
-      for (let t = 0; t < Math.min(T, r - first); t++)
-        for (let i = 0; i < hidden; i++) out[(first + t) * hidden + i] = (rows[t * hidden + i] ?? 0) - (zero[i] ?? 0);
+      out.set(this.linearDelta(heads).subarray(0, count * hidden), first * hidden);
     }
     return out;
   }
@@ -231,11 +221,13 @@ export class FitPrograms implements Disposable {
     const v = config.valueDim;
     const all = new Float32Array(H * T * v);
     for (let h = 0; h < H; h++) all.set(heads.subarray(h * v, (h + 1) * v), h * T * v);
-    const zero = this.deltaOfHeads(new Float32Array(H * T * v));
-    const hidden = this.parts.model.hiddenDim;
-    return this.deltaOfHeads(all)
-      .subarray(0, hidden)
-      .map((value, i) => value - (zero[i] ?? 0));
+    return this.linearDelta(all).slice(0, this.parts.model.hiddenDim);
+  }
+
+  /** W_O without its bias. @param heads [heads, T, v]  @returns [T, hidden] */
+  private linearDelta(heads: Float32Array): Float32Array {
+    const zero = this.deltaOfHeads(new Float32Array(heads.length));
+    return this.deltaOfHeads(heads).map((value, i) => value - (zero[i] ?? 0));
   }
 
   /** @param heads [heads, T, v]  @returns [T, hidden] */
@@ -268,24 +260,9 @@ export class FitPrograms implements Disposable {
   }
 
   private uploadMasks(): void {
-    const { tokens: T, prompt, exactTokens } = this.sizes;
-    const [causal, exactly, shard, old] = Array.from({ length: 4 }, () => new Float32Array(T * T));
-    invariant(
-      causal !== undefined && exactly !== undefined && shard !== undefined && old !== undefined,
-      'four masks were made',
-    );
-    for (let t = 0; t < T; t++)
-      for (let other = 0; other < T; other++) {
-        const isExact = t < prompt || other < exactTokens.sinks || other > t - exactTokens.window;
-        causal[t * T + other] = other <= t ? 0 : -Infinity;
-        exactly[t * T + other] = isExact ? 1 : 0;
-        shard[t * T + other] = isExact ? 0 : 1;
-        old[t * T + other] = other <= t && !isExact ? 1 : 0;
-      }
-    this.upload(this.inputs.causal, causal);
-    this.upload(this.inputs.exactly, exactly);
-    this.upload(this.inputs.shard, shard);
-    this.upload(this.inputs.old, old);
+    const T = this.sizes.tokens;
+    const masks = masksOf(this.sizes);
+    for (const name of ['causal', 'exactly', 'shard', 'old'] as const) this.upload(this.inputs[name], masks[name]);
     this.upload(this.inputs.ones, new Float32Array(T).fill(1));
     this.upload(
       this.inputs.oneThenZeros,

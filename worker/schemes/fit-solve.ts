@@ -193,7 +193,8 @@ export class ValueMoments {
   }
 }
 
-function addTo(sums: Float32Array, values: Float32Array, from: number): void {
+/** sums[from + i] += values[i] */
+export function addTo(sums: Float32Array, values: Float32Array, from: number): void {
   invariant(from + values.length <= sums.length, `fit: ${values.length} numbers at ${from} of ${sums.length}`);
   for (let i = 0; i < values.length; i++) sums[from + i] = (sums[from + i] ?? 0) + (values[i] ?? 0);
 }

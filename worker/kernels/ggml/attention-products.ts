@@ -37,10 +37,11 @@ export function weightedSums(recorder: GraphRecorder, values: GgmlTensor, shares
   const { functions } = recorder;
   const [G, rows, S] = sizes(shares);
   const [, , dv] = sizes(values);
-  const byPosition = recorder.permute(shares, [0, 2, 1]); // [G, S, rows]
-  const isOuter = rows < MANY_ROWS || S % FAST_COLUMNS !== 0;
-  const outer = functions.outProd(recorder.context(), values.pointer, byPosition.pointer);
-  if (isOuter && recorder.supports(outer)) return recorder.emit('f32', [G, rows, dv], () => outer);
+  if (rows < MANY_ROWS || S % FAST_COLUMNS !== 0) {
+    const byPosition = recorder.permute(shares, [0, 2, 1]); // [G, S, rows]
+    const outer = functions.outProd(recorder.context(), values.pointer, byPosition.pointer);
+    if (recorder.supports(outer)) return recorder.emit('f32', [G, rows, dv], () => outer);
+  }
   const columns = recorder.contiguous(recorder.permute(values, [0, 2, 1])); // [G, dv, S]
   const again = recorder.reshape(shares, [G, rows, S]);
   return recorder.emit('f32', [G, rows, dv], (c, f) => f.mulMat(c, columns.pointer, again.pointer));
