@@ -46,7 +46,7 @@ const commands = [
 const bugExitCode = 70;
 
 /** Flags that may be given several times, and what is no flag. Before the call: main runs while this module is still being read. */
-const listFlags: ReadonlySet<string> = new Set(['_', 'stop', 'without']);
+const listFlags: ReadonlySet<string> = new Set(['_', 'stop', 'without', 'calibration']);
 
 /**
  * Logits arrive in memory outside of JavaScript's heap, and a heap of 12 MB is collected whenever 8 MB more have come: every

@@ -13,11 +13,11 @@ import { fitSteps, type FitStep } from '../../config/schemes.ts';
 import { maxWorldSize } from '../../config/shard-plan.ts';
 import { fitFileName, splitFit, writeFit, type FitShape, type LayerFit } from '../../model/tpla/decode-fit.ts';
 import type { CommandContext } from '../command-context.ts';
-import { windowsOfText } from '../convert/calibration-text.ts';
+import { readWindows } from '../convert/calibration-text.ts';
 import { jsonFlag, number, ownRanksFlags, type FlagsOf } from '../flags.ts';
 import { startProgress } from '../progress.ts';
 import { openModel, startCluster } from '../session.ts';
-import { openText, readGivenText } from '../text.ts';
+import { openText } from '../text.ts';
 
 /** Tokens of a calibration window. */
 const windowTokens = 512;
@@ -53,8 +53,10 @@ const rotateFlags = <T>(command: Argv<T>) =>
     })
     .option('calibration', {
       type: 'string',
+      array: true,
       demandOption: true,
-      describe: 'UTF-8 text to fit on, ideally like the later use',
+      describe:
+        'UTF-8 text to fit on, ideally like the later use; may be given several times, each file gives an equal share',
     })
     .option('calibration-tokens', number('calibration-tokens', 64, 10_000_000, true, 8192, 'tokens to fit on'));
 
@@ -70,7 +72,6 @@ export function addRotateCommand(program: Argv, context: CommandContext): Argv {
 }
 
 async function rotate(flags: RotateFlags, context: CommandContext): Promise<void> {
-  const source = await readGivenText(flags.calibration, '--calibration');
   const length = Math.min(windowTokens, flags.calibrationTokens);
   // --calibration is for the fit here; opening the model would take it for a conversion's.
   const { calibration, calibrationTokens, without, ...modelFlags } = flags;
@@ -92,9 +93,8 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
     throw new ConfigError(
       `${flags.model}: has a key-value cache per head and no latent; convert it first (tpla convert)`,
     );
-  const ids = (await openText(checkpoint.path)).encode(source);
   const counts = { length, calibration: Math.floor(calibrationTokens / length), heldOut: 0 };
-  const { windows } = windowsOfText(ids, counts, calibration);
+  const { windows } = await readWindows(calibration, counts, await openText(checkpoint.path));
   const { nopeDim, valueDim, latentDim } = attention;
   const { latentGroups } = flags;
   const shape: FitShape = { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim };

@@ -1,11 +1,12 @@
 /**
- * The tokens a conversion is fitted on, and others it is judged on, as windows of a file. Without one the model writes
- * them: own-text.ts. Read next: convert-checkpoint.ts.
+ * The tokens a conversion is fitted on, and others it is judged on, as windows of one or several files. Without a file
+ * the model writes them: own-text.ts. Read next: convert-checkpoint.ts.
  */
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { ConfigError, messageOf } from '../../config/errors.ts';
 import { decodeUtf8 } from '../command-context.ts';
+import type { ModelText } from '../text.ts';
 import type { ConversionOptions } from './conversion-options.ts';
 
 export interface CalibrationText {
@@ -25,30 +26,90 @@ export interface WindowCounts {
 /** undefined: the model writes the text itself, once it runs. */
 export type PreparedText = CalibrationText | undefined;
 
+/** The model's own text stands for itself. */
+export function isOwnText(calibration: readonly string[]): boolean {
+  return calibration.includes('self');
+}
+
+/** Reports travel with the model: they name files, not paths to them. */
+export function calibrationNames(calibration: readonly string[]): string {
+  return calibration.map((path) => basename(path)).join(', ');
+}
+
 /**
- * Reads a calibration file before any process is started.
- * @throws ConfigError: no file, not UTF-8, empty, too short, or a model without a tokenizer
+ * Reads calibration files before any process is started.
+ * @throws ConfigError: no file, not UTF-8, empty, too short, `self` beside a file, or a model without a tokenizer
  */
 export async function prepareText(
   { calibration, text }: Pick<ConversionOptions, 'calibration' | 'text'>,
   counts: WindowCounts,
 ): Promise<PreparedText> {
-  if (calibration === 'self') return undefined;
+  if (isOwnText(calibration)) {
+    if (calibration.length > 1)
+      throw new ConfigError(
+        `calibration: self, the model's own text, cannot be mixed with files, got ${calibration.join(', ')}; give files only, or self alone`,
+      );
+    return undefined;
+  }
   if (text === null)
     throw new ConfigError(
-      `calibration: ${calibration} is text, but this model has no tokenizer; use --calibration self`,
+      `calibration: ${calibration.join(', ')} is text, but this model has no tokenizer; use --calibration self`,
     );
+  return await readWindows(calibration, counts, text);
+}
+
+/** @throws ConfigError: no file, not UTF-8, empty, too short */
+export async function readWindows(
+  paths: readonly string[],
+  counts: WindowCounts,
+  text: Pick<ModelText, 'encode'>,
+): Promise<CalibrationText> {
+  const contents = await Promise.all(paths.map(readCalibrationFile));
+  const texts = contents.map((content, i) => ({ name: basename(paths[i] ?? ''), ids: text.encode(content) }));
+  return windowsOfTexts(texts, counts);
+}
+
+async function readCalibrationFile(path: string): Promise<string> {
   let bytes: Uint8Array;
   try {
-    bytes = await readFile(calibration);
+    bytes = await readFile(path);
   } catch (error) {
-    throw new ConfigError(`calibration: cannot read ${calibration}: ${messageOf(error)}`, { cause: error });
+    throw new ConfigError(`calibration: cannot read ${path}: ${messageOf(error)}`, { cause: error });
   }
-  const content = decodeUtf8(bytes, `calibration: ${calibration}`);
-  if (content.trim() === '') throw new ConfigError(`calibration: ${calibration} is empty; give a text to fit on`);
+  const content = decodeUtf8(bytes, `calibration: ${path}`);
+  if (content.trim() === '') throw new ConfigError(`calibration: ${path} is empty; give a text to fit on`);
   if (content.includes('\0'))
-    throw new ConfigError(`calibration: ${calibration} holds zero bytes; it is no text, give a UTF-8 one`);
-  return windowsOfText(text.encode(content), counts, basename(calibration));
+    throw new ConfigError(`calibration: ${path} holds zero bytes; it is no text, give a UTF-8 one`);
+  return content;
+}
+
+/**
+ * As many windows of each text, of all texts in turn.
+ * @throws ConfigError when a text is too short, or there are more texts than windows
+ */
+export function windowsOfTexts(
+  texts: readonly { readonly name: string; readonly ids: readonly number[] }[],
+  counts: WindowCounts,
+): CalibrationText {
+  if (texts.length > counts.calibration)
+    throw new ConfigError(
+      `calibration: ${texts.length} files, but only ${counts.calibration} windows of ${counts.length} tokens to fit on; raise --calibration-tokens to at least ${texts.length * counts.length}, or give fewer files`,
+    );
+  const share = (all: number, i: number): number =>
+    Math.floor(((i + 1) * all) / texts.length) - Math.floor((i * all) / texts.length);
+  const parts = texts.map(({ ids, name }, i) =>
+    windowsOfText(
+      ids,
+      { length: counts.length, calibration: share(counts.calibration, i), heldOut: share(counts.heldOut, i) },
+      name,
+    ),
+  );
+  return { windows: inTurn(parts.map((part) => part.windows)), heldOut: inTurn(parts.map((part) => part.heldOut)) };
+}
+
+function inTurn<Item>(lists: readonly (readonly Item[])[]): Item[] {
+  const longest = Math.max(...lists.map((list) => list.length));
+  return Array.from({ length: longest }, (_, i) => lists.flatMap((list) => list.slice(i, i + 1))).flat();
 }
 
 /**

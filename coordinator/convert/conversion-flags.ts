@@ -20,7 +20,7 @@ export interface ConversionFlags {
   readonly kvRank?: number | undefined;
   readonly freqfold?: number | 'auto' | undefined;
   readonly balance?: number | 'auto' | undefined;
-  readonly calibration?: string | undefined;
+  readonly calibration?: readonly string[] | undefined;
   readonly calibrationTokens?: number | undefined;
   readonly dtype?: FloatType | undefined;
 }
@@ -64,8 +64,10 @@ export function conversionFlags<T>(command: Argv<T>) {
     })
     .option('calibration', {
       type: 'string',
+      array: true,
       defaultDescription: 'self',
-      describe: 'UTF-8 text to fit on, ideally like the later use; self: text that the model writes itself',
+      describe:
+        'UTF-8 text to fit on, ideally like the later use; may be given several times, each file gives an equal share; self: text that the model writes itself',
     })
     .option('calibration-tokens', {
       ...optionalNumber(
@@ -150,7 +152,7 @@ export function conversionSettings(flags: ConversionFlags): ConversionSettings {
       freqfold: flags.freqfold ?? 'auto',
       balance: flags.balance ?? 'auto',
     },
-    calibration: flags.calibration ?? 'self',
+    calibration: flags.calibration ?? ['self'],
     calibrationTokens: flags.calibrationTokens ?? defaultCalibrationTokens[exact ? 'exact' : 'fitted'],
     dtype: flags.dtype ?? (exact ? 'f32' : 'f16'),
     // Stock code knows no quantised blocks.

@@ -5,6 +5,7 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { type Checkpoint, layerRoles, modelRoles, type LayerRole, type ModelRole } from '../../model/checkpoint.ts';
+import { isOwnText } from './calibration-text.ts';
 import type { ConversionOptions } from './conversion-options.ts';
 
 /** Counts changes of what the same settings give. */
@@ -32,8 +33,10 @@ export async function conversionKey(source: Checkpoint, options: KeyedOptions): 
   const hash = createHash('sha256').update(JSON.stringify([version, source.identity, settings, backend]));
   await addWeights(hash, source);
   // A file that cannot be read is reported by the conversion.
-  const text = calibration === 'self' ? undefined : await readFile(calibration).catch(() => undefined);
-  if (text !== undefined) hash.update(text);
+  for (const path of isOwnText(calibration) ? [] : calibration) {
+    const text = await readFile(path).catch(() => undefined);
+    if (text !== undefined) hash.update(text);
+  }
   return hash.digest('hex').slice(0, 16);
 }
 

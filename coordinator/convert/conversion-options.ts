@@ -25,8 +25,8 @@ export interface ConversionOptions {
   readonly sizes: SizeRequest;
   /** Steps of the recipe to leave out. */
   readonly without: ReadonlySet<RecipeStep>;
-  /** A text file, or 'self': text that the model writes. */
-  readonly calibration: string;
+  /** Text files, or 'self' alone: text that the model writes. */
+  readonly calibration: readonly string[];
   readonly calibrationTokens: number;
   readonly seed: number;
   /** Of the matrices that are converted. */
@@ -73,7 +73,7 @@ export interface ConversionReport {
   readonly balance: number | null;
   readonly seed: number;
   readonly dtype: FloatType;
-  /** 'self', or the name of the text file. */
+  /** 'self', or the names of the text files. */
   readonly calibration: string;
   readonly calibrationTokens: number;
   readonly heldOutTokens: number;

@@ -5,7 +5,7 @@
  */
 import { createHash } from 'node:crypto';
 import { mkdir, rm, stat, writeFile } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { ConfigError } from '../../config/errors.ts';
 import { cacheNumbersPerToken } from '../../config/model-config.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
@@ -25,7 +25,13 @@ import type { Cluster } from '../cluster.ts';
 import { startProgress } from '../progress.ts';
 import { seededRandom } from '../sampler.ts';
 import { formatBytes } from '../table.ts';
-import { type CalibrationText, type PreparedText, prepareText, type WindowCounts } from './calibration-text.ts';
+import {
+  calibrationNames,
+  type CalibrationText,
+  type PreparedText,
+  prepareText,
+  type WindowCounts,
+} from './calibration-text.ts';
 import { candidateSettings, recipeCandidates } from './choose-settings.ts';
 import type { ConversionMethod, ConversionOptions, ConversionReport } from './conversion-options.ts';
 import { conversionKey } from './conversion-key.ts';
@@ -130,7 +136,7 @@ function reportOf(
     balance,
     seed: options.seed,
     dtype: options.dtype,
-    calibration: nameOf(options.calibration),
+    calibration: calibrationNames(options.calibration),
     calibrationTokens: countTokens(text.windows),
     heldOutTokens: countTokens(text.heldOut),
     calibrationHash: hashOf(text),
@@ -274,9 +280,4 @@ function countTokens(windows: CalibrationText['windows']): number {
 function hashOf({ windows, heldOut }: CalibrationText): string {
   const ids = Int32Array.from([...windows, ...heldOut].flat());
   return createHash('sha256').update(ids).digest('hex');
-}
-
-/** Reports travel with the model: they name the file, not the path to it. */
-function nameOf(calibration: string): string {
-  return calibration === 'self' ? calibration : basename(calibration);
 }

@@ -165,6 +165,27 @@ test('a calibration file that is none is refused before any process is started',
   expect(sandbox.leftovers().filter((name) => name.startsWith('.'))).toEqual([]);
 });
 
+test('several calibration files are all read', async () => {
+  for (const name of ['first', 'second']) writeFileSync(join(sandbox.folder, name), `The ${name} text. `.repeat(200));
+  const texts = (...names: string[]) => names.flatMap((name) => ['--calibration', join(sandbox.folder, name)]);
+  const flags = [
+    '--out',
+    join(sandbox.folder, 'dry'),
+    '--calibration-tokens',
+    '1024',
+    '--rope-dim',
+    '8',
+    '--kv-rank',
+    '24',
+  ];
+  const run = (...given: string[]) => sandbox.run(['convert', ...flags, '--dry-run', '--json', ...given, stories]);
+  const both = await run(...texts('first', 'second'));
+  expect(both.code, both.stderr).toBe(0);
+  const lacking = await run(...texts('first', 'third'));
+  expect(lacking.code).toBe(2);
+  expect(lacking.stderr).toContain(`calibration: cannot read ${join(sandbox.folder, 'third')}`);
+}, 60_000);
+
 test('killed while it converts, it leaves nothing that looks whole, and the next run finishes and cleans up', async () => {
   const out = join(sandbox.folder, 'killed');
   const args = ['convert', stories, '--out', out, '--calibration-tokens', '512', '--ranks', '1', '--seed', '5'];
