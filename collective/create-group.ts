@@ -46,19 +46,29 @@ export async function createGroup(ring: RingBinding, setup: Setup, controls: Gro
   };
   const placement = hostRanksOf(transport === 'shm' ? setup.hosts.map(() => 'one') : setup.hosts);
   const sharesMemory = placement.ranks.some(({ length }) => length > 1);
-  if (transport === 'zeromq' || !sharesMemory) return alone;
+  if (transport === 'zeromq' || !sharesMemory) return await chosen(alone, zeroMq);
   const giveUp = (): void => void zeroMq[Symbol.asyncDispose]();
   controls.signal?.addEventListener('abort', giveUp);
   try {
     return await onSharedMemory(zeroMq, setup, placement);
   } catch (error) {
     // Every rank is told of the refusal, so all fall back together.
-    if (transport === 'auto' && error instanceof ConfigError) return alone;
+    if (transport === 'auto' && error instanceof ConfigError) return await chosen(alone, zeroMq);
     await zeroMq[Symbol.asyncDispose]();
     throw error;
   } finally {
     controls.signal?.removeEventListener('abort', giveUp);
   }
+}
+
+async function chosen(joined: JoinedGroup, group: ZeroMqGroup | TwoLevelGroup): Promise<JoinedGroup> {
+  try {
+    await group.chooseAlgorithms();
+  } catch (error) {
+    await joined[Symbol.asyncDispose]();
+    throw error;
+  }
+  return joined;
 }
 
 async function onSharedMemory(bootstrap: ZeroMqGroup, setup: Setup, placement: HostRanks): Promise<JoinedGroup> {
@@ -67,15 +77,15 @@ async function onSharedMemory(bootstrap: ZeroMqGroup, setup: Setup, placement: H
   const isOneHost = placement.ranks.length === 1;
   const ranks = placement.ranks[placement.hostOf[rank] ?? 0] ?? [];
   const segment = await mapSegment({ rank, worldSize, runId, epoch, bootstrap }, ranks);
-  const group = isOneHost
-    ? new SharedMemoryGroup(rank, worldSize, timeoutMs, segment)
-    : new TwoLevelGroup({ hosts, timeoutMs, mailbox: bootstrap.mailbox, segment });
-  return {
+  const joined = (group: ProcessGroup & AsyncDisposable, kind: string): JoinedGroup => ({
     group,
-    transport: isOneHost ? 'shared memory' : 'shared memory, zeromq between hosts',
+    transport: kind,
     async [Symbol.asyncDispose]() {
       await group[Symbol.asyncDispose]();
       await bootstrap[Symbol.asyncDispose]();
     },
-  };
+  });
+  if (isOneHost) return joined(new SharedMemoryGroup(rank, worldSize, timeoutMs, segment), 'shared memory');
+  const group = new TwoLevelGroup({ hosts, timeoutMs, mailbox: bootstrap.mailbox, segment });
+  return await chosen(joined(group, 'shared memory, zeromq between hosts'), group);
 }

@@ -1,36 +1,64 @@
 /**
  * Sums and gathers over a transport, by the algorithm that is faster for the size of the message.
- * Read next: ring.ts, direct.ts, scatter.ts (algorithms).
+ * Read next: algorithm-choice.ts, then ring.ts, direct.ts, scatter.ts (algorithms).
  */
+import {
+  type AlgorithmChoice,
+  type AllReduceAlgorithm,
+  bySize,
+  choiceOf,
+  type MeasuredAlgorithm,
+  measureAlgorithms,
+} from './algorithm-choice.ts';
 import { directAllGather, directAllReduce } from './direct.ts';
 import type { Payload } from './payload.ts';
 import { ringAllGather, ringAllReduce } from './ring.ts';
 import type { Transport } from './ring.ts';
 import { scatterAllReduce } from './scatter.ts';
 
-export type ZeroMqAlgorithm = 'auto' | 'ring' | 'direct' | 'scatter';
+export type ZeroMqAlgorithm = 'auto' | AllReduceAlgorithm;
+
+export type RunOperation = (floats: number, work: () => Promise<void>) => Promise<void>;
 
 export class Exchange {
   readonly #transport: Transport;
-  readonly #directFloats: number;
-  readonly #long: 'ring' | 'scatter';
+  readonly #algorithm: ZeroMqAlgorithm;
+  #choice: AlgorithmChoice;
   #scratch: Float32Array[] = []; // [worldSize][longest direct all-reduce so far]
 
   /** @param algorithm the same on all ranks; auto: by message size */
   constructor(transport: Transport, algorithm: ZeroMqAlgorithm) {
     this.#transport = transport;
-    this.#directFloats = directLimit(algorithm);
-    this.#long = algorithm === 'scatter' ? 'scatter' : 'ring';
+    this.#algorithm = algorithm;
+    this.#choice = algorithm === 'auto' ? bySize : () => algorithm;
   }
 
   /** Of an operation of so many elements. */
-  algorithmOf(floats: number): 'ring' | 'direct' | 'scatter' {
-    return floats <= this.#directFloats ? 'direct' : this.#long;
+  algorithmOf(floats: number): AllReduceAlgorithm {
+    return this.#choice(floats);
+  }
+
+  /**
+   * From now on by measured cost, unless the algorithm is fixed. Called by all ranks at once.
+   * @param run runs one operation of so many elements, the same on all ranks
+   */
+  async measure(run: RunOperation): Promise<readonly MeasuredAlgorithm[]> {
+    if (this.#algorithm !== 'auto') return [];
+    const sum = (algorithm: AllReduceAlgorithm, buffer: Float32Array): Promise<void> =>
+      run(buffer.length, () => this.#allReduceBy(algorithm, buffer, 'f32'));
+    const measured = await measureAlgorithms(sum, this.#transport.worldSize);
+    this.#choice = choiceOf(measured);
+    return measured;
   }
 
   /** The same bits for every algorithm, where the payload is f32. */
   allReduce(buffer: Float32Array, payload: Payload): Promise<void> {
-    const algorithm = this.algorithmOf(buffer.length);
+    // A rounded sum depends on the algorithm: it must not depend on a measurement, too.
+    const choice = payload === 'f32' || this.#algorithm !== 'auto' ? this.#choice : bySize;
+    return this.#allReduceBy(choice(buffer.length), buffer, payload);
+  }
+
+  #allReduceBy(algorithm: AllReduceAlgorithm, buffer: Float32Array, payload: Payload): Promise<void> {
     if (algorithm === 'direct')
       return directAllReduce(this.#transport, buffer, this.#scratchOf(buffer.length), payload);
     // Around the ring a partial sum would be rounded at every step.
@@ -55,13 +83,4 @@ export class Exchange {
     }
     return this.#scratch;
   }
-}
-
-/**
- * Largest number of elements that goes directly. Measured with 2 and 4 ranks on 2 cores over ipc, p50: direct is ahead
- * at 4096 floats (116 against 149 us; 606 against 848), the ring at 16384 (290 against 243; 1326 against 1158).
- */
-function directLimit(algorithm: ZeroMqAlgorithm): number {
-  if (algorithm === 'direct') return Infinity;
-  return algorithm === 'auto' ? 8192 : 0;
 }

@@ -80,6 +80,25 @@ export class TwoLevelGroup implements ProcessGroup {
     return this.#runner.stats;
   }
 
+  /** Measures which algorithm of the leaders is fastest for which size, and uses it. Called by all ranks at once. */
+  async chooseAlgorithms(): Promise<void> {
+    const label = 'choice of algorithm';
+    // Counts for itself: the other ranks of a host take no part, and must agree on the numbers of what follows.
+    const runner = new OperationRunner(this.rank);
+    try {
+      await this.#leaders?.exchange.measure((floats, work) =>
+        runner.run('all-reduce', floats, label, (call) => {
+          this.#mailbox.begin(call);
+          return work();
+        }),
+      );
+    } catch (error) {
+      if (!this.#closed) this.#tell(messageOf(error));
+      throw error;
+    }
+    await this.barrier(label);
+  }
+
   allReduceSum(buffer: Float32Array, label: string, payload: Payload = 'f32'): Promise<void> {
     return this.#run('all-reduce', buffer.length, label, async (call) => {
       const { place, members } = this.#rounds;

@@ -155,6 +155,17 @@ export class ZeroMqGroup implements ProcessGroup {
     return `zeromq ${this.#exchange.algorithmOf(floats)}`;
   }
 
+  /** Measures which algorithm is fastest for which size, and uses it. Called by all ranks at once. */
+  async chooseAlgorithms(): Promise<void> {
+    if (this.worldSize === 1) return;
+    await this.#exchange.measure((floats, work) =>
+      this.#runner.run('all-reduce', floats, 'choice of algorithm', (call) => {
+        this.#mailbox.begin(call);
+        return work();
+      }),
+    );
+  }
+
   allReduceSum(buffer: Float32Array, label: string, payload: Payload = 'f32'): Promise<void> {
     return this.#runner.run('all-reduce', buffer.length, label, (call) => {
       if (this.worldSize === 1) return undefined;

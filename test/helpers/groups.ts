@@ -15,6 +15,11 @@ export interface MadeZeroMq extends MadeGroups {
   readonly groups: readonly ZeroMqGroup[];
 }
 
+export interface MadeTwoLevels extends MadeGroups {
+  readonly groups: readonly TwoLevelGroup[];
+  readonly hosts: readonly string[];
+}
+
 export async function makeLocal(worldSize: number, timeoutMs: number): Promise<MadeGroups> {
   const groups = createLocalGroups(worldSize, timeoutMs);
   return { groups, [Symbol.asyncDispose]: () => disposeAll(groups) };
@@ -55,7 +60,7 @@ export async function makeTwoLevels(
   timeoutMs: number,
   algorithm: ZeroMqAlgorithm = 'auto',
   hosts = (hostsBySize[worldSize] ?? '').split(''),
-): Promise<MadeGroups & { hosts: readonly string[] }> {
+): Promise<MadeTwoLevels> {
   const flat = await makeZeroMq(worldSize, timeoutMs, algorithm, 'tcp://127.0.0.1:*');
   const runId = `test-${process.pid}-${runs++}`;
   const groups = await Promise.all(
