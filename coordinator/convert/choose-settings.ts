@@ -29,6 +29,9 @@ export const defaultCacheRatio = 0.5;
 /** Rope dims to try, as shares of a head. The recipe chooses slots one by one and has finer sizes. */
 const publishedShares = [1 / 4, 1 / 2, 3 / 4, 1];
 const recipeShares = [1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1];
+/** Of a large cache, which drops as many numbers however it is split, up to this part may be rotary. */
+const wideShares = [5 / 4, 3 / 2, 7 / 4];
+const widestPart = 3 / 8;
 
 /** @throws ConfigError for sizes that contradict each other or do not fit the model */
 export function candidateSettings(
@@ -66,7 +69,9 @@ export function recipeCandidates(request: SizeRequest, layout: HeadLayout): Reci
   const given = (['freqfold', 'balance'] as const).filter((name) => request[name] !== 'auto');
   if (given.length > 0)
     throw new ConfigError(given.map((name) => `${name}: belongs to --method published; leave it out`).join('\n'));
-  const candidates = candidateSettings({ ...request, freqfold: 1 }, layout, recipeShares);
+  const total = cacheNumbers(request, layout.numKvHeads * layout.headDim);
+  const wide = wideShares.filter((share) => !request.portable && share * layout.headDim <= widestPart * total);
+  const candidates = candidateSettings({ ...request, freqfold: 1 }, layout, [...recipeShares, ...wide]);
   if (!request.portable) return candidates.map(({ ropeDim, latentDim }) => ({ ropeDim, latentDim }));
   return candidates.map(({ ropeDim, latentDim }) => {
     if (ropeDim > layout.headDim || latentDim < 2)

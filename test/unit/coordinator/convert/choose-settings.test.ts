@@ -73,6 +73,14 @@ describe('recipeCandidates', () => {
     for (const { ropeDim, latentDim } of tried) expect(ropeDim + latentDim).toBe(192);
   });
 
+  it('tries wider rotary keys where the cache is large', () => {
+    const ropeDims = (request: Partial<SizeRequest>) =>
+      recipeCandidates({ ...nothing, cacheRatio: 5 / 6, ...request }, layout).map(({ ropeDim }) => ropeDim);
+    expect(ropeDims({})).toEqual([16, 24, 32, 40, 48, 56, 64, 80, 96, 112]);
+    expect(ropeDims({ portable: true })).toEqual([16, 24, 32, 40, 48, 56, 64]);
+    expect(ropeDims({ cacheRatio: 2 / 3 })).toEqual([16, 24, 32, 40, 48, 56, 64, 80, 96]);
+  });
+
   it('refuses the flags of the published method', () => {
     expect(() => recipeCandidates({ ...nothing, freqfold: 2, balance: 3 }, layout)).toThrow(
       'freqfold: belongs to --method published; leave it out\nbalance: belongs to --method published; leave it out',
