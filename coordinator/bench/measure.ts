@@ -12,6 +12,8 @@ import { spreadOf, type BenchRow, type RankRow } from './report.ts';
 export interface Workload {
   /** Tokens of the prompt of each sequence. */
   readonly context: number;
+  /** The prompt is not run: its rows of the cache hold zeros, over which decode takes as long. */
+  readonly skipPrefill: boolean;
   /** Sequences that are decoded together. */
   readonly batch: number;
   /** Timed decode steps of a repetition. */
@@ -72,7 +74,7 @@ export async function measure(
   const mean = (pick: (row: RankRow) => number): number => perRank.reduce((sum, row) => sum + pick(row), 0) / worldSize;
   const perSecond = (count: number, pick: (run: Run) => number) =>
     spreadOf(runs.map((run) => (1000 * count) / pick(run)));
-  const prefill = perSecond(batch * context, (run) => run.prefillMs);
+  const prefill = perSecond(workload.skipPrefill ? 0 : batch * context, (run) => run.prefillMs);
   const decode = perSecond(batch, (run) => run.stepMs);
   const ttft = spreadOf(runs.map((run) => run.ttftMs));
   return {
@@ -107,12 +109,12 @@ interface Run {
   readonly steps: readonly StepResult[];
 }
 
-async function runOnce(cluster: Cluster, { context, batch, decodeSteps }: Workload): Promise<Run> {
+async function runOnce(cluster: Cluster, { context, skipPrefill, batch, decodeSteps }: Workload): Promise<Run> {
   const startedAt = performance.now();
   let ttftMs = 0;
   const next: number[] = [];
   for (let slot = 0; slot < batch; slot++) {
-    next.push(argmax(await prefill(cluster, slot, context)));
+    next.push(skipPrefill ? 1 : argmax(await prefill(cluster, slot, context)));
     if (slot === 0) ttftMs = performance.now() - startedAt;
   }
   const prefillMs = performance.now() - startedAt;

@@ -31,6 +31,7 @@ export interface BenchRow {
   readonly context: number;
   readonly batch: number;
   readonly repetitions: number;
+  /** 0: prompts were not run, and ttftMs means nothing. */
   readonly prefillTokensPerSecond: number;
   readonly prefillSpread: Spread;
   /** Of all sequences together. */
@@ -171,10 +172,10 @@ export function cellsOf(row: BenchRow & Comparison): string[] {
     String(row.ranks),
     String(row.context),
     String(row.batch),
-    row.prefillTokensPerSecond.toFixed(0),
+    row.prefillTokensPerSecond === 0 ? '-' : row.prefillTokensPerSecond.toFixed(0),
     row.decodeTokensPerSecond.toFixed(1),
     `${min.toFixed(1)}..${max.toFixed(1)}`,
-    row.ttftMs.toFixed(1),
+    row.prefillTokensPerSecond === 0 ? '-' : row.ttftMs.toFixed(1),
     row.computeMs.toFixed(2),
     row.waitMs.toFixed(2),
     formatBytes(row.cacheBytesPerTokenPerRank),

@@ -48,6 +48,11 @@ const benchFlags = <T>(command: Argv<T>) =>
       'layers',
       optionalNumber('layers', 1, 10_000, true, 'with --dummy: make only the first layers (default: all)'),
     )
+    .option('skip-prefill', {
+      type: 'boolean',
+      default: false,
+      describe: 'with --dummy: time decode alone, over an empty cache; for contexts too long to compute here',
+    })
     .option('html', { type: 'string', describe: 'write a page with table and charts to this file' })
     .option('markdown', { type: 'string', describe: 'write the table as Markdown to this file' });
 
@@ -83,6 +88,8 @@ function planOf(flags: BenchFlags): Plan {
     throw new ConfigError(`--scheme: expected some of ${schemeNames.join(', ')} by commas, got ${unknown}`);
   if (flags.layers !== undefined && flags.dummy === undefined)
     throw new ConfigError('--layers: only with --dummy, a checkpoint has all its layers');
+  if (flags.skipPrefill && flags.dummy === undefined)
+    throw new ConfigError('--skip-prefill: only with --dummy, a checkpoint would write nonsense');
   if (flags.dummy !== undefined && flags.model !== undefined)
     throw new ConfigError('--dummy and --model: give one of them');
   return {
@@ -150,7 +157,13 @@ async function measureCluster(
   const divergence = verify(cluster, logits, reference ?? logits);
   for (const tokens of contexts)
     for (const batch of batches) {
-      const workload = { context: tokens, batch, decodeSteps: flags.decode, repetitions: flags.repeat };
+      const workload = {
+        context: tokens,
+        batch,
+        skipPrefill: flags.skipPrefill,
+        decodeSteps: flags.decode,
+        repetitions: flags.repeat,
+      };
       rows.push(await measure(cluster, workload, divergence, tick));
     }
   return logits;
@@ -179,7 +192,8 @@ async function open(
 /** What else decides the numbers; what was not given is the default. */
 function optionsOf(flags: BenchFlags): Record<string, string | number> {
   const { backend, device, threads, transport, cacheType, weights, prefill, reparam, layers } = flags;
-  const given = { backend, device, threads, transport, cacheType, weights, prefill, reparam, layers };
+  const skipPrefill = flags.skipPrefill ? 'yes' : undefined;
+  const given = { backend, device, threads, transport, cacheType, weights, prefill, reparam, layers, skipPrefill };
   const set: Record<string, string | number> = { decode: flags.decode, repeat: flags.repeat };
   for (const [name, value] of Object.entries(given)) if (value !== undefined) set[name] = value;
   return set;

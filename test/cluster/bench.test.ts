@@ -67,11 +67,24 @@ test('measures ranks and contexts, leaves out what is impossible, writes page an
   expect(readFileSync(markdown, 'utf8')).toContain('| gqa | 2 | 40 | 2 |');
 });
 
+test('times decode alone over a context that was never computed, in every scheme', async () => {
+  const mla = join(goldenFolder, 'tiny/kimi-k2-like/config.json');
+  const sizes =
+    '--layers 1 --ranks 2 --scheme mla,tpla,dcp,tpla-exact --context 300 --decode 2 --repeat 1 --skip-prefill --json';
+  const ran = await sandbox.run(['bench', ...sizes.split(' '), '--dummy', mla]);
+  expect(ran.code, ran.stderr).toBe(0);
+  const rows = z
+    .array(z.object({ scheme: z.string(), prefillTokensPerSecond: z.literal(0), decodeTokensPerSecond: positive }))
+    .parse((JSON.parse(ran.stdout) as { rows: unknown }).rows);
+  expect(rows.map(({ scheme }) => scheme)).toEqual(['mla', 'tpla', 'dcp', 'tpla-exact']);
+});
+
 test('refuses lists that are none, and flags that contradict each other', async () => {
   const refusals: [string[], string][] = [
     [['--ranks', '1,x'], 'tpla: --ranks: expected whole numbers from 1 to 64 by commas, got 1,x\n'],
     [['--scheme', 'gqa,ring'], 'tpla: --scheme: expected some of '],
     [['--layers', '2'], 'tpla: --layers: only with --dummy, a checkpoint has all its layers\n'],
+    [['--skip-prefill'], 'tpla: --skip-prefill: only with --dummy, a checkpoint would write nonsense\n'],
     [['--dummy', config, '--model', 'default'], 'tpla: --dummy and --model: give one of them\n'],
   ];
   const all = await Promise.all(refusals.map(([args]) => sandbox.run(['bench', ...args])));
