@@ -30,8 +30,8 @@ export const defaultCacheRatio = 0.5;
 const publishedShares = [1 / 4, 1 / 2, 3 / 4, 1];
 const recipeShares = [1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1];
 /** Of a large cache, which drops as many numbers however it is split, up to this part may be rotary. */
-const wideShares = [5 / 4, 3 / 2, 7 / 4];
-const widestPart = 3 / 8;
+const wideShares = [5 / 4, 3 / 2, 7 / 4, 2];
+const widestPart = 2 / 5;
 
 /** @throws ConfigError for sizes that contradict each other or do not fit the model */
 export function candidateSettings(

@@ -76,7 +76,7 @@ describe('recipeCandidates', () => {
   it('tries wider rotary keys where the cache is large', () => {
     const ropeDims = (request: Partial<SizeRequest>) =>
       recipeCandidates({ ...nothing, cacheRatio: 5 / 6, ...request }, layout).map(({ ropeDim }) => ropeDim);
-    expect(ropeDims({})).toEqual([16, 24, 32, 40, 48, 56, 64, 80, 96, 112]);
+    expect(ropeDims({})).toEqual([16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128]);
     expect(ropeDims({ portable: true })).toEqual([16, 24, 32, 40, 48, 56, 64]);
     expect(ropeDims({ cacheRatio: 2 / 3 })).toEqual([16, 24, 32, 40, 48, 56, 64, 80, 96]);
   });
