@@ -9,7 +9,7 @@ import { isOwnText } from './calibration-text.ts';
 import type { ConversionOptions } from './conversion-options.ts';
 
 /** Counts changes of what the same settings give. */
-const version = 2;
+const version = 3;
 
 export type KeyedOptions = Pick<
   ConversionOptions,

@@ -3,16 +3,16 @@
  * the converted layers before it produce; then two ridge regressions bring its output back to the original's:
  *     W_UV, per head: features f = [A_h c; 1], target the original head's output o_h, prior the PCA's decoder;
  *     W_O: features g = [all refitted heads; 1], target W_O o, prior W_O.
- * Both: W = (T + l D W0) (F + l D I)^-1 with F = sum f f^T, T = sum target f^T, D = mean of diag F. The accumulated error
+ * Both: W = (T + l W0 D) (F + l D)^-1 with F = sum f f^T, T = sum target f^T, D = diag F (ridge.ts). The accumulated error
  * of the stream is no part of the targets: fitting it fits the calibration text. Pure: sums come from the ranks
  * (collective/refit-maps.ts). Read next: coordinator/convert/convert-refitted.ts.
  */
 import { invariant } from '../../config/errors.ts';
 import { type HeadLayout, kvHeadOf } from './attention-maps.ts';
-import { solveRows } from './cholesky.ts';
-import { added, colsOf, type Dense, denseFrom, joinCols, multiply, rowsOf, stackRows, zeros } from './dense.ts';
+import { added, colsOf, type Dense, denseFrom, joinCols, multiply, rowsOf, stackRows } from './dense.ts';
+import { ridge } from './ridge.ts';
 
-/** Strengths l of the two regressions, relative to the mean energy of a feature. */
+/** Strengths l of the two regressions, relative to the energy of each feature. */
 export const refitRidge = { values: 0.03, output: 0.1 } as const;
 
 export interface ValueEquations {
@@ -39,7 +39,7 @@ export function refitValues(
   valueUp: Dense,
   mean: Dense,
   layout: HeadLayout,
-  ridge: number = refitRidge.values,
+  strength: number = refitRidge.values,
 ): RefittedValues {
   const { numHeads, headDim } = layout;
   const width = valueUp.cols + 1;
@@ -53,7 +53,7 @@ export function refitValues(
       rowsOf(valueUp, head * headDim, (head + 1) * headDim),
       rowsOf(mean, start, start + headDim),
     ]);
-    const { map, saved } = ridgeSolve(features, targets, prior, ridge);
+    const { map, saved } = ridge(features, targets, prior, strength);
     fitted.push(map);
     before += missed(prior, features, targets);
     after += saved;
@@ -88,12 +88,12 @@ export function refitOutput(
   equations: OutputEquations,
   output: Dense,
   bias: Dense,
-  ridge: number = refitRidge.output,
+  strength: number = refitRidge.output,
 ): RefittedOutput {
   const width = output.cols;
   const features = denseFrom(width, width, equations.features);
   const targets = denseFrom(output.rows, width, equations.targets);
-  const { map, saved } = ridgeSolve(features, targets, withHeadBias(output, bias), ridge);
+  const { map, saved } = ridge(features, targets, withHeadBias(output, bias), strength);
   const energy = equations.energy[0] ?? 0;
   return { output: map, missed: energy > 0 ? Math.max(0, (energy + saved) / energy) : 0 };
 }
@@ -103,33 +103,6 @@ export function withHeadBias(output: Dense, bias: Dense): Dense {
   const weight = colsOf(output, 0, output.cols - 1);
   const own = colsOf(output, output.cols - 1, output.cols);
   return joinCols([weight, added(own, multiply(weight, bias), 1)]);
-}
-
-/**
- * W = (T + l D W0) (F + l D I)^-1. @param features [n, n]  @param targets [m, n]  @param prior [m, n]
- * @returns saved: sum |o - W f|^2 less the energy of o; W F = T + l D (W0 - W) makes it sum W (l D (W0 - W) - T)
- */
-function ridgeSolve(features: Dense, targets: Dense, prior: Dense, ridge: number): { map: Dense; saved: number } {
-  const n = features.rows;
-  let trace = 0;
-  for (let i = 0; i < n; i++) trace += features.data[i * n + i] ?? 0;
-  // A layer that attends to nothing has no features: its decoder stays.
-  if (!(trace > 0)) return { map: prior, saved: 0 };
-  const strength = (ridge * trace) / n;
-  const regular = zeros(n, n);
-  for (let i = 0; i < n; i++) {
-    for (let j = 0; j < n; j++) {
-      // Float32 sums of a rank need not be symmetric to the last bit.
-      const mean = ((features.data[i * n + j] ?? 0) + (features.data[j * n + i] ?? 0)) / 2;
-      regular.data[i * n + j] = mean + (i === j ? strength : 0);
-    }
-  }
-  const map = solveRows(regular, added(targets, prior, strength));
-  const saved = map.data.reduce(
-    (sum, w, i) => sum + w * (strength * ((prior.data[i] ?? 0) - w) - (targets.data[i] ?? 0)),
-    0,
-  );
-  return { map, saved };
 }
 
 /** sum |o - W f|^2 less the energy of o: tr(W F W^T) - 2 tr(W T^T). */

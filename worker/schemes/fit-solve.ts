@@ -9,10 +9,10 @@
  */
 import { invariant } from '../../config/errors.ts';
 import { type Dense, congruence, denseFrom, multiply, multiplyTransposed, zeros } from '../../model/transmla/dense.ts';
-import { ridge } from '../../model/tpla/ridge.ts';
+import { ridge } from '../../model/transmla/ridge.ts';
 import { firstTokens, type FitGroup, type FitSizes } from './fit-formulas.ts';
 
-/** Strength of the pull towards no correction, relative to the mean square of a feature. */
+/** Strength of the pull towards no correction, relative to the energy of each feature. */
 const keyRidge = 0.01;
 const valueRidge = 0.01;
 
@@ -135,7 +135,7 @@ function guessOf(covariance: Dense, own: readonly number[], others: readonly num
     );
     return out;
   };
-  return ridge(part(own), part(others), zeros(others.length, own.length), keyRidge);
+  return ridge(part(own), part(others), zeros(others.length, own.length), keyRidge).map;
 }
 
 function columnNumbers({ columns }: FitGroup): number[] {
@@ -173,7 +173,7 @@ export class ValueMoments {
       const prior = zeros(v, width);
       for (let i = 0; i < v; i++)
         this.setPrior(prior, i * width, valueUp.subarray((head * v + i) * r, (head * v + i + 1) * r));
-      const solved = isFitted ? ridge(gram, cross, prior, valueRidge) : prior;
+      const solved = isFitted ? ridge(gram, cross, prior, valueRidge).map : prior;
       for (let i = 0; i < v; i++) {
         values.set(solved.data.subarray(i * width, i * width + r), (head * v + i) * r);
         bias[head * v + i] = solved.data[i * width + r] ?? 0;
