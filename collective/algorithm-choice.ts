@@ -18,9 +18,9 @@ export const bySize: AlgorithmChoice = (floats) => (floats <= 8192 ? 'direct' : 
 
 /** From one row of a small model to a prompt's chunk of a large one. */
 const measuredFloats = [512, 4096, 32_768, 262_144];
-const repeats = 5;
+const repeats = 3;
 /** Longer ones are not tried once an algorithm takes this long: a slow link has shown itself. */
-const enoughMs = 20;
+const enoughMs = 5;
 
 export interface MeasuredAlgorithm {
   readonly floats: number;
