@@ -53,7 +53,7 @@ export function refitValues(
       rowsOf(valueUp, head * headDim, (head + 1) * headDim),
       rowsOf(mean, start, start + headDim),
     ]);
-    const { map, saved } = ridge(features, targets, prior, strength);
+    const { map, saved } = ridge(features, targets, prior, { strength, energy: 'own' });
     fitted.push(map);
     before += missed(prior, features, targets);
     after += saved;
@@ -93,7 +93,10 @@ export function refitOutput(
   const width = output.cols;
   const features = denseFrom(width, width, equations.features);
   const targets = denseFrom(output.rows, width, equations.targets);
-  const { map, saved } = ridge(features, targets, withHeadBias(output, bias), strength);
+  const { map, saved } = ridge(features, targets, withHeadBias(output, bias), {
+    strength,
+    energy: 'own',
+  });
   const energy = equations.energy[0] ?? 0;
   return { output: map, missed: energy > 0 ? Math.max(0, (energy + saved) / energy) : 0 };
 }

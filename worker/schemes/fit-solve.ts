@@ -9,12 +9,11 @@
  */
 import { invariant } from '../../config/errors.ts';
 import { type Dense, congruence, denseFrom, multiply, multiplyTransposed, zeros } from '../../model/transmla/dense.ts';
-import { ridge } from '../../model/transmla/ridge.ts';
+import { ridge, type RidgePull } from '../../model/transmla/ridge.ts';
 import { firstTokens, type FitGroup, type FitSizes } from './fit-formulas.ts';
 
-/** Strength of the pull towards no correction, relative to the energy of each feature. */
-const keyRidge = 0.01;
-const valueRidge = 0.01;
+/** The pull towards no correction. */
+const pull: RidgePull = { strength: 0.01, energy: 'mean' };
 
 /** Of a layer, uncut. */
 export interface LayerMatrices {
@@ -135,7 +134,7 @@ function guessOf(covariance: Dense, own: readonly number[], others: readonly num
     );
     return out;
   };
-  return ridge(part(own), part(others), zeros(others.length, own.length), keyRidge).map;
+  return ridge(part(own), part(others), zeros(others.length, own.length), pull).map;
 }
 
 function columnNumbers({ columns }: FitGroup): number[] {
@@ -173,7 +172,7 @@ export class ValueMoments {
       const prior = zeros(v, width);
       for (let i = 0; i < v; i++)
         this.setPrior(prior, i * width, valueUp.subarray((head * v + i) * r, (head * v + i + 1) * r));
-      const solved = isFitted ? ridge(gram, cross, prior, valueRidge).map : prior;
+      const solved = isFitted ? ridge(gram, cross, prior, pull).map : prior;
       for (let i = 0; i < v; i++) {
         values.set(solved.data.subarray(i * width, i * width + r), (head * v + i) * r);
         bias[head * v + i] = solved.data[i * width + r] ?? 0;

@@ -27,20 +27,24 @@ function loss(w: ReturnType<typeof dense>, targets: ReturnType<typeof dense>, we
 test('finds the map that made the targets', () => {
   const gram = multiplyTransposed(features, features);
   const cross = multiplyTransposed(map, gram);
-  const found = ridge(gram, cross, prior, 0).map;
+  const found = ridge(gram, cross, prior, { strength: 0, energy: 'own' }).map;
   found.data.forEach((value, i) => expect(value).toBeCloseTo(map.data[i]!, 6));
 });
 
-test('a strong pull gives the prior, a middle one the minimum', () => {
+test.each(['own', 'mean'] as const)('a strong pull gives the prior, a middle one the minimum: %s energy', (energy) => {
   const gram = multiplyTransposed(features, features);
   const targets = dense(4, 3, 40);
   const cross = multiplyTransposed(targets, features);
-  ridge(gram, cross, prior, 1e9).map.data.forEach((value, i) => expect(value).toBeCloseTo(prior.data[i]!, 5));
-  const { map: found, saved } = ridge(gram, cross, prior, 0.3);
-  const weights = Array.from({ length: 5 }, (_, i) => 0.3 * gram.data[i * 6]!);
+  ridge(gram, cross, prior, { strength: 1e9, energy: 'own' }).map.data.forEach((value, i) =>
+    expect(value).toBeCloseTo(prior.data[i]!, 5),
+  );
+  const energies = Array.from({ length: 5 }, (_, i) => gram.data[i * 6]!);
+  const mean = energies.reduce((a, b) => a + b) / 5;
+  const { map: found, saved } = ridge(gram, cross, prior, { strength: 0.3, energy });
+  const weights = energies.map((own) => 0.3 * (energy === 'own' ? own : mean));
   const best = loss(found, targets, weights);
-  const energy = targets.data.reduce((sum, value) => sum + value * value, 0);
-  expect(energy + saved).toBeCloseTo(loss(found, targets, [0, 0, 0, 0, 0]), 2);
+  const ofTargets = targets.data.reduce((sum, value) => sum + value * value, 0);
+  expect(ofTargets + saved).toBeCloseTo(loss(found, targets, [0, 0, 0, 0, 0]), 2);
   for (let i = 0; i < 15; i++)
     for (const step of [-1e-3, 1e-3]) {
       const other = zeros(3, 5);
@@ -62,10 +66,10 @@ test('a weak feature is fitted as well as a strong one', () => {
     multiplyTransposed(features, features),
     multiplyTransposed(map, multiplyTransposed(features, features)),
     nothing,
-    0.1,
+    { strength: 0.1, energy: 'own' },
   ).map;
   const gram = multiplyTransposed(scaled, scaled);
   const targets = multiplyTransposed(map, multiplyTransposed(scaled, features));
-  const found = ridge(gram, targets, nothing, 0.1).map;
+  const found = ridge(gram, targets, nothing, { strength: 0.1, energy: 'own' }).map;
   found.data.forEach((value, i) => expect(value * scales[i % 5]!).toBeCloseTo(plain.data[i]!, 2));
 });
