@@ -166,7 +166,7 @@ test('a calibration file that is none is refused before any process is started',
 });
 
 test('several calibration files are all read', async () => {
-  for (const name of ['first', 'second']) writeFileSync(join(sandbox.folder, name), `The ${name} text. `.repeat(200));
+  for (const name of ['text-a', 'text-b']) writeFileSync(join(sandbox.folder, name), `The ${name} text. `.repeat(200));
   const texts = (...names: string[]) => names.flatMap((name) => ['--calibration', join(sandbox.folder, name)]);
   const flags = [
     '--out',
@@ -179,11 +179,11 @@ test('several calibration files are all read', async () => {
     '24',
   ];
   const run = (...given: string[]) => sandbox.run(['convert', ...flags, '--dry-run', '--json', ...given, stories]);
-  const both = await run(...texts('first', 'second'));
+  const both = await run(...texts('text-a', 'text-b'));
   expect(both.code, both.stderr).toBe(0);
-  const lacking = await run(...texts('first', 'third'));
+  const lacking = await run(...texts('text-a', 'text-c'));
   expect(lacking.code).toBe(2);
-  expect(lacking.stderr).toContain(`calibration: cannot read ${join(sandbox.folder, 'third')}`);
+  expect(lacking.stderr).toContain(`calibration: cannot read ${join(sandbox.folder, 'text-c')}`);
 }, 60_000);
 
 test('killed while it converts, it leaves nothing that looks whole, and the next run finishes and cleans up', async () => {
