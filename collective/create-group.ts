@@ -46,10 +46,10 @@ export async function createGroup(ring: RingBinding, setup: Setup, controls: Gro
   };
   const placement = hostRanksOf(transport === 'shm' ? setup.hosts.map(() => 'one') : setup.hosts);
   const sharesMemory = placement.ranks.some(({ length }) => length > 1);
-  if (transport === 'zeromq' || !sharesMemory) return await chosen(alone, zeroMq);
   const giveUp = (): void => void zeroMq[Symbol.asyncDispose]();
   controls.signal?.addEventListener('abort', giveUp);
   try {
+    if (transport === 'zeromq' || !sharesMemory) return await chosen(alone, zeroMq);
     return await onSharedMemory(zeroMq, setup, placement);
   } catch (error) {
     // Every rank is told of the refusal, so all fall back together.
@@ -61,6 +61,7 @@ export async function createGroup(ring: RingBinding, setup: Setup, controls: Gro
   }
 }
 
+/** Lets the ranks measure how to sum, before anything depends on it. */
 async function chosen(joined: JoinedGroup, group: ZeroMqGroup | TwoLevelGroup): Promise<JoinedGroup> {
   try {
     await group.chooseAlgorithms();

@@ -7,7 +7,6 @@ import {
   type AllReduceAlgorithm,
   bySize,
   choiceOf,
-  type MeasuredAlgorithm,
   measureAlgorithms,
 } from './algorithm-choice.ts';
 import { directAllGather, directAllReduce } from './direct.ts';
@@ -26,7 +25,7 @@ export class Exchange {
   #choice: AlgorithmChoice;
   #scratch: Float32Array[] = []; // [worldSize][longest direct all-reduce so far]
 
-  /** @param algorithm the same on all ranks; auto: by message size */
+  /** @param algorithm the same on all ranks; auto: by message size, or as measured */
   constructor(transport: Transport, algorithm: ZeroMqAlgorithm) {
     this.#transport = transport;
     this.#algorithm = algorithm;
@@ -42,13 +41,11 @@ export class Exchange {
    * From now on by measured cost, unless the algorithm is fixed. Called by all ranks at once.
    * @param run runs one operation of so many elements, the same on all ranks
    */
-  async measure(run: RunOperation): Promise<readonly MeasuredAlgorithm[]> {
-    if (this.#algorithm !== 'auto') return [];
+  async measure(run: RunOperation): Promise<void> {
+    if (this.#algorithm !== 'auto') return;
     const sum = (algorithm: AllReduceAlgorithm, buffer: Float32Array): Promise<void> =>
       run(buffer.length, () => this.#allReduceBy(algorithm, buffer, 'f32'));
-    const measured = await measureAlgorithms(sum, this.#transport.worldSize);
-    this.#choice = choiceOf(measured);
-    return measured;
+    this.#choice = choiceOf(await measureAlgorithms(sum, this.#transport.worldSize));
   }
 
   /** The same bits for every algorithm, where the payload is f32. */

@@ -83,15 +83,7 @@ function chartsOf(rows: readonly BenchRow[]): Chart[] {
           spread: [row.decodeSpread.min, row.decodeSpread.max],
         })),
       },
-      {
-        title: `Prefill at ${where}`,
-        unit: 'tokens/s',
-        bars: some.map((row) => ({
-          label: label(row),
-          parts: [{ name: 'prefill', value: row.prefillTokensPerSecond }],
-          spread: [row.prefillSpread.min, row.prefillSpread.max],
-        })),
-      },
+      ...prefillCharts(where, some, label),
       {
         title: `Where the time of a decode step goes, at ${where}`,
         unit: 'ms',
@@ -166,4 +158,20 @@ function shortNumber(value: number): string {
 
 function escape(text: string): string {
   return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;').replaceAll('"', '&quot;');
+}
+
+/** None where prompts were not run. */
+function prefillCharts(where: string, rows: readonly BenchRow[], label: (row: BenchRow) => string): Chart[] {
+  if (rows.every((row) => row.prefillTokensPerSecond === 0)) return [];
+  return [
+    {
+      title: `Prefill at ${where}`,
+      unit: 'tokens/s',
+      bars: rows.map((row) => ({
+        label: label(row),
+        parts: [{ name: 'prefill', value: row.prefillTokensPerSecond }],
+        spread: [row.prefillSpread.min, row.prefillSpread.max],
+      })),
+    },
+  ];
 }

@@ -2,20 +2,23 @@
 import OpenAI from 'openai';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { z } from 'zod';
-import { serve, schedulerOf, type Served } from '../helpers/serving.ts';
+import {
+  chatModelName as model,
+  greedyChat as greedy,
+  saidByUser as user,
+  serve,
+  schedulerOf,
+  type Served,
+} from '../helpers/serving.ts';
 
 let served: Served;
 let client: OpenAI;
-const model = 'chat-stories';
 
 beforeAll(async () => {
   served = await serve(['--ranks', '2', '--slots', '4', '--max-queue', '64']);
   client = served.client;
 });
 afterAll(async () => served[Symbol.asyncDispose]());
-
-const user = (content: string) => [{ role: 'user' as const, content }];
-const greedy = { model, temperature: 0, max_tokens: 24 };
 
 const refusalSchema = z.object({
   error: z.object({

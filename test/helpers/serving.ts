@@ -23,9 +23,18 @@ export interface Served extends AsyncDisposable {
   stop(): Promise<Finished>;
 }
 
+/** What the chat model of these tests is served as. */
+export const chatModelName = 'chat-stories';
+
+export const greedyChat = { model: chatModelName, temperature: 0, max_tokens: 24 };
+
+export function saidByUser(content: string): [{ role: 'user'; content: string }] {
+  return [{ role: 'user', content }];
+}
+
 /** stories260K with a chat template, in a folder of its own; removed with the sandbox. */
 export function chatModel(sandbox: Sandbox): string {
-  const folder = join(sandbox.folder, 'cache', 'chat-stories');
+  const folder = join(sandbox.folder, 'cache', chatModelName);
   mkdirSync(folder, { recursive: true });
   cpSync(join(goldenFolder, 'stories260K'), folder, { recursive: true });
   writeFileSync(
