@@ -112,7 +112,7 @@ const momentsSchema = z.strictObject({
 
 /**
  * Statistics and refit of every layer for the conversion of recipes: see worker/calibration/. All sums are returned by
- * segments of windows (window-sums.ts). begin: windows of equal length; statistics: fields of statistics.ts for one
+ * segments of windows (window-sums.ts). begin: windows of equal length, of a conversion with near tokens how many; statistics: fields of statistics.ts for one
  * layer, layers in order; end: free. With `refits`, each layer's statistics are followed by: original (the original
  * stream passes the layer), attend (maps in the payload; normal equations of W_UV), values (W_UV; normal equations of
  * W_O), advance (W_O; the converted stream passes the layer); payloads: refit-maps.ts. sizes: before the first original.
@@ -126,6 +126,7 @@ const calibrationSchema = z.discriminatedUnion('action', [
     action: z.literal('begin'),
     windows: z.array(z.array(count)),
     refits: z.boolean(),
+    near: z.strictObject({ sinks: count, window: count }).optional(),
     without: z.array(z.enum(fitSteps)).optional(),
   }),
   z.strictObject({

@@ -10,6 +10,8 @@ export interface RefitShape {
   readonly hiddenDim: number;
   /** H */
   readonly numHeads: number;
+  /** G */
+  readonly numKvHeads: number;
   /** d; converted heads have as many nope and as many value numbers */
   readonly headDim: number;
   /** p */
@@ -22,9 +24,10 @@ export interface RefitShape {
 type Lengths<Field extends string> = readonly (readonly [Field, number])[];
 
 /**
- * query [H (d + p), D], queryBias; latentDown [r + p, D], latentDownBias; keyUp [H, d, r]: W_UK; frequencies [p / 2].
+ * query [H (d + p), D], queryBias; latentDown [r + p, D], latentDownBias; keyUp [H, d, r]: W_UK; frequencies [p / 2];
+ * meanValue [G d]: what the output's bias has of every value.
  */
-export function layerMapFields({ hiddenDim, numHeads, headDim, ropeDim, latentDim }: RefitShape) {
+export function layerMapFields({ hiddenDim, numHeads, numKvHeads, headDim, ropeDim, latentDim }: RefitShape) {
   const queryRows = numHeads * (headDim + ropeDim);
   const downRows = latentDim + ropeDim;
   return [
@@ -34,6 +37,7 @@ export function layerMapFields({ hiddenDim, numHeads, headDim, ropeDim, latentDi
     ['latentDownBias', downRows],
     ['keyUp', numHeads * headDim * latentDim],
     ['frequencies', ropeDim / 2],
+    ['meanValue', numKvHeads * headDim],
   ] as const;
 }
 

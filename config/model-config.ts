@@ -72,6 +72,23 @@ export interface MlaConfig {
   readonly scoreScale: number;
   /** As in GqaConfig. */
   readonly scoreSoftcap: number;
+  /** Set where the heads have keys and values of their own for some tokens, beside the latent of every token. */
+  readonly near?: NearTokens;
+}
+
+/**
+ * The first `sinks` tokens of a sequence and, for each token, the last `window`, its own included: a converted model
+ * attends to these with the source's own keys and values. docs/conversion.md, step 8.
+ */
+export interface NearTokens {
+  readonly sinks: number;
+  readonly window: number;
+  /** G: as in the source; heads of n numbers. */
+  readonly numKvHeads: number;
+  /** The source's rotary table. [n / 2] */
+  readonly frequencies: readonly number[];
+  /** The source's: multiplies cos and sin. */
+  readonly attentionFactor: number;
 }
 
 /** Rotary position embedding of the rotated part: the whole head (GQA) or the rope part (MLA). */

@@ -5,7 +5,7 @@
  */
 import { ConfigError } from './errors.ts';
 import type { ModelConfig } from './model-config.ts';
-import { cutsLatent, validLatentGroups, type Scheme } from './schemes.ts';
+import { cutsLatent, nearSchemes, validLatentGroups, type Scheme } from './schemes.ts';
 
 /** Half-open: start <= i < end. */
 export interface Range {
@@ -33,7 +33,10 @@ export interface ShardPlan {
   /** Number of latent shards (paper: g); 1 where the latent is whole or there is none. */
   readonly latentGroups: number;
   readonly expertSharding: ExpertSharding;
-  /** Tokens of which every rank keeps the whole latent and which `tpla` scores exactly; 0 elsewhere. */
+  /**
+   * Tokens of which every rank keeps the whole latent and which `tpla` scores exactly; where the model has near tokens,
+   * those, in every scheme; 0 elsewhere.
+   */
   readonly exactTokens: ExactTokens;
   readonly ranks: readonly RankPlan[];
 }
@@ -56,7 +59,7 @@ export interface RankPlan {
    * the heads that this rank merges and maps to the output.
    */
   readonly prefillHeads: Range;
-  /** KV heads read by `heads`; empty for a latent cache. */
+  /** KV heads read by `heads`, in `dcp` by `prefillHeads`; of a latent cache those of near tokens, else none. */
   readonly kvHeads: Range;
   /** Latent columns of this rank's group alone that its cache keeps and decode reads; empty for gqa. */
   readonly latent: Range;
@@ -122,7 +125,7 @@ export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan 
       rank,
       heads,
       prefillHeads: ownHeads,
-      kvHeads: kvHeadsOf(model, heads),
+      kvHeads: kvHeadsOf(model, scheme === 'dcp' ? ownHeads : heads),
       ...latentOf(model, latentGroups, group, request.latentOverlap ?? 0),
       ropeKey: ropeKeyOf(model, request, rank),
       positions: scheme === 'dcp' ? { part: rank, parts: worldSize, block: dealBlock } : wholeDeal,
@@ -133,7 +136,7 @@ export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan 
       vocab: at(vocab, rank),
     });
   }
-  const exactTokens = request.exactTokens ?? { sinks: 0, window: 0 };
+  const exactTokens = nearTokens(model) ?? request.exactTokens ?? { sinks: 0, window: 0 };
   return { scheme, worldSize, latentGroups, expertSharding, exactTokens, ranks };
 }
 
@@ -197,6 +200,15 @@ function checkRequest(model: ModelConfig, request: PlanRequest): void {
       `latentGroups: scheme tpla-exact cuts the latent over all ${worldSize} ranks, got ${latentGroups}; leave it out or use ${worldSize}`,
     );
   const { sinks, window } = request.exactTokens ?? { sinks: 0, window: 0 };
+  const near = nearTokens(model);
+  if (near !== undefined && !nearSchemes.includes(scheme))
+    throw new ConfigError(
+      `scheme: ${scheme} cannot compute a model whose last ${near.window} tokens keep keys and values of their own; use ${nearSchemes.join(', ')}`,
+    );
+  if (near !== undefined && sinks + window > 0)
+    throw new ConfigError(
+      `window: this model was converted for a window of ${near.window} and ${near.sinks} sinks, got ${window} and ${sinks}; leave both out`,
+    );
   if (sinks + window > 0 && scheme !== 'tpla')
     throw new ConfigError(
       `window: exact attention to some tokens (window ${window}, sinks ${sinks}) is for scheme tpla, not for ${scheme}; leave both out`,
@@ -238,9 +250,17 @@ function headsOf(scheme: Scheme, numHeads: number, groupHeads: Range, ownHeads: 
   return scheme === 'gla' ? ownHeads : groupHeads;
 }
 
-function kvHeadsOf(model: ModelConfig, heads: Range): Range {
-  if (model.attention.kind !== 'gqa' || size(heads) === 0) return { start: 0, end: 0 };
-  const queriesPerKvHead = model.numHeads / model.attention.numKvHeads;
+function nearTokens({ attention }: ModelConfig): ExactTokens | undefined {
+  if (attention.kind !== 'mla' || attention.near === undefined) return undefined;
+  const { sinks, window } = attention.near;
+  return { sinks, window };
+}
+
+/** For a latent cache: of near tokens, none where there are none. */
+function kvHeadsOf({ attention, numHeads }: ModelConfig, heads: Range): Range {
+  const numKvHeads = attention.kind === 'gqa' ? attention.numKvHeads : (attention.near?.numKvHeads ?? 0);
+  if (numKvHeads === 0 || size(heads) === 0) return { start: 0, end: 0 };
+  const queriesPerKvHead = numHeads / numKvHeads;
   return { start: Math.floor(heads.start / queriesPerKvHead), end: Math.floor((heads.end - 1) / queriesPerKvHead) + 1 };
 }
 

@@ -2,6 +2,7 @@
  * A cluster's calibration as its caller sees it: questions for one layer after another, answered by sums over all windows.
  * Order and meaning: calibrationSchema of collective/messages.ts. Read next: convert/convert-recipe.ts.
  */
+import type { ExactTokens } from '../config/shard-plan.ts';
 import type { FitStep } from '../config/schemes.ts';
 import { joinSegments } from '../collective/window-sums.ts';
 import type { Ask } from './ask-ranks.ts';
@@ -18,11 +19,13 @@ export class Calibration {
   /**
    * @param windows of equal length; ranks divide them  @param refits layers will be refitted
    * @param without of a model with a latent: corrections that are not fitted
+   * @param near tokens that the converted model attends to by the source's keys and values
    */
   async begin(
     windows: readonly (readonly number[])[],
     refits: boolean,
     without: readonly FitStep[] = [],
+    near: ExactTokens | null = null,
   ): Promise<void> {
     this.#windows = windows.length;
     await this.#ask({
@@ -31,6 +34,7 @@ export class Calibration {
       windows: windows.map((window) => [...window]),
       refits,
       without: [...without],
+      ...(near === null ? {} : { near: { ...near } }),
     });
   }
 

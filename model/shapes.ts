@@ -55,20 +55,13 @@ function expertShapes(hiddenDim: number, { count, dim, sharedDim }: ExpertsConfi
 
 function gqaShapes({ hiddenDim, numHeads }: ModelConfig, { numKvHeads, headDim }: GqaConfig): Shapes {
   const queryDim = numHeads * headDim;
-  const keyDim = numKvHeads * headDim;
   const heads = `(${numHeads} heads x ${headDim})`;
-  const kvHeads = `(${numKvHeads} KV heads x ${headDim})`;
-  const key = { rows: keyDim, cols: hiddenDim, because: `${kvHeads} x hidden` };
-  const keyBias = { rows: 1, cols: keyDim, because: kvHeads };
   return {
     query: { rows: queryDim, cols: hiddenDim, because: `${heads} x hidden` },
     queryBias: { rows: 1, cols: queryDim, because: heads },
     queryNorm: { rows: 1, cols: headDim, because: 'a head' },
     keyNorm: { rows: 1, cols: headDim, because: 'a head' },
-    key,
-    keyBias,
-    value: key,
-    valueBias: keyBias,
+    ...keyValueShapes(hiddenDim, numKvHeads, headDim),
     output: { rows: hiddenDim, cols: queryDim, because: `hidden x ${heads}` },
   };
 }
@@ -95,5 +88,14 @@ function mlaShapes({ hiddenDim, numHeads }: ModelConfig, attention: MlaConfig): 
     latentUp: { rows: numHeads * (nopeDim + valueDim), cols: latentDim, because: `${values} x latent` },
     ropeFrequencies: { rows: 1, cols: ropeDim / 2, because: 'half the rope part' },
     output: { rows: hiddenDim, cols: numHeads * valueDim, because: `hidden x (${numHeads} heads x ${valueDim} value)` },
+    ...(attention.near === undefined ? {} : keyValueShapes(hiddenDim, attention.near.numKvHeads, nopeDim)),
   };
+}
+
+function keyValueShapes(hiddenDim: number, numKvHeads: number, headDim: number) {
+  const rows = numKvHeads * headDim;
+  const because = `(${numKvHeads} KV heads x ${headDim})`;
+  const matrix = { rows, cols: hiddenDim, because: `${because} x hidden` };
+  const bias = { rows: 1, cols: rows, because };
+  return { key: matrix, keyBias: bias, value: matrix, valueBias: bias };
 }

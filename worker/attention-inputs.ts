@@ -28,12 +28,12 @@ export interface AttentionInputs {
   readonly expanded: readonly Tensor[] | undefined;
   /** Set when prefill is exact although the cache is a shard: whole latents of the sequence. */
   readonly staging: { readonly rows: Tensor; readonly indices: Tensor } | undefined; // [rowsPerSlot, r + p], [tokens] i32
-  /** Set when whole latents of the first and last tokens are kept beside a shard of all. */
+  /** Set where the first and last tokens have rows beside those of all: whole latents, or keys and values of near tokens. */
   readonly recent: RecentInputs | undefined;
 }
 
 export interface RecentInputs {
-  readonly rows: Tensor; // [slots * (sinks + window) + 1, r + p]
+  readonly rows: Tensor; // [slots * (sinks + window) + 1, numbers of a token]
   /** Row that each token is written to. */
   readonly indices: Tensor; // [tokens] i32
   readonly segments: readonly RecentSegment[];

@@ -79,15 +79,10 @@ export class LatentCache {
         ? kernels.allocate(options.type, [this.rowsPerSlot, attention.latentDim + attention.ropeDim], 'rows')
         : undefined;
     const { exactTokens } = plan;
+    const recentWidth = exactTokens.sinks + exactTokens.window > 0 ? recentNumbers(model, plan, rank) : 0;
     this.recent =
-      attention.kind === 'mla' && plan.latentGroups > 1 && exactTokens.sinks + exactTokens.window > 0
-        ? new RecentTokens(
-            kernels,
-            exactTokens,
-            model.numLayers,
-            options.slots,
-            attention.latentDim + attention.ropeDim,
-          )
+      recentWidth > 0
+        ? new RecentTokens(kernels, exactTokens, model.numLayers, options.slots, recentWidth)
         : undefined;
     const sizeOf = (tensors: readonly Tensor[]): number =>
       tensors.reduce((sum, tensor) => sum + kernels.sizeOf(tensor), 0);
@@ -120,4 +115,12 @@ export function paddedLength(rows: number, readStep: number): number {
 function rowWidth({ attention }: ModelConfig, rank: RankPlan): number {
   if (attention.kind === 'mla') return latentWidth(rank) + size(rank.ropeKey);
   return size(rank.kvHeads) * attention.headDim;
+}
+
+/** Of a first or last token, beside its row of the cache: keys and values of near tokens, or a whole latent, or nothing. */
+export function recentNumbers({ attention }: ModelConfig, { latentGroups }: ShardPlan, rank: RankPlan): number {
+  if (attention.kind !== 'mla') return 0;
+  // Every rank knows which rows are kept, also one that has no heads to merge.
+  if (attention.near !== undefined) return Math.max(1, 2 * size(rank.kvHeads) * attention.nopeDim);
+  return latentGroups > 1 ? attention.latentDim + attention.ropeDim : 0;
 }

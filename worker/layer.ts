@@ -11,6 +11,7 @@ import { attendMla } from './attention.ts';
 import { denseDelta } from './feed-forward.ts';
 import type { Ops, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
+import { attendNear } from './schemes/near-heads.ts';
 import { attendWindowed } from './schemes/windowed.ts';
 import type { LayerWeights } from './weights.ts';
 
@@ -30,6 +31,7 @@ export function attentionDelta(
     case 'gqa':
       return attendGqa(ops, model, attention, cache, h, inputs);
     case 'mla':
+      if (attention.near !== undefined) return attendNear(ops, model, attention, attention.near, cache, h, inputs);
       // Staged latents are whole: nothing is left to score more exactly.
       if (inputs.recent !== undefined && inputs.staging === undefined)
         return attendWindowed(ops, model, attention, cache, h, inputs);

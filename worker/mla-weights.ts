@@ -11,6 +11,7 @@ import type { LayerFit } from '../model/tpla/decode-fit.ts';
 import { shardNormFactor } from '../model/tpla/rotation.ts';
 import type { Tensor } from './kernels/kernels.ts';
 import { columnsOf, times2d, timesTransposed } from './matrix-products.ts';
+import { loadNear, type NearWeights } from './near-weights.ts';
 import { corrected } from './schemes/corrected-projection.ts';
 import { type WeightUploader } from './weight-uploader.ts';
 
@@ -41,6 +42,8 @@ export interface MlaWeights {
   /** Added in decode beside outputBias, rank 0 only: the constant part of a fit. [hidden] */
   readonly decodeBias: Tensor | undefined;
   readonly frequencies: Tensor; // [p / 2]
+  /** Of near tokens; undefined: the model has none. */
+  readonly near: NearWeights | undefined;
 }
 
 /** Maps between head space and latent columns, for some of the local heads. */
@@ -104,7 +107,8 @@ export async function loadMla(
   const { sinks, window } = plan.exactTokens;
   const kept = cachedLatent(rank);
   const unread = rank.rank < plan.worldSize / plan.latentGroups ? 0 : size(rank.sharedLatent);
-  const shard = { keys: sinks + window > 0 ? [whole] : kept, values: kept, unread };
+  const scoresWhole = sinks + window > 0 && config.near === undefined;
+  const shard = { keys: scoresWhole ? [whole] : kept, values: kept, unread };
   const plain = await project({ heads: rank.heads, outputHeads: merged, latent: shard });
   const decode = fit === undefined ? plain : corrected(plain, checkpoint.config, plan, rank, uploader, layer, fit);
   return {
@@ -136,6 +140,7 @@ export async function loadMla(
     outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
     decodeBias: fit !== undefined && rank.rank === 0 ? uploader.values(fit.bias) : undefined,
     frequencies,
+    near: config.near && (await loadNear(config, config.near, checkpoint.config.numHeads, plan, rank, uploader, layer)),
   };
 }
 

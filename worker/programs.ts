@@ -38,6 +38,7 @@ export class ChunkPrograms implements Disposable {
   private readonly recent: RecentTokens | undefined;
   private readonly recentChunk: RecentChunk | undefined;
   private readonly staged: boolean;
+  private readonly hasNearTokens: boolean;
   /** For each segment the rows whose keys and values are expanded; undefined: absorbed. [paddedRows] i32 */
   private readonly expanded: readonly Tensor[] | undefined;
   private readonly exchange: Exchange | undefined;
@@ -50,6 +51,7 @@ export class ChunkPrograms implements Disposable {
     this.deal = cache.layout.deal;
     this.recent = cache.recent;
     this.staged = staged;
+    this.hasNearTokens = model.attention.kind === 'mla' && model.attention.near !== undefined;
     const tokens = chunk.tokens.length;
     this.x = kernels.allocate('f32', [tokens, model.hiddenDim]);
     this.positions = kernels.allocate('i32', [tokens]);
@@ -131,11 +133,11 @@ export class ChunkPrograms implements Disposable {
     this.loaded = chunk;
   }
 
-  /** What the segment's tokens see of the cache's rows; what is scored from whole latents is left out. */
+  /** What the segment's tokens see of the cache's rows; what is scored by rows kept beside them is left out. */
   private maskOf(segment: ChunkSegment, window: number): Float32Array {
     const { recent } = this;
-    if (recent === undefined || this.staged) return causalMask(segment, this.deal, window);
-    return restMask(segment, recent.sizes, recent.validFrom(segment.slot), window);
+    if (recent === undefined || (this.staged && !this.hasNearTokens)) return causalMask(segment, this.deal, window);
+    return restMask(segment, recent.sizes, this.deal, recent.validFrom(segment.slot), window);
   }
 
   /**

@@ -172,8 +172,8 @@ export class RankWorker implements AsyncDisposable {
     if (request.action === 'begin') {
       invariant(this.calibration === undefined, 'a calibration was begun twice');
       const { rank, worldSize } = this.setup;
-      const { windows, refits } = request;
-      const part = { windows, refits, rank, worldSize };
+      const { windows, refits, near } = request;
+      const part = { windows, refits, near, rank, worldSize };
       this.calibration = await CalibrationSession.begin(this.checkpoint, this.backend, part);
       return undefined;
     }

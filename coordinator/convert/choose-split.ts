@@ -7,7 +7,6 @@
 import { type RefitShape, splitFields, valueEquationFields } from '../../collective/refit-maps.ts';
 import { splitStatistics } from '../../collective/statistics.ts';
 import { invariant } from '../../config/errors.ts';
-import { rowsOf } from '../../model/transmla/dense.ts';
 import { averageStatistics, type KeyValueStatistics } from '../../model/transmla/layer-statistics.ts';
 import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
 import { applyRecipe, planRecipe, type RecipeSettings } from '../../model/transmla/recipe.ts';
@@ -37,7 +36,7 @@ export async function chooseSplit(job: ConversionJob, candidates: readonly Recip
     if (layers.includes(layer)) {
       const sums = splitStatistics(await calibration.statistics(layer), layout);
       await calibration.original();
-      const statistics = averageStatistics(sums, layout, options.without);
+      const statistics = averageStatistics(sums, layout, options.without, options.near !== null);
       for (const [i, candidate] of candidates.entries()) {
         const share = await missedShare(job, layer, statistics, candidate);
         // Shares of layers differ by orders of magnitude, so their logarithms are added.
@@ -73,14 +72,12 @@ async function missedShare(
   const maps = await readGqaMaps(source, layer);
   const converted = applyRecipe(maps, output, statistics, layout, source.config.rope, plan, latentDim);
   await cluster.calibration.sizes(ropeDim, latentDim);
-  const sums = await cluster.calibration.attend(layerMaps(converted.maps, shape, options.dtype));
-  const merged = layout.numKvHeads * layout.headDim;
-  const mean = rowsOf(statistics.mean, merged, 2 * merged);
+  const sums = await cluster.calibration.attend(layerMaps(converted.maps, converted.meanValue, shape, options.dtype));
   const [, valueUp] = splitUp(converted.maps, shape);
   const { missedBefore, missedAfter } = refitValues(
     splitFields(sums, valueEquationFields(shape)),
     valueUp,
-    mean,
+    converted.meanValue,
     layout,
   );
   return options.without.has('refit') ? missedBefore : missedAfter;

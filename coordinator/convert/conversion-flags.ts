@@ -4,6 +4,7 @@
  */
 import type { Argv } from 'yargs';
 import { ConfigError } from '../../config/errors.ts';
+import type { ExactTokens } from '../../config/shard-plan.ts';
 import { floatTypes, type FloatType } from '../../model/transmla/encode-floats.ts';
 import { type RecipeStep, recipeStepNames, recipeSteps } from '../../model/transmla/recipe-steps.ts';
 import { optionalNumber } from '../flags.ts';
@@ -23,6 +24,8 @@ export interface ConversionFlags {
   readonly calibration?: readonly string[] | undefined;
   readonly calibrationTokens?: number | undefined;
   readonly dtype?: FloatType | undefined;
+  readonly keepWindow?: number | undefined;
+  readonly keepSinks?: number | undefined;
 }
 
 /** By the names on the command line. */
@@ -39,12 +42,16 @@ const flagNames = {
   calibration: 'calibration',
   calibrationTokens: 'calibration-tokens',
   dtype: 'dtype',
+  keepWindow: 'keep-window',
+  keepSinks: 'keep-sinks',
 } as const satisfies Record<keyof ConversionFlags, string>;
 
 export type ConversionSettings = Pick<
   ConversionOptions,
-  'method' | 'without' | 'sizes' | 'calibration' | 'calibrationTokens' | 'dtype' | 'untouched'
+  'method' | 'without' | 'sizes' | 'near' | 'calibration' | 'calibrationTokens' | 'dtype' | 'untouched'
 >;
+
+const defaultSinks = 4;
 
 /** An exact conversion fits nothing: its text only serves to measure. */
 const defaultCalibrationTokens = { fitted: 8192, exact: 512 };
@@ -78,6 +85,20 @@ export function conversionFlags<T>(command: Argv<T>) {
         'tokens to fit on; a few more are held out to judge by',
       ),
       defaultDescription: `${defaultCalibrationTokens.fitted}; with --exact ${defaultCalibrationTokens.exact}`,
+    })
+    .option('keep-window', {
+      ...optionalNumber(
+        'keep-window',
+        0,
+        4096,
+        true,
+        "last tokens that keep the source's keys and values beside the latent of every token: constant memory per sequence",
+      ),
+      defaultDescription: '0',
+    })
+    .option('keep-sinks', {
+      ...optionalNumber('keep-sinks', 0, 4096, true, 'first tokens that do'),
+      defaultDescription: `${defaultSinks} with --keep-window`,
     })
     .option('dtype', {
       choices: floatTypes,
@@ -136,8 +157,14 @@ function sizeFlags<T>(command: Argv<T>) {
     });
 }
 
+/** @throws ConfigError where flags contradict each other */
 export function conversionSettings(flags: ConversionFlags): ConversionSettings {
   const exact = flags.exact ?? false;
+  const near = nearTokensOf(flags);
+  if (near !== null && (exact || flags.portable === true || flags.method === 'published'))
+    throw new ConfigError(
+      'keep-window: belongs to --method recipe in its own form; leave out --exact, --portable and --method published',
+    );
   if (flags.portable === true && (exact || flags.method === 'published'))
     throw new ConfigError('portable: belongs to --method recipe; leave out --exact and --method published');
   return {
@@ -152,12 +179,20 @@ export function conversionSettings(flags: ConversionFlags): ConversionSettings {
       freqfold: flags.freqfold ?? 'auto',
       balance: flags.balance ?? 'auto',
     },
+    near,
     calibration: flags.calibration ?? ['self'],
     calibrationTokens: flags.calibrationTokens ?? defaultCalibrationTokens[exact ? 'exact' : 'fitted'],
     dtype: flags.dtype ?? (exact ? 'f32' : 'f16'),
     // Stock code knows no quantised blocks.
     untouched: flags.dtype ?? (flags.portable === true ? 'f16' : 'keep'),
   };
+}
+
+function nearTokensOf({ keepWindow = 0, keepSinks }: ConversionFlags): ExactTokens | null {
+  if (keepWindow > 0) return { sinks: keepSinks ?? defaultSinks, window: keepWindow };
+  if ((keepSinks ?? 0) > 0)
+    throw new ConfigError(`keep-sinks: ${keepSinks} first tokens are kept only beside last ones; give --keep-window too`);
+  return null;
 }
 
 /** @throws ConfigError naming the flags that mean nothing where nothing is converted */

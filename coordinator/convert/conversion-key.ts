@@ -13,15 +13,16 @@ const version = 3;
 
 export type KeyedOptions = Pick<
   ConversionOptions,
-  'method' | 'sizes' | 'without' | 'calibration' | 'calibrationTokens' | 'seed' | 'dtype' | 'untouched' | 'cluster'
+  'method' | 'sizes' | 'near' | 'without' | 'calibration' | 'calibrationTokens' | 'seed' | 'dtype' | 'untouched' | 'cluster'
 >;
 
 /** 16 hex digits */
 export async function conversionKey(source: Checkpoint, options: KeyedOptions): Promise<string> {
-  const { method, sizes, without, calibration, calibrationTokens, seed, dtype, untouched, cluster } = options;
+  const { method, sizes, near, without, calibration, calibrationTokens, seed, dtype, untouched, cluster } = options;
   const settings = {
     method,
     sizes,
+    near,
     without: [...without].sort(),
     calibration,
     calibrationTokens,

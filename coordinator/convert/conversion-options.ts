@@ -3,6 +3,7 @@
  * constants. Read next: convert-checkpoint.ts.
  */
 import type { ClusterConfig } from '../../config/cluster.ts';
+import type { ExactTokens } from '../../config/shard-plan.ts';
 import type { FloatType } from '../../model/transmla/encode-floats.ts';
 import type { RecipeStep } from '../../model/transmla/recipe-steps.ts';
 import type { UntouchedType } from '../../model/transmla/untouched-tensors.ts';
@@ -23,6 +24,8 @@ export interface ConversionOptions {
   /** Replace a converted checkpoint that is there. */
   readonly force: boolean;
   readonly sizes: SizeRequest;
+  /** First and last tokens that keep the source's keys and values; null: none. */
+  readonly near: ExactTokens | null;
   /** Steps of the recipe to leave out. */
   readonly without: ReadonlySet<RecipeStep>;
   /** Text files, or 'self' alone: text that the model writes. */
@@ -66,6 +69,8 @@ export interface ConversionReport {
   /** Numbers that one token leaves in the cache of one layer. */
   readonly cacheFloatsBefore: number;
   readonly cacheFloatsAfter: number;
+  /** First and last tokens that keep the source's keys and values beside that, constant per sequence. */
+  readonly nearTokens: ExactTokens;
   readonly ropeDim: number;
   readonly kvRank: number;
   readonly freqfold: number;

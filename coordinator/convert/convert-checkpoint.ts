@@ -13,7 +13,7 @@ import { openCheckpoint } from '../../model/open.ts';
 import { exportTokenizer } from '../../model/tokenizer-export.ts';
 import { LayerSpill } from '../../model/transmla/layer-spill.ts';
 import { checkPortable, portableMaps } from '../../model/transmla/portable.ts';
-import { convertibleAttention, headLayout } from '../../model/transmla/read-layer.ts';
+import { convertibleAttention, headLayout, nearValueBias } from '../../model/transmla/read-layer.ts';
 import type { RecipeSettings } from '../../model/transmla/recipe.ts';
 import {
   encodeLayer,
@@ -130,6 +130,7 @@ function reportOf(
     ...perplexities,
     cacheFloatsBefore: cacheNumbersPerToken(source.config),
     cacheFloatsAfter: ropeDim + latentDim,
+    nearTokens: options.near ?? { sinks: 0, window: 0 },
     ropeDim,
     kvRank: latentDim,
     freqfold,
@@ -212,12 +213,17 @@ async function calibrateAndConvert(run: Run): Promise<Calibrated> {
   const { portable } = options.sizes;
   const layout = headLayout(source.config);
   const { scoreScale } = convertibleAttention(source.config);
-  const store: ConversionJob['store'] = async (kind, layer, maps, rotation, output) => {
+  const store: ConversionJob['store'] = async (kind, layer, { maps, output, meanValue }, rotation) => {
     options.signal?.throwIfAborted();
     const written = portable ? portableMaps(maps, layout, scoreScale) : maps;
     return await spill.store(
       `${kind}-${layer}`,
-      encodeLayer(layer, written, portable ? undefined : rotation, options.dtype, output),
+      encodeLayer(layer, written, {
+        rotation: portable ? undefined : rotation,
+        dtype: options.dtype,
+        output,
+        nearValueBias: options.near === null ? undefined : await nearValueBias(source, layer, meanValue),
+      }),
     );
   };
   const find: ConversionJob['find'] = (kind, layer) => spill.find(`${kind}-${layer}`);
@@ -245,12 +251,17 @@ async function measureLayers(
   return measured;
 }
 
-function formOf({ dtype, untouched, sizes }: ConversionOptions): WrittenForm {
-  return { converted: dtype, untouched, portable: sizes.portable };
+function formOf({ dtype, untouched, sizes, near }: ConversionOptions): WrittenForm {
+  return { converted: dtype, untouched, portable: sizes.portable, near };
 }
 
-function windowCounts(source: Checkpoint, { calibrationTokens }: ConversionOptions): WindowCounts {
+/** @throws ConfigError where so many tokens are near that little is left to fit */
+function windowCounts(source: Checkpoint, { calibrationTokens, near }: ConversionOptions): WindowCounts {
   const length = Math.min(maxWindow, source.config.contextLength, calibrationTokens);
+  if (near !== null && near.sinks + near.window > length / 2)
+    throw new ConfigError(
+      `keep-window: a window of ${near.window} and ${near.sinks} sinks are more than half of a calibration window of ${length} tokens; keep fewer, or give more --calibration-tokens`,
+    );
   return { length, calibration: Math.max(1, Math.round(calibrationTokens / length)), heldOut: heldOutWindows };
 }
 

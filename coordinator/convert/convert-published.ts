@@ -69,10 +69,10 @@ async function convertLayers(
     const maps = await readGqaMaps(source, layer);
     const keyValue = keyValueMoment(maps, moment);
     const converted = applyPlan(maps, layout, rope, planLayer(keyValue, layout, settings));
-    final.push(await store('final', layer, converted, latentRotation(converted, moment)));
+    final.push(await store('final', layer, { maps: converted }, latentRotation(converted, moment)));
     if (fullRank.latentDim > settings.latentDim) {
       const whole = applyPlan(maps, layout, rope, planLayer(keyValue, layout, fullRank));
-      withoutRank.push(await store('without-rank', layer, whole, undefined));
+      withoutRank.push(await store('without-rank', layer, { maps: whole }, undefined));
     }
     progress.update(layer + 1);
   }

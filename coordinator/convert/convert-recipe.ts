@@ -40,7 +40,7 @@ async function gather({ source, cluster, text, options }: ConversionJob): Promis
   const { numLayers } = source.config;
   const layout = headLayout(source.config);
   using progress = startProgress('calibrate', numLayers, { name: 'layers', size: 1 });
-  await cluster.calibration.begin(text.windows, false);
+  await cluster.calibration.begin(text.windows, false, [], options.near);
   const gathered: KeyValueStatistics[] = [];
   let arriving = cluster.calibration.statistics(0);
   for (let layer = 0; layer < numLayers; layer++) {
@@ -49,7 +49,7 @@ async function gather({ source, cluster, text, options }: ConversionJob): Promis
     if (layer + 1 < numLayers) arriving = cluster.calibration.statistics(layer + 1);
     // A failure is thrown by the await above, or after an error of ours is not wanted any more.
     arriving.catch(() => undefined);
-    const average = averageStatistics(splitStatistics(sums, layout), layout, options.without);
+    const average = averageStatistics(splitStatistics(sums, layout), layout, options.without, options.near !== null);
     gathered.push(average);
     progress.update(layer + 1);
   }
@@ -75,12 +75,12 @@ async function convertLayers(
     const plan = planRecipe(output, own, layout, ropeDim, options.without, options.sizes.portable);
     const converted = applyRecipe(maps, output, own, layout, rope, plan, latentDim);
     const rotation = recipeRotation(own, plan, latentDim);
-    final.push(await store('final', layer, converted.maps, rotation, converted.output));
+    final.push(await store('final', layer, converted, rotation));
     const notMeasured = { headsMissed: null, headsMissedRefitted: null, outputMissed: null };
     losses.push({ ...recipeLosses(plan, latentDim), ...notMeasured });
     if (fullRank > latentDim) {
       const whole = applyWithoutRank(maps, output, own, layout, rope, plan);
-      withoutRank.push(await store('without-rank', layer, whole.maps, undefined, whole.output));
+      withoutRank.push(await store('without-rank', layer, whole, undefined));
     }
     progress.update(layer + 1);
   }

@@ -12,7 +12,6 @@ import {
 } from '../../collective/refit-maps.ts';
 import { splitStatistics } from '../../collective/statistics.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
-import { rowsOf } from '../../model/transmla/dense.ts';
 import { roundFloats } from '../../model/transmla/encode-floats.ts';
 import type { LatentRotation } from '../../model/transmla/latent-rotation.ts';
 import { averageStatistics, type KeyValueStatistics } from '../../model/transmla/layer-statistics.ts';
@@ -44,16 +43,15 @@ export async function convertRefitted(
   const result = { final, withoutRank: isCut(source, settings) ? withoutRank : undefined, losses };
   if (losses.length === numLayers) return result;
   using progress = startProgress('convert', numLayers, { name: 'layers', size: 1 });
-  await calibration.begin(text.windows, true);
+  await calibration.begin(text.windows, true, [], job.options.near);
   await calibration.sizes(settings.ropeDim, settings.latentDim);
   if (losses.length > 0) await calibration.restore(losses.length, await saved.streams());
   for (let layer = losses.length; layer < numLayers; layer++) {
     const converted = await convertLayer(job, settings, layer);
-    const { maps, output } = converted.final;
-    final.push(await job.store('final', layer, maps, converted.rotation, output));
+    final.push(await job.store('final', layer, converted.final, converted.rotation));
     const whole = converted.withoutRank;
     if (whole !== undefined)
-      withoutRank.push(await job.store('without-rank', layer, whole.maps, undefined, whole.output));
+      withoutRank.push(await job.store('without-rank', layer, whole, undefined));
     losses.push(converted.loss);
     progress.update(layer + 1);
     if (layer + 1 < numLayers && saved.isDue()) await saved.saveLayers(losses, () => calibration.streams());
@@ -116,14 +114,13 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
   const oneShot = applyRecipe(maps, output, statistics, layout, rope, plan, latentDim);
   await passing;
 
-  const attending = inBackground(calibration.attend(layerMaps(oneShot.maps, shape, dtype)));
+  const attending = inBackground(calibration.attend(layerMaps(oneShot.maps, oneShot.meanValue, shape, dtype)));
   const whole = isCut(source, settings) ? applyWithoutRank(maps, output, statistics, layout, rope, plan) : undefined;
   const rotation = recipeRotation(statistics, plan, latentDim);
   const valueSums = splitFields(await attending, valueEquationFields(shape));
 
-  const merged = layout.numKvHeads * layout.headDim;
   const [keyUp, valueUp] = splitUp(oneShot.maps, shape);
-  const values = refitValues(valueSums, valueUp, rowsOf(statistics.mean, merged, 2 * merged), layout);
+  const values = refitValues(valueSums, valueUp, oneShot.meanValue, layout);
   const outputSums = splitFields(
     await calibration.values(roundFloats(values.valueUp.data, dtype, `layer ${layer}, W_UV`)),
     outputEquationFields(shape),
@@ -138,7 +135,8 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
   };
   const refittedMaps = { ...oneShot.maps, latentUp: joinUp(keyUp, values.valueUp, shape) };
   await advancing;
-  return { final: { maps: refittedMaps, output: refitted.output }, rotation, withoutRank: whole, loss };
+  const { meanValue } = oneShot;
+  return { final: { maps: refittedMaps, output: refitted.output, meanValue }, rotation, withoutRank: whole, loss };
 }
 
 /** A failure is reported by the await that follows, or not wanted any more after an error of ours. */
@@ -150,5 +148,5 @@ function inBackground<Result>(work: Promise<Result>): Promise<Result> {
 async function statisticsOf({ source, cluster, options }: ConversionJob, layer: number): Promise<KeyValueStatistics> {
   const layout = headLayout(source.config);
   const sums = await cluster.calibration.statistics(layer);
-  return averageStatistics(splitStatistics(sums, layout), layout, options.without);
+  return averageStatistics(splitStatistics(sums, layout), layout, options.without, options.near !== null);
 }

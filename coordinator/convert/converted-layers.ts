@@ -24,9 +24,8 @@ export interface ConversionJob {
   readonly store: (
     kind: LayerKind,
     layer: number,
-    maps: MlaMaps,
+    made: { readonly maps: MlaMaps; readonly output?: Dense; readonly meanValue?: Dense },
     rotation: LatentRotation | undefined,
-    output?: Dense,
   ) => Promise<EncodedLayer>;
   /** A layer that an earlier run stored. */
   readonly find: (kind: LayerKind, layer: number) => Promise<EncodedLayer>;

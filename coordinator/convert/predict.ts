@@ -91,7 +91,7 @@ function unique(candidates: readonly Sizes[]): Sizes[] {
 function convertedBytes(
   config: ModelConfig,
   { ropeDim, latentDim }: Sizes,
-  { dtype }: ConversionOptions,
+  { dtype, near: nearTokens }: ConversionOptions,
   method: ConversionMethod,
 ): number {
   const { numHeads, headDim, numKvHeads } = headLayout(config);
@@ -102,13 +102,14 @@ function convertedBytes(
   const up = numHeads * (nopeDim + headDim) * latentDim;
   const output = method === 'recipe' ? hiddenDim * numHeads * headDim : 0;
   const biases = method === 'recipe' ? numHeads * (nopeDim + ropeDim) + latentDim + ropeDim + hiddenDim : 0;
-  const vectors = biases + ropeDim / 2 + latentDim ** 2 + latentDim;
+  const near = nearTokens === null ? 0 : numKvHeads * headDim;
+  const vectors = biases + near + ropeDim / 2 + latentDim ** 2 + latentDim;
   return numLayers * ((query + down + up + output) * bytesPerFloat(dtype) + 4 * vectors);
 }
 
-function untouchedBytes(source: Checkpoint, { untouched }: ConversionOptions, method: ConversionMethod): number {
+function untouchedBytes(source: Checkpoint, { untouched, near }: ConversionOptions, method: ConversionMethod): number {
   const replaced = new Array<boolean>(source.config.numLayers).fill(method === 'recipe');
-  return untouchedTensors(source, replaced, untouched).reduce((sum, { type, shape }) => {
+  return untouchedTensors(source, replaced, untouched, near !== null).reduce((sum, { type, shape }) => {
     invariant(type !== 'i32', 'a weight of whole numbers');
     const rows = shape.slice(0, -1).reduce((a, b) => a * b, 1);
     return sum + rows * rowBytes(type, shape.at(-1) ?? 0);

@@ -10,8 +10,8 @@ import { type MlaMaps, splitBias } from '../../model/transmla/attention-maps.ts'
 import { type Dense, rowsOf, stackRows } from '../../model/transmla/dense.ts';
 import { type FloatType, roundFloats } from '../../model/transmla/encode-floats.ts';
 
-/** As they will be written, so that the stream is that of the checkpoint. */
-export function layerMaps(maps: MlaMaps, shape: RefitShape, dtype: FloatType): Float32Array {
+/** As they will be written, so that the stream is that of the checkpoint. @param meanValue [G d, 1] */
+export function layerMaps(maps: MlaMaps, meanValue: Dense, shape: RefitShape, dtype: FloatType): Float32Array {
   const fields = layerMapFields(shape);
   const payload = new Float32Array(fieldsLength(fields));
   const places = splitFields(payload, fields);
@@ -22,6 +22,7 @@ export function layerMaps(maps: MlaMaps, shape: RefitShape, dtype: FloatType): F
   places.latentDownBias.set(down.bias ?? []);
   places.keyUp.set(roundFloats(splitUp(maps, shape)[0].data, dtype, 'latentUp'));
   places.frequencies.set(maps.frequencies);
+  places.meanValue.set(meanValue.data);
   return payload;
 }
 

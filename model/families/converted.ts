@@ -6,7 +6,7 @@
  */
 import { z } from 'zod';
 import { ConfigError } from '../../config/errors.ts';
-import type { ExpertsConfig } from '../../config/model-config.ts';
+import type { ExpertsConfig, NearTokens } from '../../config/model-config.ts';
 import { without, type ModelDescription, type Role, type TensorNames, type Tensors } from './description.ts';
 import { hubActivation, layerCount, parseKeys, positive, size } from './hub-config.ts';
 import { expertNames, isTied } from './hub-decoder.ts';
@@ -18,6 +18,10 @@ export const convertedNames = {
   head: 'lm_head.weight',
   finalNorm: 'model.norm.weight',
   attentionNorm: 'model.layers.{layer}.input_layernorm.weight',
+  key: 'model.layers.{layer}.self_attn.k_proj.weight',
+  keyBias: 'model.layers.{layer}.self_attn.k_proj.bias',
+  value: 'model.layers.{layer}.self_attn.v_proj.weight',
+  valueBias: 'model.layers.{layer}.self_attn.v_proj.bias',
   query: 'model.layers.{layer}.self_attn.q_proj.weight',
   queryBias: 'model.layers.{layer}.self_attn.q_proj.bias',
   latentDown: 'model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight',
@@ -40,7 +44,7 @@ export const convertedNames = {
   sharedDown: 'model.layers.{layer}.mlp.shared_experts.down_proj.weight',
 } satisfies TensorNames;
 
-const biases: readonly Role[] = ['queryBias', 'latentDownBias', 'outputBias'];
+const biases: readonly Role[] = ['queryBias', 'latentDownBias', 'outputBias', 'keyBias', 'valueBias'];
 
 const experts = z.strictObject({
   layers: z.array(z.boolean()),
@@ -53,6 +57,14 @@ const experts = z.strictObject({
   groups: z.strictObject({ count: size, keep: size, best: size }),
   normalize: z.boolean(),
   scale: positive,
+});
+
+const nearTokens = z.strictObject({
+  sinks: z.number().int().nonnegative(),
+  window: size,
+  num_key_value_heads: size,
+  rope_frequencies: z.array(z.number().nonnegative()),
+  attention_factor: positive,
 });
 
 const cap = z.number().nonnegative().default(0);
@@ -88,6 +100,7 @@ const schema = z.object({
   post_norms: z.boolean().default(false),
   sliding_windows: z.array(z.number().int().nonnegative()).default([]),
   experts: experts.nullable().default(null),
+  near_tokens: nearTokens.nullable().default(null),
 });
 type Keys = z.infer<typeof schema>;
 
@@ -119,6 +132,7 @@ export function describeConverted(config: unknown, tensors: Tensors | undefined)
         latentNormEps: null,
         scoreScale: keys.softmax_scale,
         scoreSoftcap: keys.attn_logit_softcapping,
+        ...nearOf(keys),
       },
       rope: { frequencies: keys.rope_frequencies, attentionFactor: 1, interleaved: false },
       feedForward: { kind: 'gated', dim: keys.intermediate_size, activation: hubActivation(keys.hidden_act) },
@@ -141,11 +155,28 @@ function absentRoles(keys: Keys, tied: boolean): Role[] {
   return [
     'latentNorm',
     ...(tied ? (['head'] as const) : []),
+    ...(keys.near_tokens === null ? (['key', 'keyBias', 'value', 'valueBias'] as const) : []),
     ...(keys.attention_bias ? [] : biases),
     ...(keys.post_norms ? [] : (['attentionPostNorm', 'feedForwardPostNorm'] as const)),
     ...(keys.experts?.biased === true ? [] : (['routerBias'] as const)),
     ...((keys.experts?.shared_dim ?? 0) > 0 ? [] : (['sharedGate', 'sharedUp', 'sharedDown'] as const)),
   ];
+}
+
+/** @throws ConfigError for heads of another size than the rest of the config says */
+function nearOf(keys: Keys): { near?: NearTokens } {
+  if (keys.near_tokens === null) return {};
+  const { sinks, window, num_key_value_heads: numKvHeads, rope_frequencies: frequencies } = keys.near_tokens;
+  const { num_attention_heads: numHeads, qk_nope_head_dim: headDim, v_head_dim: valueDim } = keys;
+  if (frequencies.length * 2 !== headDim || valueDim !== headDim)
+    throw new ConfigError(
+      `config.json: near_tokens has ${frequencies.length} rope_frequencies, expected ${headDim / 2} = qk_nope_head_dim / 2, and v_head_dim is ${valueDim}, expected ${headDim}`,
+    );
+  if (numHeads % numKvHeads !== 0)
+    throw new ConfigError(
+      `config.json: near_tokens.num_key_value_heads is ${numKvHeads}, expected a divisor of ${numHeads} = num_attention_heads`,
+    );
+  return { near: { sinks, window, numKvHeads, frequencies, attentionFactor: keys.near_tokens.attention_factor } };
 }
 
 function expertsOf({ experts: keys }: Keys): ExpertsConfig | null {

@@ -5,7 +5,7 @@
  */
 import { invariant } from '../../config/errors.ts';
 import { type RecipeStep, wholeRecipe } from './recipe-steps.ts';
-import { added, colsOf, type Dense, denseFrom, multiplyTransposed, rowsOf, scaled, zeros } from './dense.ts';
+import { added, colsOf, type Dense, denseFrom, multiplyTransposed, rowsOf, scaled, transpose, zeros } from './dense.ts';
 
 /** Sums as they arrive; see collective/statistics.ts for their shapes. */
 export interface StatisticsSums {
@@ -47,6 +47,7 @@ export interface HeadStatistics {
 }
 
 /**
+ * @param hasNearTokens as for keyValueMoments
  * @param without steps of the recipe that are left out; weights, phase and centring are steps of this function
  * @throws InvariantError when nothing was summed
  */
@@ -54,6 +55,7 @@ export function averageStatistics(
   sums: StatisticsSums,
   { numHeads, headDim }: { readonly numHeads: number; readonly headDim: number },
   without: ReadonlySet<RecipeStep> = wholeRecipe,
+  hasNearTokens = false,
 ): KeyValueStatistics {
   const half = headDim / 2;
   const heads = Array.from({ length: numHeads }, (_, head): HeadStatistics => {
@@ -75,7 +77,7 @@ export function averageStatistics(
   });
   const plain = mean(sums.plainMoment);
   const [byKey, byValue] = without.has('weights') ? [plain, plain] : [mean(sums.keyMoment), mean(sums.valueMoment)];
-  return { ...keyValueMoments(byKey, byValue, plain, !without.has('centring')), heads };
+  return { ...keyValueMoments(byKey, byValue, plain, !without.has('centring'), hasNearTokens), heads };
 }
 
 /**
@@ -98,6 +100,7 @@ export function phasesOf(
 }
 
 /**
+ * @param hasNearTokens keys are not centred: what scores by latents then lack cancels only among such scores
  * @param byKey second moment of the keys and whatever follows them [at least G d, at least G d]
  * @param byValue, plain second moments of [key; value; 1] under other weights of the tokens [2 G d + 1, 2 G d + 1]
  */
@@ -106,16 +109,26 @@ export function keyValueMoments(
   byValue: Dense,
   plain: Dense,
   centred = true,
+  hasNearTokens = false,
 ): Omit<KeyValueStatistics, 'heads'> {
   const both = byValue.rows - 1;
-  const average = centred ? colsOf(rowsOf(byValue, 0, both), both, both + 1) : zeros(both, 1);
+  const average = colsOf(rowsOf(byValue, 0, both), both, both + 1);
+  const origin = centred ? { ...average, data: average.data.slice() } : zeros(both, 1);
+  if (hasNearTokens) origin.data.fill(0, 0, both / 2);
   const moment = colsOf(rowsOf(byValue, 0, both), 0, both);
   return {
     keyMoment: colsOf(rowsOf(byKey, 0, both / 2), 0, both / 2),
-    covariance: added(moment, multiplyTransposed(average, average), -1),
-    mean: average,
+    covariance: about(origin, moment, average),
+    mean: origin,
     plainMoment: plain,
   };
+}
+
+/** E[(x - a)(x - a)^T] from E[x x^T] and E[x]. */
+function about(origin: Dense, moment: Dense, average: Dense): Dense {
+  const cross = multiplyTransposed(origin, average);
+  const mixed = added(added(moment, cross, -1), transpose(cross), -1);
+  return added(mixed, multiplyTransposed(origin, origin), 1);
 }
 
 /** Divides by the total weight, which is the moment of the constant 1. */

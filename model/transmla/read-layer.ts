@@ -45,6 +45,17 @@ export async function readGqaMaps(source: Checkpoint, layer: number): Promise<Gq
   };
 }
 
+/** Bias of the values of near tokens: the source's less the mean value, which the output's bias has. @param meanValue [G d, 1] */
+export async function nearValueBias(
+  source: Checkpoint,
+  layer: number,
+  meanValue: Dense | undefined,
+): Promise<Float64Array> {
+  const bias = await readVector(source, 'valueBias', layer);
+  const { numKvHeads, headDim } = headLayout(source.config);
+  return Float64Array.from({ length: numKvHeads * headDim }, (_, i) => (bias?.[i] ?? 0) - (meanValue?.data[i] ?? 0));
+}
+
 /** W_O with its bias as the last column. [D, H d + 1] */
 export async function readOutputMap(source: Checkpoint, layer: number): Promise<Dense> {
   return withBias(await readDense(source, 'output', layer), await readVector(source, 'outputBias', layer));

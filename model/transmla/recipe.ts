@@ -60,6 +60,8 @@ export interface RecipeLayer {
   readonly maps: MlaMaps;
   /** Replaces o_proj; its bias carries the mean value. [D, H d + 1] */
   readonly output: Dense;
+  /** That mean value, which near tokens leave out of theirs. [G d, 1] */
+  readonly meanValue: Dense;
 }
 
 /** What the statistics decide for a rope dim, whatever the latent's width. */
@@ -130,6 +132,7 @@ export function applyRecipe(
   const valueUp = rowsOf(decoder, merged, 2 * merged);
 
   const factor = rope.attentionFactor ** 2;
+  const meanValue = rowsOf(statistics.mean, merged, 2 * merged);
   const latentRows = centred(multiply(encoder, stackRows([maps.key, maps.value])), multiply(encoder, statistics.mean));
   return {
     maps: {
@@ -141,7 +144,8 @@ export function applyRecipe(
       latentUp: latentUpRows(scaled(keyUp, factor), valueUp, statistics, layout),
       frequencies: plan.kept.map((slot) => rope.frequencies[slot.frequency] ?? 0),
     },
-    output: withMeanValue(output, rowsOf(statistics.mean, merged, 2 * merged), layout),
+    output: withMeanValue(output, meanValue, layout),
+    meanValue,
   };
 }
 
@@ -174,6 +178,7 @@ export function applyWithoutRank(
       frequencies: kept.map((slot) => rope.frequencies[slot.frequency] ?? 0),
     },
     output,
+    meanValue: zeros(merged, 1),
   };
 }
 

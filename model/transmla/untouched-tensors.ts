@@ -23,6 +23,7 @@ const vectors: ReadonlySet<ModelRole | LayerRole> = new Set([
   'feedForwardPostNorm',
   'outputBias',
   'routerBias',
+  'keyBias',
 ]);
 
 const layerRoles = [
@@ -52,11 +53,18 @@ export function tensorName(role: keyof typeof convertedNames, layer?: number, ex
   return convertedNames[role].replace('{layer}', `${layer}`).replace('{expert}', `${expert}`);
 }
 
-/** @param replacesOutput by layer: the conversion has an o_proj of its own */
+/** What near tokens take from the source; the bias of their values is the conversion's. */
+const nearRoles = ['key', 'keyBias', 'value'] as const satisfies readonly LayerRole[];
+
+/**
+ * @param replacesOutput by layer: the conversion has an o_proj of its own
+ * @param hasNearTokens which keep the source's keys and values
+ */
 export function untouchedTensors(
   source: Checkpoint,
   replacesOutput: readonly boolean[],
   type: UntouchedType,
+  hasNearTokens: boolean,
 ): TensorSource[] {
   const { config } = source;
   const tensors: TensorSource[] = [];
@@ -74,6 +82,7 @@ export function untouchedTensors(
   copy('finalNorm');
   if (!config.tiedEmbeddings) copy('head');
   replacesOutput.forEach((replaced, layer) => {
+    if (hasNearTokens) for (const role of nearRoles) copy(role, layer);
     for (const role of layerRoles) if (!(replaced && (role === 'output' || role === 'outputBias'))) copy(role, layer);
     invariant(
       source.shapeOf(routes(config, layer) ? 'expertGate' : 'gate', layer) !== undefined,

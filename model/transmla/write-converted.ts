@@ -8,6 +8,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { invariant } from '../../config/errors.ts';
 import type { ModelConfig } from '../../config/model-config.ts';
+import type { ExactTokens } from '../../config/shard-plan.ts';
 import type { Checkpoint } from '../checkpoint.ts';
 import { type TensorSource, writeSafetensors } from '../safetensors.ts';
 import { type MlaMaps, splitBias } from './attention-maps.ts';
@@ -36,19 +37,28 @@ export interface WrittenForm {
   readonly untouched: UntouchedType;
   /** As portable.ts says, whose maps the layers then have. */
   readonly portable: boolean;
+  /** First and last tokens that keep the source's keys and values; null: none. */
+  readonly near: ExactTokens | null;
+}
+
+/** How a layer is encoded, and what it has beside its maps. */
+export interface LayerForm {
+  readonly dtype: FloatType;
+  /** Undefined: the checkpoint is only measured, not served. */
+  readonly rotation?: LatentRotation | undefined;
+  /** Replaces the source's o_proj: last column the bias. [D, H d + 1] */
+  readonly output?: Dense | undefined;
+  /** Bias of the values of near tokens; undefined: the layer has none. [G d] */
+  readonly nearValueBias?: Float64Array | undefined;
 }
 
 /**
- * @param rotation undefined: the checkpoint is only measured, not served
- * @param output replaces the source's o_proj: [D, H d + 1], last column the bias
  * @throws ConfigError when a value does not fit `dtype`
  */
 export function encodeLayer(
   layer: number,
   maps: MlaMaps | PortableMaps,
-  rotation: LatentRotation | undefined,
-  dtype: FloatType,
-  output?: Dense,
+  { dtype, rotation, output, nearValueBias }: LayerForm,
 ): EncodedLayer {
   const tensors: TensorSource[] = [];
   const isPortable = 'latentNorm' in maps;
@@ -62,6 +72,8 @@ export function encodeLayer(
   };
   const biased = [add('query', maps.query), add('latentDown', maps.latentDown)];
   if (output !== undefined) biased.push(add('output', output));
+  if (nearValueBias !== undefined)
+    tensors.push(tensor(tensorName('valueBias', layer), [nearValueBias.length], nearValueBias, 'f32'));
   const { latentUp, latentDim } = maps;
   tensors.push(tensor(tensorName('latentUp', layer), [latentUp.rows, latentUp.cols], latentUp.data, dtype));
   return {
@@ -108,12 +120,12 @@ export async function writeConverted(
     );
   }
   const replaced = layers.map((layer) => layer.replacesOutput);
-  const untouched = untouchedTensors(source, replaced, form.untouched);
+  const untouched = untouchedTensors(source, replaced, form.untouched, form.near !== null);
   const hasBias = layers.some((layer) => layer.hasBias) || untouched.some(({ name }) => name.endsWith('proj.bias'));
   const config = {
     ...(form.portable
       ? { ...sharedConfig(source.config, first), ...portableConfig(source.config, first.ropeDim) }
-      : configOf(source.config, first, hasBias)),
+      : { ...configOf(source.config, first, hasBias), ...nearConfig(source.config, form.near) }),
     torch_dtype: dtypeNames[form.converted],
     tpla_conversion: conversion,
   };
@@ -149,6 +161,18 @@ function configOf(model: ModelConfig, layer: EncodedLayer, hasBias: boolean): Re
     post_norms: model.postNorms,
     sliding_windows: model.slidingWindows,
     experts: expertsOf(model),
+  };
+}
+
+function nearConfig(model: ModelConfig, near: ExactTokens | null): Record<string, unknown> {
+  if (near === null) return {};
+  return {
+    near_tokens: {
+      ...near,
+      num_key_value_heads: convertibleAttention(model).numKvHeads,
+      rope_frequencies: model.rope.frequencies,
+      attention_factor: model.rope.attentionFactor,
+    },
   };
 }
 

@@ -25,10 +25,10 @@ export async function convertExactly(path: string, folder: string): Promise<void
   const layers: EncodedLayer[] = [];
   for (let layer = 0; layer < config.numLayers; layer++) {
     const maps = convertPublished(await readGqaMaps(source, layer), moment, layout, config.rope, settings);
-    layers.push(encodeLayer(layer, maps, undefined, 'f32'));
+    layers.push(encodeLayer(layer, maps, { dtype: 'f32' }));
   }
   await mkdir(folder, { recursive: true });
-  await writeConverted(source, layers, folder, { converted: 'f32', untouched: 'keep', portable: false }, {});
+  await writeConverted(source, layers, folder, { converted: 'f32', untouched: 'keep', portable: false, near: null }, {});
   for (const name of await readdir(path))
     if (name.startsWith('tok')) await copyFile(join(path, name), join(folder, name));
 }
@@ -59,10 +59,10 @@ export async function convertTinyBothWays(name: string, folder: string, spread =
       const maps = { ...made, latentDown, latentUp: scaled(made.latentUp, spread) };
       const output = await readOutputMap(source, layer);
       const written = portable ? portableMaps(maps, layout, scoreScale) : maps;
-      layers.push(encodeLayer(layer, written, undefined, 'f32', output));
+      layers.push(encodeLayer(layer, written, { dtype: 'f32', output }));
     }
     const to = join(folder, portable ? 'portable' : 'own');
     await mkdir(to, { recursive: true });
-    await writeConverted(source, layers, to, { converted: 'f32', untouched: 'f32', portable }, {});
+    await writeConverted(source, layers, to, { converted: 'f32', untouched: 'f32', portable, near: null }, {});
   }
 }

@@ -6,7 +6,7 @@
  */
 import { ConfigError, invariant } from '../../config/errors.ts';
 import type { GqaConfig } from '../../config/model-config.ts';
-import type { Range } from '../../config/shard-plan.ts';
+import type { ExactTokens, Range } from '../../config/shard-plan.ts';
 import { statisticsLength, type StatisticsShape } from '../../collective/statistics.ts';
 import { segmentsWithin, sumSegments, windowsOfRank } from '../../collective/window-sums.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
@@ -23,6 +23,8 @@ export interface CalibrationPart {
   readonly rank: number;
   /** Layers are refitted one by one: statistics are taken on the converted stream, which they do not move. */
   readonly refits: boolean;
+  /** Tokens that the converted model attends to by the source's keys and values; undefined: none. */
+  readonly near?: ExactTokens | undefined;
 }
 
 export class CalibrationSession implements Disposable {
@@ -54,7 +56,7 @@ export class CalibrationSession implements Disposable {
     checkpoint: Checkpoint,
     backend: Backend,
     own: OwnWindows,
-    { refits }: Pick<CalibrationPart, 'refits'>,
+    { refits, near }: Pick<CalibrationPart, 'refits' | 'near'>,
   ) {
     const { attention, architecture } = checkpoint.config;
     if (attention.kind !== 'gqa')
@@ -63,8 +65,9 @@ export class CalibrationSession implements Disposable {
     this.attention = attention;
     this.own = own;
     this.layer = new WholeLayer(checkpoint, backend, attention);
-    this.programs = new StatisticsPrograms(backend.kernels, checkpoint.config, attention, this.layer, own.tokens);
-    this.refit = refits ? new RefitSession(backend.kernels, checkpoint.config, attention, this.layer, own) : undefined;
+    const { kernels } = backend;
+    this.programs = new StatisticsPrograms(kernels, checkpoint.config, attention, this.layer, own.tokens, near);
+    this.refit = refits ? new RefitSession(kernels, checkpoint.config, attention, this.layer, own, near) : undefined;
   }
 
   /** @returns sums of collective/statistics.ts over this rank's segments, see collective/window-sums.ts */

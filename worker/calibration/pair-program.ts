@@ -13,6 +13,8 @@ import type { WindowTensors } from './window-tensors.ts';
 export interface PairBlock extends QueryBlock {
   readonly head: number;
   readonly kvHead: number;
+  /** 1 for pairs that count, 0 for those of near tokens, which are exact; undefined: all count. [m, t] */
+  readonly far: Tensor | undefined;
 }
 
 /** Adds to omegas, squares and phases; writes queryWeights and heads of these queries. @param grams [H, d, d] */
@@ -31,7 +33,8 @@ export function addPairs(ops: Ops, attention: GqaConfig, grams: Tensor, at: Wind
   const place = ops.slice(ops.slice(at.heads, 0, start, rows), 1, head * headDim, headDim);
   ops.copyTo(place, ops.reshape(o, [rows, headDim]));
 
-  const squares = ops.multiply(p, p);
+  const all = ops.multiply(p, p);
+  const squares = block.far === undefined ? all : ops.multiply(all, block.far);
   const moving = { gram: ofHead(grams, head), ones: at.ones, zeros: at.noMoves };
   const moves = ops.matmul(
     ops.slice(ofHead(at.moving, head), 1, 0, end),

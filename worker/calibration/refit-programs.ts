@@ -14,6 +14,7 @@ import { bytesOf } from '../rank-parts.ts';
 import { withLastColumn, withOnes } from './augmented.ts';
 import { afterAttention, afterFeedForward, byHead } from './operation-helpers.ts';
 import { originalHeads } from './original-heads.ts';
+import type { NearPart } from './near-part.ts';
 import { QueryBlocks, type QueryBlock } from './query-blocks.ts';
 import { RefitTensors } from './refit-tensors.ts';
 import { wholeMask } from './window-tables.ts';
@@ -28,6 +29,7 @@ export class RefitPrograms implements Disposable {
   private readonly model: ModelConfig;
   private readonly attention: GqaConfig;
   private readonly layer: WholeLayer;
+  private readonly near: NearPart | undefined;
   private readonly shape: RefitShape;
   private readonly tokens: number;
   private maskWindow = 0;
@@ -35,6 +37,7 @@ export class RefitPrograms implements Disposable {
   private readonly set: ProgramSet;
   private readonly blocks: number;
   private readonly lastRead = new Map<string, Float32Array>();
+  private readonly missing: Float32Array; // [T, H d]
 
   constructor(
     kernels: Kernels,
@@ -43,6 +46,7 @@ export class RefitPrograms implements Disposable {
     layer: WholeLayer,
     shape: RefitShape,
     tokens: number,
+    near: NearPart | undefined,
   ) {
     this.kernels = kernels;
     this.model = model;
@@ -51,8 +55,10 @@ export class RefitPrograms implements Disposable {
     this.shape = shape;
     this.tokens = tokens;
     const { numHeads } = shape;
+    this.missing = new Float32Array(near === undefined ? 0 : tokens * numHeads * shape.headDim);
     this.at = new RefitTensors(kernels, model, shape, tokens);
-    this.queryBlocks = new QueryBlocks(kernels, tokens);
+    this.near = near;
+    this.queryBlocks = new QueryBlocks(kernels, tokens, near?.tokens);
     const blocks = Array.from({ length: numHeads }, (_, head) =>
       this.queryBlocks.blocks.map((block) => ({ ...block, head })),
     ).flat();
@@ -94,20 +100,24 @@ export class RefitPrograms implements Disposable {
   /**
    * The converted attention on x [T, D].
    * @param targets [T, H d]  @param features [H, T, r], overwritten
+   * @param near what near tokens give [T, H d], overwritten; of length 0 without
+   * @returns targets less what near tokens give, valid until the next call
    * @param equations features and targets of valueEquationFields, overwritten
    */
   runAttention(
     x: Float32Array,
     targets: Float32Array,
     features: Float32Array,
+    near: Float32Array,
     equations: { readonly features: Float64Array; readonly targets: Float64Array },
-  ): void {
+  ): Float32Array {
     const { numHeads, headDim, latentDim: r } = this.shape;
     this.kernels.upload(this.at.x, bytesOf(x));
-    this.kernels.upload(this.at.targets, bytesOf(targets));
     this.set.run(program.project);
     for (let block = 0; block < this.blocks; block++) this.set.run(program.firstBlock + block);
     this.kernels.download(this.at.features, features);
+    const missing = this.lessNear(targets, near);
+    this.kernels.upload(this.at.targets, bytesOf(missing));
     this.set.run(program.valueEquations);
     const moments = this.read(program.valueEquations, 0, numHeads * r * r);
     const sums = this.read(program.valueEquations, 1, numHeads * r);
@@ -120,15 +130,17 @@ export class RefitPrograms implements Disposable {
       withOnes(moment, sums.subarray(head * r, (head + 1) * r), this.tokens, own);
     }
     withLastColumn(mixed, outputs, equations.targets);
+    return missing;
   }
 
   /**
    * The heads' outputs through W_UV.
-   * @param features [H, T, r]  @param outputs of the original attention [T, D]  @param heads [T, H d], overwritten
+   * @param features [H, T, r]  @param near as runAttention gave it  @param outputs of the original attention [T, D]  @param heads [T, H d], overwritten
    * @param equations features and targets of outputEquationFields, overwritten
    */
   runValues(
     features: Float32Array,
+    near: Float32Array,
     outputs: Float32Array,
     heads: Float32Array,
     equations: { readonly features: Float64Array; readonly targets: Float64Array },
@@ -137,6 +149,7 @@ export class RefitPrograms implements Disposable {
     const { hiddenDim } = this.shape;
     this.kernels.upload(this.at.features, bytesOf(features));
     this.kernels.upload(this.at.x, bytesOf(outputs));
+    if (this.near !== undefined) this.kernels.upload(this.near.heads, bytesOf(near));
     this.set.run(program.outputEquations);
     this.kernels.download(this.at.heads, heads);
     const moment = this.read(program.outputEquations, 0, width ** 2);
@@ -151,6 +164,13 @@ export class RefitPrograms implements Disposable {
     this.kernels.upload(this.at.heads, bytesOf(heads));
     this.set.run(program.advance);
     this.downloadStream(program.advance, 0, x);
+  }
+
+  private lessNear(targets: Float32Array, near: Float32Array): Float32Array {
+    if (this.near === undefined) return targets;
+    this.kernels.download(this.near.heads, near);
+    for (let i = 0; i < near.length; i++) this.missing[i] = (targets[i] ?? 0) - (near[i] ?? 0);
+    return this.missing;
   }
 
   [Symbol.dispose](): void {
@@ -176,7 +196,9 @@ export class RefitPrograms implements Disposable {
       byHead(ops, ops.rope(x, this.at.positions, this.at.frequencies, { interleaved: false, attentionFactor: 1 }));
     const flat = ops.add(ops.matmul(this.at.query, h), this.at.queryBias);
     const q = ops.reshape(flat, [tokens, numHeads, headDim + ropeDim]);
-    ops.copyTo(ops.slice(this.at.queries, 2, 0, headDim), byHead(ops, ops.slice(q, 2, 0, headDim)));
+    const nope = ops.slice(q, 2, 0, headDim);
+    ops.copyTo(ops.slice(this.at.queries, 2, 0, headDim), byHead(ops, nope));
+    this.near?.project(ops, h, nope, this.at.positions);
     const rope = rotated(ops.contiguous(ops.slice(q, 2, headDim, ropeDim)));
     ops.copyTo(ops.slice(this.at.queries, 2, headDim, ropeDim), rope);
     const down = ops.add(ops.matmul(this.at.latentDown, h), this.at.latentDownBias);
@@ -194,17 +216,19 @@ export class RefitPrograms implements Disposable {
   }
 
   /** Features of one head and some queries: A_h c. */
-  private attend(ops: Ops, { head, queries, mask }: QueryBlock & { readonly head: number }): Tensor[] {
-    const { start, end } = queries;
+  private attend(ops: Ops, block: QueryBlock & { readonly head: number }): Tensor[] {
+    const { head, mask } = block;
+    const { start, end } = block.queries;
     const rows = end - start;
     const keys = ops.slice(ops.slice(this.at.keys, 0, head, 1), 1, 0, end);
     const own = ops.contiguous(ops.slice(ops.slice(this.at.queries, 0, head, 1), 1, start, rows));
     const { scoreScale, scoreSoftcap: cap } = this.attention;
     const scores = ops.matmul(keys, own); // [1, m, t]
-    const shares =
+    const attendAll = (): Tensor =>
       cap > 0
         ? ops.softmax(ops.softcap(ops.scale(scores, scoreScale), cap), mask, 1)
         : ops.softmax(scores, mask, scoreScale);
+    const shares = this.near?.attend(ops, head, block, scores) ?? attendAll();
     const mixed = ops.matmul(ops.slice(this.at.latentT, 2, 0, end), shares); // [1, m, r]
     ops.copyTo(ops.slice(ops.slice(this.at.features, 0, head, 1), 1, start, rows), mixed);
     return [];
@@ -224,7 +248,8 @@ export class RefitPrograms implements Disposable {
 
   /** Sums of g g^T, g, y g^T and y, g without its 1; y is in x. */
   private outputEquations(ops: Ops): Tensor[] {
-    const heads = this.flatHeads(ops, ops.matmul(this.at.valueUp, this.at.features));
+    const far = this.flatHeads(ops, ops.matmul(this.at.valueUp, this.at.features));
+    const heads = this.near === undefined ? far : ops.add(far, this.near.heads);
     ops.copyTo(this.at.heads, heads);
     const transposed = (x: Tensor): Tensor => ops.contiguous(ops.permute(x, [1, 0]));
     const [g, y] = [transposed(heads), transposed(this.at.x)];

@@ -7,7 +7,7 @@
  */
 import { invariant } from '../../config/errors.ts';
 import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';
-import type { Range } from '../../config/shard-plan.ts';
+import type { ExactTokens, Range } from '../../config/shard-plan.ts';
 import {
   fieldsLength,
   layerMapFields,
@@ -21,6 +21,7 @@ import {
 import { sumSegments } from '../../collective/window-sums.ts';
 import type { Kernels, Tensor } from '../kernels/kernels.ts';
 import { bytesOf } from '../rank-parts.ts';
+import { NearPart } from './near-part.ts';
 import { RefitPrograms } from './refit-programs.ts';
 import type { WholeLayer } from './whole-layer.ts';
 
@@ -38,6 +39,8 @@ export interface OwnWindows {
 interface Attended {
   readonly targets: Float32Array; // [T, H d]
   features: Float32Array; // [H, T, r]
+  /** What near tokens give; of length 0 without. [T, H d] */
+  readonly near: Float32Array;
   readonly heads: Float32Array; // [T, H d]
   readonly outputs: Float32Array; // [T, D] of the original attention
 }
@@ -51,9 +54,17 @@ export class RefitSession implements Disposable {
   private readonly originals: readonly Float32Array[]; // [windows][T * D]
   private readonly attended: readonly Attended[]; // [windows]
   private programs: RefitPrograms | undefined;
+  private readonly near: NearPart | undefined;
   private shape: RefitShape | undefined;
 
-  constructor(kernels: Kernels, model: ModelConfig, attention: GqaConfig, layer: WholeLayer, own: OwnWindows) {
+  constructor(
+    kernels: Kernels,
+    model: ModelConfig,
+    attention: GqaConfig,
+    layer: WholeLayer,
+    own: OwnWindows,
+    near: ExactTokens | undefined,
+  ) {
     this.kernels = kernels;
     this.model = model;
     this.attention = attention;
@@ -65,14 +76,17 @@ export class RefitSession implements Disposable {
       targets: new Float32Array(size),
       outputs: new Float32Array(stream.length),
       features: new Float32Array(0),
+      near: new Float32Array(near === undefined ? 0 : size),
       heads: new Float32Array(size),
     }));
+    this.near = near && new NearPart(kernels, model, attention, layer, near, own.tokens);
   }
 
   /** Sizes of every layer that follows. */
   begin(ropeDim: number, latentDim: number): void {
     const { hiddenDim, numHeads } = this.model;
-    this.shape = { hiddenDim, numHeads, headDim: this.attention.headDim, ropeDim, latentDim };
+    const { numKvHeads, headDim } = this.attention;
+    this.shape = { hiddenDim, numHeads, numKvHeads, headDim, ropeDim, latentDim };
     this.programs?.[Symbol.dispose]();
     for (const attended of this.attended) attended.features = new Float32Array(numHeads * this.own.tokens * latentDim);
     this.programs = new RefitPrograms(
@@ -82,6 +96,7 @@ export class RefitSession implements Disposable {
       this.layer,
       this.shape,
       this.own.tokens,
+      this.near,
     );
   }
 
@@ -98,7 +113,8 @@ export class RefitSession implements Disposable {
   attend(maps: Float32Array): Float32Array {
     const { programs, shape } = this.started();
     const fields = splitFields(maps, layerMapFields(shape));
-    const { keyUp, ...others } = fields;
+    const { keyUp, meanValue, ...others } = fields;
+    if (this.near !== undefined) this.upload(this.near.meanValue, meanValue);
     this.upload(programs.at.keyUp, keyUp);
     for (const name of ['query', 'latentDown', 'queryBias', 'latentDownBias', 'frequencies'] as const)
       this.upload(programs.at[name], others[name]);
@@ -151,6 +167,7 @@ export class RefitSession implements Disposable {
 
   [Symbol.dispose](): void {
     this.programs?.[Symbol.dispose]();
+    this.near?.[Symbol.dispose]();
   }
 
   private valueEquations(i: number): Float64Array {
@@ -160,8 +177,9 @@ export class RefitSession implements Disposable {
     const fields = valueEquationFields(shape);
     const sums = new Float64Array(fieldsLength(fields));
     const equations = splitFields(sums, fields);
-    programs.runAttention(this.window(this.own.streams, i), attended.targets, attended.features, equations);
-    addEnergies(attended.targets, headDim, equations.energy);
+    const { targets, features, near } = attended;
+    const missing = programs.runAttention(this.window(this.own.streams, i), targets, features, near, equations);
+    addEnergies(missing, headDim, equations.energy);
     return sums;
   }
 
@@ -171,7 +189,7 @@ export class RefitSession implements Disposable {
     const fields = outputEquationFields(shape);
     const sums = new Float64Array(fieldsLength(fields));
     const equations = splitFields(sums, fields);
-    programs.runValues(attended.features, attended.outputs, attended.heads, equations);
+    programs.runValues(attended.features, attended.near, attended.outputs, attended.heads, equations);
     addEnergies(attended.outputs, attended.outputs.length, equations.energy);
     return sums;
   }

@@ -11,6 +11,7 @@
  */
 import { invariant } from '../../config/errors.ts';
 import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';
+import { size, type ExactTokens, type Range } from '../../config/shard-plan.ts';
 import { splitStatistics, statisticsLength } from '../../collective/statistics.ts';
 import type { Kernels, Ops, ProgramSet, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
@@ -21,6 +22,7 @@ import { addPairs, type PairBlock } from './pair-program.ts';
 import { QueryBlocks } from './query-blocks.ts';
 import { moveValues } from './value-moves.ts';
 import type { WholeLayer } from './whole-layer.ts';
+import { farPairs } from './window-tables.ts';
 import { WindowTensors } from './window-tensors.ts';
 
 /** Places among the outputs of 'moments'. */
@@ -35,10 +37,19 @@ export class StatisticsPrograms implements Disposable {
   private readonly at: WindowTensors;
   private readonly queryBlocks: QueryBlocks;
   private readonly blocks: number;
+  private readonly farPairs: Tensor[] = [];
   private readonly lastRead = new Map<Tensor, Float32Array>();
   private readonly set: ProgramSet;
 
-  constructor(kernels: Kernels, model: ModelConfig, attention: GqaConfig, layer: WholeLayer, tokens: number) {
+  /** @param near tokens whose pairs do not count: they are exact */
+  constructor(
+    kernels: Kernels,
+    model: ModelConfig,
+    attention: GqaConfig,
+    layer: WholeLayer,
+    tokens: number,
+    near: ExactTokens | undefined,
+  ) {
     this.kernels = kernels;
     this.model = model;
     this.attention = attention;
@@ -48,8 +59,11 @@ export class StatisticsPrograms implements Disposable {
     this.queryBlocks = new QueryBlocks(kernels, tokens);
     const at = new WindowTensors(kernels, model, attention, tokens);
     this.at = at;
+    const far = this.queryBlocks.blocks.map(({ queries }) => near && this.constant(queries, near));
     const blocks = Array.from({ length: numHeads }, (_, head) =>
-      this.queryBlocks.blocks.map((block): PairBlock => ({ ...block, head, kvHead: this.kvHeadOf(head) })),
+      this.queryBlocks.blocks.map(
+        (block, i): PairBlock => ({ ...block, head, kvHead: this.kvHeadOf(head), far: far[i] }),
+      ),
     ).flat();
     this.blocks = blocks.length;
     this.set = kernels.compile([
@@ -93,6 +107,14 @@ export class StatisticsPrograms implements Disposable {
     this.set[Symbol.dispose]();
     this.at[Symbol.dispose]();
     this.queryBlocks[Symbol.dispose]();
+    this.kernels.release(this.farPairs);
+  }
+
+  private constant(queries: Range, near: ExactTokens): Tensor {
+    const tensor = this.kernels.allocate('f32', [size(queries), queries.end]);
+    this.kernels.upload(tensor, bytesOf(farPairs(queries, near)));
+    this.farPairs.push(tensor);
+    return tensor;
   }
 
   private project(ops: Ops): Tensor[] {

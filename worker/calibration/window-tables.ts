@@ -1,4 +1,23 @@
 /** Constant tables of a calibration window. */
+import type { ExactTokens, Range } from '../../config/shard-plan.ts';
+
+/** @param sliding positions that query m sees, its own included; 0: all before it */
+export function isSeen(m: number, t: number, sliding: number): boolean {
+  return t <= m && (sliding === 0 || t > m - sliding);
+}
+
+/** Whether query m attends to key t as to one of the first or last tokens. */
+export function isNear(m: number, t: number, { sinks, window }: ExactTokens): boolean {
+  return t <= m && (t < sinks || t > m - window);
+}
+
+/** 1 where key t is not near to query m, for queries of a range and keys before its end. [m, t] */
+export function farPairs({ start, end }: Range, near: ExactTokens): Float32Array {
+  const far = new Float32Array((end - start) * end);
+  for (let m = start; m < end; m++)
+    for (let t = 0; t <= m; t++) if (!isNear(m, t, near)) far[(m - start) * end + t] = 1;
+  return far;
+}
 
 /**
  * 0 where query m may see key t, -Infinity elsewhere. [T (m), T (t)]

@@ -5,12 +5,24 @@
  * part = mixed [tokens, heads * v], logSumExp [tokens, heads]: values are mapped by W_UV before they travel, v numbers
  * instead of r. Each rank merges its own heads and multiplies them with its columns of W_O. Cost per layer: one
  * all-gather of heads * (v + 1) numbers per token and rank; the query projections are replicated. Prompts take the same
- * way in blocks, each rank all heads and 1 / worldSize of the positions.
+ * way in blocks, each rank all heads and 1 / worldSize of the positions. Near tokens (near-heads.ts) are one more part,
+ * which each rank computes for the heads that it merges and sends nobody.
  */
 import { invariant } from '../../config/errors.ts';
+import type { MlaConfig } from '../../config/model-config.ts';
 import { size, type Range } from '../../config/shard-plan.ts';
 import type { AttentionInputs } from '../attention-inputs.ts';
-import { biased, dim, joined, outputOfHeads, queryOfTokens, tokensFirst, writeLatent } from '../attention.ts';
+import {
+  absorbed,
+  biased,
+  dim,
+  joined,
+  outputOfHeads,
+  queryParts,
+  tokensFirst,
+  writeLatent,
+  type Query,
+} from '../attention.ts';
 import type { Chunk } from '../chunks.ts';
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
@@ -18,7 +30,9 @@ import { normed } from '../layer.ts';
 import { bytesOf, type RankParts } from '../rank-parts.ts';
 import type { LayerWeights } from '../weights.ts';
 import type { Exchange, RankSeat } from './exchange.ts';
+import type { NearWeights } from '../near-weights.ts';
 import { mlaLayer, rowsOf } from './mla-layer.ts';
+import { attendNearTokens, nearQueryOf, nearRows } from './near-heads.ts';
 
 export class DealtPositions implements Exchange {
   private readonly parts: RankParts;
@@ -29,6 +43,7 @@ export class DealtPositions implements Exchange {
   private readonly part: Float32Array; // [tokens, heads * v] then [tokens, heads]
   private readonly gathered: Float32Array; // one part after another
   private readonly lengths: readonly number[];
+  private readonly near: LocalPart;
 
   constructor(parts: RankParts, seat: RankSeat, chunk: Chunk) {
     this.parts = parts;
@@ -40,6 +55,10 @@ export class DealtPositions implements Exchange {
     const width = size(seat.rank.prefillHeads) * attention.valueDim;
     this.merged = parts.kernels.allocate('f32', [tokens, width]);
     this.mergedValues = new Float32Array(tokens * width);
+    this.near = {
+      mixed: new Float32Array(tokens * width),
+      logSumExp: new Float32Array(tokens * size(seat.rank.prefillHeads)),
+    };
     this.part = new Float32Array(tokens * numHeads * (attention.valueDim + 1));
     this.gathered = new Float32Array(this.part.length * seat.plan.worldSize);
     this.lengths = seat.plan.ranks.map(() => this.part.length);
@@ -50,7 +69,11 @@ export class DealtPositions implements Exchange {
     const { config, mla, rows } = mlaLayer(model, weights, cache);
     const h = normed(ops, x, weights.attentionNorm, model.normEps);
     writeLatent(ops, model, config, mla, rows, h, inputs);
-    const query = queryOfTokens(ops, model, config, mla, mla.decode, mla.ropeShard, h, inputs); // [tokens, heads, columns]
+    const { keyUp } = mla.decode;
+    const parts = queryParts(ops, model, config, mla, mla.decode, mla.ropeShard, h, inputs);
+    // [tokens, heads, columns]
+    const query =
+      parts.nope === undefined || keyUp === undefined ? parts.rope : absorbed(ops, keyUp, parts.nope, parts.rope);
     const columns = dim(query, 2);
     const segments = inputs.segments.map((segment) => {
       const held = rowsOf(ops, rows, segment);
@@ -64,7 +87,7 @@ export class DealtPositions implements Exchange {
         logSumExp: ops.contiguous(ops.permute(logSumExp, [1, 0])), // [length, heads]
       };
     });
-    return [
+    const outputs = [
       joined(
         ops,
         segments.map(({ mixed }) => mixed),
@@ -74,6 +97,48 @@ export class DealtPositions implements Exchange {
         segments.map(({ logSumExp }) => logSumExp),
       ),
     ];
+    return mla.near === undefined ? outputs : [...outputs, ...this.nearTokens(ops, config, mla.near, parts, h, inputs)];
+  }
+
+  /** [tokens, own heads * v], [tokens, own heads]; the chunk's rows are kept for later ones. */
+  private nearTokens(
+    ops: Ops,
+    config: MlaConfig,
+    near: NearWeights,
+    query: Query,
+    h: Tensor,
+    inputs: AttentionInputs,
+  ): Tensor[] {
+    const { recent } = inputs;
+    invariant(recent !== undefined, 'near tokens without a cache');
+    const { prefillHeads } = this.seat.rank;
+    if (size(prefillHeads) === 0) return [];
+    const own = nearRows(ops, config, near, h, inputs);
+    const all = nearQueryOf(ops, config, near, query, inputs); // [heads, tokens, d]
+    const nearQuery = ops.contiguous(ops.slice(all, 0, prefillHeads.start, size(prefillHeads)));
+    const parts = inputs.segments.map((segment, i) => {
+      const exactly = recent.segments[i];
+      invariant(exactly !== undefined, `segment ${i} of ${recent.segments.length}`);
+      const { out, logSumExp } = attendNearTokens(
+        ops,
+        config,
+        near,
+        prefillHeads,
+        nearQuery,
+        own,
+        segment,
+        exactly,
+        recent.rows,
+      );
+      return { mixed: tokensFirst(ops, out), logSumExp: ops.contiguous(ops.permute(logSumExp, [1, 0])) };
+    });
+    ops.scatterRows(recent.rows, own, recent.indices);
+    const joinedParts = (of: 'mixed' | 'logSumExp'): Tensor =>
+      joined(
+        ops,
+        parts.map((part) => part[of]),
+      );
+    return [joinedParts('mixed'), joinedParts('logSumExp')];
   }
 
   after(ops: Ops, weights: LayerWeights, cache: LayerCache): Tensor | undefined {
@@ -85,15 +150,23 @@ export class DealtPositions implements Exchange {
   /** Which positions a rank sees is in the masks. */
   load(): void {}
 
-  async run([mixed, logSumExp]: readonly Tensor[], label: string): Promise<void> {
+  async run([mixed, logSumExp, nearMixed, nearLogSumExp]: readonly Tensor[], label: string): Promise<void> {
     invariant(mixed !== undefined && logSumExp !== undefined, 'attention over dealt positions has two outputs');
     const { tokens, heads, valueDim } = this.sizes;
     const { kernels } = this.parts;
     kernels.download(mixed, this.part.subarray(0, tokens * heads * valueDim));
     kernels.download(logSumExp, this.part.subarray(tokens * heads * valueDim));
     await this.seat.group.allGather(this.part, this.lengths, this.gathered, label);
-    mergeParts(this.gathered, this.sizes, this.seat.rank.prefillHeads, this.mergedValues);
+    const local = nearMixed && nearLogSumExp && this.downloadNear(nearMixed, nearLogSumExp);
+    mergeParts(this.gathered, this.sizes, this.seat.rank.prefillHeads, this.mergedValues, local);
     kernels.upload(this.merged, bytesOf(this.mergedValues));
+  }
+
+  private downloadNear(mixed: Tensor, logSumExp: Tensor): LocalPart {
+    const { near } = this;
+    this.parts.kernels.download(mixed, near.mixed);
+    this.parts.kernels.download(logSumExp, near.logSumExp);
+    return near;
   }
 
   [Symbol.dispose](): void {
@@ -108,6 +181,12 @@ export interface PartSizes {
   readonly valueDim: number;
 }
 
+/** A part that this rank has for its own heads only. */
+export interface LocalPart {
+  readonly mixed: Float32Array; // [tokens, own heads * v]
+  readonly logSumExp: Float32Array; // [tokens, own heads]
+}
+
 /** Far below any score, above what stands for the logarithm of an empty sum. */
 const nothingVisible = -1e29;
 
@@ -115,9 +194,15 @@ const nothingVisible = -1e29;
  * Softmax over all positions from the parts: each part counts exp(logSumExp), relative to the largest. A part that sees
  * no position counts nothing, whatever its numbers are.
  * @param gathered parts, each mixed [tokens, heads * v] then logSumExp [tokens, heads]
- * @param own the heads to merge  @param out [tokens, own heads * v], overwritten
+ * @param own the heads to merge  @param out [tokens, own heads * v], overwritten  @param local one more part
  */
-export function mergeParts(gathered: Float32Array, sizes: PartSizes, own: Range, out: Float32Array): void {
+export function mergeParts(
+  gathered: Float32Array,
+  sizes: PartSizes,
+  own: Range,
+  out: Float32Array,
+  local?: LocalPart,
+): void {
   const { worldSize, tokens, heads, valueDim } = sizes;
   const partLength = tokens * heads * (valueDim + 1);
   const logSumExps = tokens * heads * valueDim;
@@ -125,19 +210,21 @@ export function mergeParts(gathered: Float32Array, sizes: PartSizes, own: Range,
   for (let t = 0; t < tokens; t++)
     for (let h = own.start; h < own.end; h++, to += valueDim) {
       const row = t * heads + h;
-      let largest = -Infinity;
+      const localLogSumExp = local?.logSumExp[to / valueDim] ?? -Infinity;
+      let largest = localLogSumExp;
       for (let rank = 0; rank < worldSize; rank++)
         largest = Math.max(largest, gathered[rank * partLength + logSumExps + row] ?? 0);
       out.fill(0, to, to + valueDim);
       let total = 0;
-      for (let rank = 0; rank < worldSize; rank++) {
-        const logSumExp = gathered[rank * partLength + logSumExps + row] ?? 0;
-        if (logSumExp < nothingVisible) continue;
+      const addPart = (values: Float32Array, from: number, logSumExp: number): void => {
+        if (logSumExp < nothingVisible) return;
         const weight = Math.exp(logSumExp - largest);
         total += weight;
-        const from = rank * partLength + row * valueDim;
-        for (let d = 0; d < valueDim; d++) out[to + d] = (out[to + d] ?? 0) + weight * (gathered[from + d] ?? 0);
-      }
+        for (let d = 0; d < valueDim; d++) out[to + d] = (out[to + d] ?? 0) + weight * (values[from + d] ?? 0);
+      };
+      for (let rank = 0; rank < worldSize; rank++)
+        addPart(gathered, rank * partLength + row * valueDim, gathered[rank * partLength + logSumExps + row] ?? 0);
+      if (local !== undefined) addPart(local.mixed, to, localLogSumExp);
       if (total > 0) for (let d = 0; d < valueDim; d++) out[to + d] = (out[to + d] ?? 0) / total;
     }
 }

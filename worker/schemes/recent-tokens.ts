@@ -1,21 +1,21 @@
 /**
- * Whole latents of the first tokens (sinks) and the last ones (window) of every slot, on every rank: scheme tpla scores
- * these tokens exactly and only the rest by its shard. A rank can keep them without an exchange, because every rank
- * computes the whole latent of each new token anyway.
+ * Rows of the first tokens (sinks) and the last ones (window) of every slot. Scheme tpla scores these tokens exactly, by
+ * whole latents, and only the rest by its shard; a rank can keep them without an exchange, because every rank computes
+ * the whole latent of each new token anyway. Of a converted model with near tokens they are the heads' keys and values.
  *
  * Per slot the rows are sinks, position p in row p, then a ring of `window` rows, position p in row sinks + p mod window.
  * A chunk's own tokens are scored from what it just computed; ring rows are written after they have been read, so that a
- * block of tokens sees what the same tokens see one by one. Read next: windowed.ts.
+ * block of tokens sees what the same tokens see one by one. Read next: windowed.ts, near-heads.ts.
  */
 import { invariant } from '../../config/errors.ts';
-import type { ExactTokens } from '../../config/shard-plan.ts';
+import { heldPositions, type Deal, type ExactTokens } from '../../config/shard-plan.ts';
 import type { Chunk, ChunkSegment } from '../chunks.ts';
 import type { Kernels, Tensor } from '../kernels/kernels.ts';
 
 export class RecentTokens {
   readonly sizes: ExactTokens;
   readonly rowsPerSlot: number;
-  /** Of each layer, with a spare row for tokens that are not kept. [slots * rowsPerSlot + 1, r + p] f32 */
+  /** Of each layer, with a spare row for tokens that are not kept. [slots * rowsPerSlot + 1, width] f32 */
   readonly layers: readonly Tensor[];
   /** Of each slot: tokens written, and the first position whose ring row has not been overwritten by a later one. */
   private readonly slots: { end: number; validFrom: number }[];
@@ -90,20 +90,37 @@ export function exactMask(
   return mask;
 }
 
-/** Visible among the cache's rows: every position that a token sees and exactMask hides. [length, paddedRows] */
+/**
+ * Visible among the cache's rows: every position that a token sees and exactMask hides. [length, paddedRows]
+ * @param deal which positions the rows hold
+ */
 export function restMask(
   { start, length, paddedRows }: ChunkSegment,
   { sinks, window }: ExactTokens,
+  deal: Deal,
   validFrom: number,
   sliding: number,
 ): Float32Array {
+  const held = positionsHeld(deal, sinks, start + length);
+  const firstRow = heldPositions(deal, sinks);
   const mask = new Float32Array(length * paddedRows).fill(-Infinity);
   for (let t = 0; t < length; t++) {
     const position = start + t;
-    for (let other = sinks; other <= position; other++) {
+    for (const [i, other] of held.entries()) {
+      if (other > position) break;
       const isLost = other < start && other < validFrom;
-      if ((other <= position - window || isLost) && sees(position, other, sliding)) mask[t * paddedRows + other] = 0;
+      if ((other <= position - window || isLost) && sees(position, other, sliding))
+        mask[t * paddedRows + firstRow + i] = 0;
     }
   }
   return mask;
+}
+
+/** Those that the deal gives to this rank, in order. */
+function positionsHeld(deal: Deal, start: number, end: number): Int32Array {
+  const held = new Int32Array(heldPositions(deal, end) - heldPositions(deal, start));
+  let count = 0;
+  for (let position = start; position < end; position++)
+    if (heldPositions(deal, position + 1) > heldPositions(deal, position)) held[count++] = position;
+  return held;
 }

@@ -21,6 +21,7 @@ import {
 import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
 import type { MlaWeights, OldTokens } from '../mla-weights.ts';
+import { mergedByLogSumExp } from './merged-parts.ts';
 import { rowsOf } from './mla-layer.ts';
 
 /** @param h [tokens, hidden] normed  @returns partial delta [tokens, hidden] */
@@ -62,7 +63,7 @@ export function attendWindowed(
       decode.old === undefined || nope === undefined
         ? uncorrected
         : moved(ops, config, decode.old, ops.slice(nope, 1, segment.offset, segment.length), uncorrected);
-    const o = merged(ops, exact, rest, exactly.even);
+    const o = mergedByLogSumExp(ops, exact, rest, exactly.even);
     return tokensFirst(ops, ops.matmul(weights.decode.valueUp, o)); // [length, heads * v]
   });
   // After the reads above: these rows may hold tokens that the first of this chunk still see.
@@ -119,18 +120,4 @@ function moved(ops: Ops, config: MlaConfig, old: OldTokens, nope: Tensor, part: 
   const byToken = ops.contiguous(ops.permute(ops.reshape(linear, [heads, length]), [1, 0]));
   const offset = ops.contiguous(ops.permute(ops.add(byToken, old.offset), [1, 0])); // [heads, length]
   return { out: part.out, logSumExp: ops.add(part.logSumExp, offset) };
-}
-
-/**
- * Softmax over both parts: each counts exp(logSumExp).
- * @param even [length, 2] zeros: the mask of a softmax that hides neither part  @returns [heads, length, columns]
- */
-function merged(ops: Ops, a: PartialAttention, b: PartialAttention, even: Tensor): Tensor {
-  const [heads, length, columns] = [dim(a.out, 0), dim(a.out, 1), dim(a.out, 2)];
-  const column = (x: Tensor): Tensor => ops.reshape(x, [heads, length, 1]);
-  const shares = ops.softmax(ops.concat([column(a.logSumExp), column(b.logSumExp)], 2), even, 1); // [heads, length, 2]
-  const row = (x: Tensor): Tensor => ops.reshape(x, [heads * length, columns, 1]);
-  const outs = ops.concat([row(a.out), row(b.out)], 2); // [heads * length, columns, 2]
-  const mixed = ops.matmul(outs, ops.reshape(shares, [heads * length, 1, 2])); // [heads * length, 1, columns]
-  return ops.reshape(mixed, [heads, length, columns]);
 }

@@ -41,7 +41,7 @@ describe('the rows and masks of exact tokens', () => {
             );
             const segment = chunk!.segments[0]!;
             const exact = exactMask(segment, recent.sizes, recent.validFrom(1), sliding);
-            const rest = restMask(segment, recent.sizes, recent.validFrom(1), sliding);
+            const rest = restMask(segment, recent.sizes, layout.deal, recent.validFrom(1), sliding);
             const width = sinks + window + length;
             for (let t = 0; t < length; t++) {
               const position = start + t;

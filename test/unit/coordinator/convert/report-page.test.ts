@@ -10,6 +10,7 @@ const report: ConversionReport = {
   afterRankPpl: 25,
   cacheFloatsBefore: 384,
   cacheFloatsAfter: 192,
+  nearTokens: { sinks: 0, window: 0 },
   ropeDim: 48,
   kvRank: 144,
   freqfold: 1,

@@ -25,7 +25,7 @@ async function convert(name: string, to: string, settings: PublishedSettings, dt
   for (let layer = 0; layer < source.config.numLayers; layer++) {
     const { moment } = randomInputs(90, source.config.hiddenDim, 3 + layer);
     const maps = convertPublished(await readGqaMaps(source, layer), moment, layout, source.config.rope, settings);
-    layers.push(encodeLayer(layer, maps, latentRotation(maps, moment), dtype));
+    layers.push(encodeLayer(layer, maps, { dtype, rotation: latentRotation(maps, moment) }));
   }
   const path = join(folder, to);
   await mkdir(path);
@@ -33,7 +33,7 @@ async function convert(name: string, to: string, settings: PublishedSettings, dt
     source,
     layers,
     path,
-    { converted: dtype, untouched: dtype, portable: false },
+    { converted: dtype, untouched: dtype, portable: false, near: null },
     { method: 'published', seed: 1 },
   );
   return path;

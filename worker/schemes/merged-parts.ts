@@ -1,0 +1,17 @@
+/** Softmax over two parts of a sequence from the softmax of each (online softmax, arXiv 1805.02867, section 3). */
+import { dim } from '../attention.ts';
+import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
+
+/**
+ * Each part counts exp(logSumExp).
+ * @param even [length, 2] zeros: the mask of a softmax that hides neither part  @returns [heads, length, columns]
+ */
+export function mergedByLogSumExp(ops: Ops, a: PartialAttention, b: PartialAttention, even: Tensor): Tensor {
+  const [heads, length, columns] = [dim(a.out, 0), dim(a.out, 1), dim(a.out, 2)];
+  const column = (x: Tensor): Tensor => ops.reshape(x, [heads, length, 1]);
+  const shares = ops.softmax(ops.concat([column(a.logSumExp), column(b.logSumExp)], 2), even, 1); // [heads, length, 2]
+  const row = (x: Tensor): Tensor => ops.reshape(x, [heads * length, columns, 1]);
+  const outs = ops.concat([row(a.out), row(b.out)], 2); // [heads * length, columns, 2]
+  const mixed = ops.matmul(outs, ops.reshape(shares, [heads * length, 1, 2])); // [heads * length, 1, columns]
+  return ops.reshape(mixed, [heads, length, columns]);
+}
