@@ -5,7 +5,8 @@
  */
 import { ConfigError } from './errors.ts';
 import type { ModelConfig } from './model-config.ts';
-import { cutsLatent, nearSchemes, validLatentGroups, type Scheme } from './schemes.ts';
+import { checkNearTokens, nearTokens } from './near-tokens.ts';
+import { cutsLatent, validLatentGroups, type Scheme } from './schemes.ts';
 
 /** Half-open: start <= i < end. */
 export interface Range {
@@ -33,10 +34,7 @@ export interface ShardPlan {
   /** Number of latent shards (paper: g); 1 where the latent is whole or there is none. */
   readonly latentGroups: number;
   readonly expertSharding: ExpertSharding;
-  /**
-   * Tokens of which every rank keeps the whole latent and which `tpla` scores exactly; where the model has near tokens,
-   * those, in every scheme; 0 elsewhere.
-   */
+  /** Tokens whose whole latent every rank keeps, which `tpla` scores exactly; or the model's near tokens; else 0. */
   readonly exactTokens: ExactTokens;
   readonly ranks: readonly RankPlan[];
 }
@@ -199,16 +197,8 @@ function checkRequest(model: ModelConfig, request: PlanRequest): void {
     throw new ConfigError(
       `latentGroups: scheme tpla-exact cuts the latent over all ${worldSize} ranks, got ${latentGroups}; leave it out or use ${worldSize}`,
     );
+  checkNearTokens(model, scheme, request.exactTokens);
   const { sinks, window } = request.exactTokens ?? { sinks: 0, window: 0 };
-  const near = nearTokens(model);
-  if (near !== undefined && !nearSchemes.includes(scheme))
-    throw new ConfigError(
-      `scheme: ${scheme} cannot compute a model whose last ${near.window} tokens keep keys and values of their own; use ${nearSchemes.join(', ')}`,
-    );
-  if (near !== undefined && sinks + window > 0)
-    throw new ConfigError(
-      `window: this model was converted for a window of ${near.window} and ${near.sinks} sinks, got ${window} and ${sinks}; leave both out`,
-    );
   if (sinks + window > 0 && scheme !== 'tpla')
     throw new ConfigError(
       `window: exact attention to some tokens (window ${window}, sinks ${sinks}) is for scheme tpla, not for ${scheme}; leave both out`,
@@ -250,15 +240,9 @@ function headsOf(scheme: Scheme, numHeads: number, groupHeads: Range, ownHeads: 
   return scheme === 'gla' ? ownHeads : groupHeads;
 }
 
-function nearTokens({ attention }: ModelConfig): ExactTokens | undefined {
-  if (attention.kind !== 'mla' || attention.near === undefined) return undefined;
-  const { sinks, window } = attention.near;
-  return { sinks, window };
-}
-
 /** For a latent cache: of near tokens, none where there are none. */
 function kvHeadsOf({ attention, numHeads }: ModelConfig, heads: Range): Range {
-  const numKvHeads = attention.kind === 'gqa' ? attention.numKvHeads : (attention.near?.numKvHeads ?? 0);
+  const { numKvHeads = 0 } = attention.kind === 'gqa' ? attention : (attention.near ?? {});
   if (numKvHeads === 0 || size(heads) === 0) return { start: 0, end: 0 };
   const queriesPerKvHead = numHeads / numKvHeads;
   return { start: Math.floor(heads.start / queriesPerKvHead), end: Math.floor((heads.end - 1) / queriesPerKvHead) + 1 };

@@ -6,6 +6,7 @@ import { defaultContextCeiling, defaultExactTokens, type ClusterConfig } from '.
 import { ConfigError } from '../config/errors.ts';
 import type { ModelConfig } from '../config/model-config.ts';
 import { chooseScheme, defaultLatentGroups, type Scheme } from '../config/schemes.ts';
+import { nearTokens } from '../config/near-tokens.ts';
 import { latentWidth, planShards, size, type ExactTokens, type ShardPlan } from '../config/shard-plan.ts';
 import type { Setup, WorkerOptions } from '../collective/setup.ts';
 import type { Checkpoint } from '../model/checkpoint.ts';
@@ -31,11 +32,12 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
     blockSize: columnBlock(checkpoint, config.compute.weights),
     expertSharding: config.compute.expertSharding,
     shares: config.ranks.map((rank) => rank.share),
-    exactTokens: exactTokensOf(config, scheme, latentGroups),
+    exactTokens: exactTokensOf(model, config, scheme, latentGroups),
     latentOverlap: config.attention.overlap,
   });
   checkCacheType(model, plan, config);
   checkNorm(model, config, plan);
+  checkCorrections(model, config);
   const contextTokens = contextOf(model, config.cache.contextTokens);
   return {
     plan,
@@ -61,11 +63,26 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
   };
 }
 
-/** Nothing is kept beside the shard where that is the whole latent, unless the user asks for it. */
-function exactTokensOf({ attention }: ClusterConfig, scheme: Scheme, latentGroups: number): ExactTokens {
+/** Nothing is kept beside the shard where that is the whole latent or the model has near tokens, unless the user asks for it. */
+function exactTokensOf(
+  model: ModelConfig,
+  { attention }: ClusterConfig,
+  scheme: Scheme,
+  latentGroups: number,
+): ExactTokens {
   const usual =
-    scheme === 'tpla' && latentGroups > 1 && attention.norm === 'exact' ? defaultExactTokens : { window: 0, sinks: 0 };
+    scheme === 'tpla' && latentGroups > 1 && attention.norm === 'exact' && nearTokens(model) === undefined
+      ? defaultExactTokens
+      : { window: 0, sinks: 0 };
   return { sinks: attention.sinks ?? usual.sinks, window: attention.window ?? usual.window };
+}
+
+/** @throws ConfigError for corrections, which are fitted to latents alone */
+function checkCorrections(model: ModelConfig, { attention }: ClusterConfig): void {
+  if (attention.corrections !== '' && nearTokens(model) !== undefined)
+    throw new ConfigError(
+      `corrections: ${attention.corrections} cannot be used with a model that keeps keys and values of its last tokens; leave it out`,
+    );
 }
 
 /** @throws ConfigError where there is no norm to cut, or the whole latent is kept */

@@ -34,7 +34,7 @@ export function forecast(checkpoint: Checkpoint, plan: ShardPlan, options: Worke
       ...rank,
       weightBytes: Math.round(weightBytesOf(checkpoint, plan, rank, options.weights)),
       cacheBytesPerToken: cachePerToken,
-      cacheBytes: options.slots * (cachePerToken * options.contextTokens + exactTokenBytes(model, plan)),
+      cacheBytes: options.slots * (cachePerToken * options.contextTokens + exactTokenBytes(model, plan, rank)),
       bytesSentPerToken: Math.round(bytesSentPerToken(model, plan, options.contextTokens)),
     };
   });

@@ -3,7 +3,9 @@
  * sizes alone. docs/schemes.md derives the formulas.
  */
 import type { ModelConfig } from '../config/model-config.ts';
-import { defaultLatentGroups, isExact, schemes, type Scheme } from '../config/schemes.ts';
+import { nearTokens } from '../config/near-tokens.ts';
+import { recentNumbers } from '../config/recent-numbers.ts';
+import { defaultLatentGroups, isExact, nearSchemes, schemes, type Scheme } from '../config/schemes.ts';
 import { latentWidth, planShards, size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/setup.ts';
 import { weightLayout } from '../model/tensor-types.ts';
@@ -27,7 +29,9 @@ export function schemeCosts(
 ): SchemeCost[] {
   const isLatent = model.attention.kind === 'mla';
   return schemes
-    .filter((scheme) => (scheme === 'gqa') !== isLatent)
+    .filter(
+      (scheme) => (scheme === 'gqa') !== isLatent && (nearTokens(model) === undefined || nearSchemes.includes(scheme)),
+    )
     .map((scheme) => {
       const latentGroups = defaultLatentGroups(scheme, worldSize);
       const plan = planShards(model, { worldSize, scheme, latentGroups, blockSize: 1 });
@@ -46,11 +50,10 @@ export function cacheBytesPerToken(model: ModelConfig, rank: RankPlan, type: Wor
   return (model.numLayers * cacheNumbersOf(model, rank) * blockBytes) / blockSize;
 }
 
-/** Whole latents of first and last tokens that a rank keeps beside its shard, of one sequence: float32, all layers. */
-export function exactTokenBytes(model: ModelConfig, { exactTokens, latentGroups }: ShardPlan): number {
-  if (model.attention.kind !== 'mla' || latentGroups === 1) return 0;
-  const { latentDim, ropeDim } = model.attention;
-  return model.numLayers * (exactTokens.sinks + exactTokens.window) * (latentDim + ropeDim) * 4;
+/** What a rank keeps of first and last tokens beside its rows of all, of one sequence: float32, all layers. */
+export function exactTokenBytes(model: ModelConfig, plan: ShardPlan, rank: RankPlan): number {
+  const { sinks, window } = plan.exactTokens;
+  return model.numLayers * (sinks + window) * recentNumbers(model, plan, rank) * 4;
 }
 
 /** Numbers that one token leaves in this rank's cache of one layer. */

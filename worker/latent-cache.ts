@@ -4,6 +4,8 @@
  * by forward.ts; which columns a row has, by the shard plan.
  */
 import type { ModelConfig } from '../config/model-config.ts';
+import { nearTokens } from '../config/near-tokens.ts';
+import { recentNumbers } from '../config/recent-numbers.ts';
 import { heldPositions, latentWidth, size, type Deal, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { Kernels, Tensor, TensorType } from './kernels/kernels.ts';
 import { RecentTokens } from './schemes/recent-tokens.ts';
@@ -80,9 +82,10 @@ export class LatentCache {
         : undefined;
     const { exactTokens } = plan;
     const recentWidth = exactTokens.sinks + exactTokens.window > 0 ? recentNumbers(model, plan, rank) : 0;
+    // Every rank knows which near tokens are kept, also one that has no heads to read them.
     this.recent =
-      recentWidth > 0
-        ? new RecentTokens(kernels, exactTokens, model.numLayers, options.slots, recentWidth)
+      recentWidth > 0 || nearTokens(model) !== undefined
+        ? new RecentTokens(kernels, exactTokens, model.numLayers, options.slots, Math.max(1, recentWidth))
         : undefined;
     const sizeOf = (tensors: readonly Tensor[]): number =>
       tensors.reduce((sum, tensor) => sum + kernels.sizeOf(tensor), 0);
@@ -115,12 +118,4 @@ export function paddedLength(rows: number, readStep: number): number {
 function rowWidth({ attention }: ModelConfig, rank: RankPlan): number {
   if (attention.kind === 'mla') return latentWidth(rank) + size(rank.ropeKey);
   return size(rank.kvHeads) * attention.headDim;
-}
-
-/** Of a first or last token, beside its row of the cache: keys and values of near tokens, or a whole latent, or nothing. */
-export function recentNumbers({ attention }: ModelConfig, { latentGroups }: ShardPlan, rank: RankPlan): number {
-  if (attention.kind !== 'mla') return 0;
-  // Every rank knows which rows are kept, also one that has no heads to merge.
-  if (attention.near !== undefined) return Math.max(1, 2 * size(rank.kvHeads) * attention.nopeDim);
-  return latentGroups > 1 ? attention.latentDim + attention.ropeDim : 0;
 }

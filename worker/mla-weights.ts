@@ -91,26 +91,22 @@ export async function loadMla(
   fit: LayerFit | undefined,
   energyShares: Float64Array | undefined, // [r]; undefined: the norm is exact
 ): Promise<MlaWeights> {
-  const config = checkpoint.config.attention;
+  const model = checkpoint.config;
+  const config = model.attention;
   invariant(config.kind === 'mla', 'loadMla called for a model without a latent');
   const queryRows = times(rank.heads, config.nopeDim + config.ropeDim);
   const whole: Range = { start: 0, end: config.latentDim };
   const merged = plan.scheme === 'dcp' ? rank.prefillHeads : rank.heads;
-  const parts = new HeadParts(
-    checkpoint.config,
-    uploader,
-    layer,
-    plan.latentGroups === 1 ? rank.heads : rank.prefillHeads,
-  );
+  const parts = new HeadParts(model, uploader, layer, plan.latentGroups === 1 ? rank.heads : rank.prefillHeads);
   const project = (wanted: ProjectionParts): Promise<MlaProjection> =>
-    loadProjection(checkpoint.config, uploader, layer, rank.heads.start, parts, wanted, rotation);
+    loadProjection(model, uploader, layer, rank.heads.start, parts, wanted, rotation);
   const { sinks, window } = plan.exactTokens;
   const kept = cachedLatent(rank);
   const unread = rank.rank < plan.worldSize / plan.latentGroups ? 0 : size(rank.sharedLatent);
   const scoresWhole = sinks + window > 0 && config.near === undefined;
   const shard = { keys: scoresWhole ? [whole] : kept, values: kept, unread };
   const plain = await project({ heads: rank.heads, outputHeads: merged, latent: shard });
-  const decode = fit === undefined ? plain : corrected(plain, checkpoint.config, plan, rank, uploader, layer, fit);
+  const decode = fit === undefined ? plain : corrected(plain, model, plan, rank, uploader, layer, fit);
   return {
     kind: 'mla',
     queryDown:
@@ -122,7 +118,7 @@ export async function loadMla(
             gain: await uploader.vector('queryDownNorm', layer),
           },
     queryBias: await uploader.optionalVector('queryBias', layer, queryRows),
-    ...(await loadLatentDown(config, checkpoint.config.hiddenDim, uploader, layer, rotation)),
+    ...(await loadLatentDown(config, model.hiddenDim, uploader, layer, rotation)),
     latentShard: kept,
     ropeShard: rank.ropeKey,
     shardNormFactor: energyShares === undefined ? undefined : shardNormFactor(energyShares, rank.latent),
@@ -140,7 +136,7 @@ export async function loadMla(
     outputBias: rank.rank === 0 ? await uploader.optionalVector('outputBias', layer) : undefined,
     decodeBias: fit !== undefined && rank.rank === 0 ? uploader.values(fit.bias) : undefined,
     frequencies,
-    near: config.near && (await loadNear(config, config.near, checkpoint.config.numHeads, plan, rank, uploader, layer)),
+    near: config.near && (await loadNear(config, config.near, model.numHeads, plan, rank, uploader, layer)),
   };
 }
 

@@ -3,6 +3,7 @@
  * shape; the few most recent signatures are kept. Read next: layer.ts for what a program computes.
  */
 import { invariant } from '../config/errors.ts';
+import { nearTokens } from '../config/near-tokens.ts';
 import type { Deal } from '../config/shard-plan.ts';
 import type { AttentionInputs } from './attention-inputs.ts';
 import { causalMask, masksOf, type Chunk, type ChunkSegment } from './chunks.ts';
@@ -51,7 +52,7 @@ export class ChunkPrograms implements Disposable {
     this.deal = cache.layout.deal;
     this.recent = cache.recent;
     this.staged = staged;
-    this.hasNearTokens = model.attention.kind === 'mla' && model.attention.near !== undefined;
+    this.hasNearTokens = nearTokens(model) !== undefined;
     const tokens = chunk.tokens.length;
     this.x = kernels.allocate('f32', [tokens, model.hiddenDim]);
     this.positions = kernels.allocate('i32', [tokens]);

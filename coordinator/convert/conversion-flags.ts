@@ -191,7 +191,9 @@ export function conversionSettings(flags: ConversionFlags): ConversionSettings {
 function nearTokensOf({ keepWindow = 0, keepSinks }: ConversionFlags): ExactTokens | null {
   if (keepWindow > 0) return { sinks: keepSinks ?? defaultSinks, window: keepWindow };
   if ((keepSinks ?? 0) > 0)
-    throw new ConfigError(`keep-sinks: ${keepSinks} first tokens are kept only beside last ones; give --keep-window too`);
+    throw new ConfigError(
+      `keep-sinks: ${keepSinks} first tokens are kept only beside last ones; give --keep-window too`,
+    );
   return null;
 }
 

@@ -13,7 +13,16 @@ const version = 3;
 
 export type KeyedOptions = Pick<
   ConversionOptions,
-  'method' | 'sizes' | 'near' | 'without' | 'calibration' | 'calibrationTokens' | 'seed' | 'dtype' | 'untouched' | 'cluster'
+  | 'method'
+  | 'sizes'
+  | 'near'
+  | 'without'
+  | 'calibration'
+  | 'calibrationTokens'
+  | 'seed'
+  | 'dtype'
+  | 'untouched'
+  | 'cluster'
 >;
 
 /** 16 hex digits */

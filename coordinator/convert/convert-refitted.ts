@@ -50,8 +50,7 @@ export async function convertRefitted(
     const converted = await convertLayer(job, settings, layer);
     final.push(await job.store('final', layer, converted.final, converted.rotation));
     const whole = converted.withoutRank;
-    if (whole !== undefined)
-      withoutRank.push(await job.store('without-rank', layer, whole, undefined));
+    if (whole !== undefined) withoutRank.push(await job.store('without-rank', layer, whole, undefined));
     losses.push(converted.loss);
     progress.update(layer + 1);
     if (layer + 1 < numLayers && saved.isDue()) await saved.saveLayers(losses, () => calibration.streams());

@@ -28,7 +28,13 @@ export async function convertExactly(path: string, folder: string): Promise<void
     layers.push(encodeLayer(layer, maps, { dtype: 'f32' }));
   }
   await mkdir(folder, { recursive: true });
-  await writeConverted(source, layers, folder, { converted: 'f32', untouched: 'keep', portable: false, near: null }, {});
+  await writeConverted(
+    source,
+    layers,
+    folder,
+    { converted: 'f32', untouched: 'keep', portable: false, near: null },
+    {},
+  );
   for (const name of await readdir(path))
     if (name.startsWith('tok')) await copyFile(join(path, name), join(folder, name));
 }

@@ -81,7 +81,7 @@ test('cache of exact tokens as allocated', () => {
   });
   const spareRow = model.numLayers * 32 * 4;
   const bytes = cache.recent!.layers.reduce((sum, { shape }) => sum + shape[0]! * shape[1]! * 4, 0);
-  expect(bytes).toBe(2 * exactTokenBytes(model, plan) + spareRow);
+  expect(bytes).toBe(2 * exactTokenBytes(model, plan, rank!) + spareRow);
 });
 
 describe.each([

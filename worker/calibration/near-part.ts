@@ -25,6 +25,7 @@ export class NearPart implements Disposable {
   private readonly valuesT: Tensor; // [G, d, T] less the mean value
   private readonly queries: Tensor; // [H, T, d] rotated
   private readonly frequencies: Tensor; // [d / 2]
+  private readonly rest: Float32Array; // [T, H d]
 
   constructor(
     kernels: Kernels,
@@ -40,6 +41,7 @@ export class NearPart implements Disposable {
     this.layer = layer;
     this.tokens = tokens;
     const { headDim, numKvHeads } = attention;
+    this.rest = new Float32Array(length * model.numHeads * headDim);
     this.meanValue = kernels.allocate('f32', [numKvHeads * headDim]);
     this.heads = kernels.allocate('f32', [length, model.numHeads * headDim]);
     this.keys = kernels.allocate('f32', [numKvHeads, length, headDim]);
@@ -86,6 +88,17 @@ export class NearPart implements Disposable {
     const place = ops.slice(ops.slice(this.heads, 0, start, rows), 1, head * dim(out, 2), dim(out, 2));
     ops.copyTo(place, ops.reshape(out, [rows, dim(out, 2)]));
     return ops.contiguous(ops.slice(shares, 2, 0, end));
+  }
+
+  /**
+   * After `attend` of all blocks.
+   * @param targets [T, H d]  @param given what near tokens give, overwritten [T, H d]
+   * @returns targets less that, valid until the next call
+   */
+  takeFrom(targets: Float32Array, given: Float32Array): Float32Array {
+    this.kernels.download(this.heads, given);
+    for (let i = 0; i < given.length; i++) this.rest[i] = (targets[i] ?? 0) - (given[i] ?? 0);
+    return this.rest;
   }
 
   [Symbol.dispose](): void {

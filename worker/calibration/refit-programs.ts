@@ -37,7 +37,6 @@ export class RefitPrograms implements Disposable {
   private readonly set: ProgramSet;
   private readonly blocks: number;
   private readonly lastRead = new Map<string, Float32Array>();
-  private readonly missing: Float32Array; // [T, H d]
 
   constructor(
     kernels: Kernels,
@@ -55,7 +54,6 @@ export class RefitPrograms implements Disposable {
     this.shape = shape;
     this.tokens = tokens;
     const { numHeads } = shape;
-    this.missing = new Float32Array(near === undefined ? 0 : tokens * numHeads * shape.headDim);
     this.at = new RefitTensors(kernels, model, shape, tokens);
     this.near = near;
     this.queryBlocks = new QueryBlocks(kernels, tokens, near?.tokens);
@@ -116,7 +114,7 @@ export class RefitPrograms implements Disposable {
     this.set.run(program.project);
     for (let block = 0; block < this.blocks; block++) this.set.run(program.firstBlock + block);
     this.kernels.download(this.at.features, features);
-    const missing = this.lessNear(targets, near);
+    const missing = this.near?.takeFrom(targets, near) ?? targets;
     this.kernels.upload(this.at.targets, bytesOf(missing));
     this.set.run(program.valueEquations);
     const moments = this.read(program.valueEquations, 0, numHeads * r * r);
@@ -164,13 +162,6 @@ export class RefitPrograms implements Disposable {
     this.kernels.upload(this.at.heads, bytesOf(heads));
     this.set.run(program.advance);
     this.downloadStream(program.advance, 0, x);
-  }
-
-  private lessNear(targets: Float32Array, near: Float32Array): Float32Array {
-    if (this.near === undefined) return targets;
-    this.kernels.download(this.near.heads, near);
-    for (let i = 0; i < near.length; i++) this.missing[i] = (targets[i] ?? 0) - (near[i] ?? 0);
-    return this.missing;
   }
 
   [Symbol.dispose](): void {

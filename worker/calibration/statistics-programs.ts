@@ -61,9 +61,12 @@ export class StatisticsPrograms implements Disposable {
     this.at = at;
     const far = this.queryBlocks.blocks.map(({ queries }) => near && this.constant(queries, near));
     const blocks = Array.from({ length: numHeads }, (_, head) =>
-      this.queryBlocks.blocks.map(
-        (block, i): PairBlock => ({ ...block, head, kvHead: this.kvHeadOf(head), far: far[i] }),
-      ),
+      this.queryBlocks.blocks.map((block, i): PairBlock => ({
+        ...block,
+        head,
+        kvHead: this.kvHeadOf(head),
+        far: far[i],
+      })),
     ).flat();
     this.blocks = blocks.length;
     this.set = kernels.compile([

@@ -58,7 +58,16 @@ export function attendNear(
     invariant(exactly !== undefined, `segment ${i} of ${recent.segments.length}`);
     const exact = attendNearTokens(ops, config, near, projection.heads, nearQuery, own, segment, exactly, recent.rows);
     const shared = part === 1 ? exact : { ...exact, out: ops.scale(exact.out, part) };
-    const far = attendFarTokens(ops, config, projection, query, source, segment, inputs.expanded?.[i], staging !== undefined);
+    const far = attendFarTokens(
+      ops,
+      config,
+      projection,
+      query,
+      source,
+      segment,
+      inputs.expanded?.[i],
+      staging !== undefined,
+    );
     return tokensFirst(ops, mergedByLogSumExp(ops, shared, far, exactly.even)); // [length, heads * v]
   });
   // After the reads above: these rows may hold tokens that the first of this chunk still see.
@@ -135,7 +144,16 @@ export function attendNearTokens(
     const values = ops.slice(tokens, 2, width / 2 + kvHead * headDim, headDim);
     return ops.attendPartial(ops.contiguous(q), keys, values, exactly.mask, options);
   });
-  return { out: joined(ops, parts.map(({ out }) => out)), logSumExp: joined(ops, parts.map(({ logSumExp }) => logSumExp)) };
+  return {
+    out: joined(
+      ops,
+      parts.map(({ out }) => out),
+    ),
+    logSumExp: joined(
+      ops,
+      parts.map(({ logSumExp }) => logSumExp),
+    ),
+  };
 }
 
 /** @returns out [heads, length, v], logSumExp [heads, length] */

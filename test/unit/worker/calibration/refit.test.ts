@@ -33,7 +33,11 @@ it.each([
   ['llama-yarn', 'reference'],
   ['gemma2', 'ggml'],
   ['mixtral', 'ggml'],
-] as const)('%s on %s: an exact conversion misses nothing', async (name, backendName) => {
+  ['llama-odd-heads', 'ggml', { sinks: 2, window: 4 }],
+  ['llama-attention-bias', 'reference', { sinks: 0, window: 3 }],
+  ['llama-yarn', 'ggml', { sinks: 1, window: 6 }],
+  ['gemma2', 'ggml', { sinks: 3, window: 2 }],
+] as const)('%s on %s, near tokens %o: an exact conversion misses nothing', async (name, backendName, near?) => {
   await using checkpoint = await openCheckpoint(join(goldenFolder, 'tiny', name));
   const { config } = checkpoint;
   const backend = await openBackend({ backend: backendName, device: '', threads: 1 });
@@ -41,7 +45,7 @@ it.each([
   const windows = Array.from({ length: 3 }, () =>
     Array.from({ length: 17 }, () => Math.floor((next() + 0.5) * config.vocabSize)),
   );
-  const part = { windows, worldSize: 1, rank: 0 };
+  const part = { windows, worldSize: 1, rank: 0, near };
   using plain = await CalibrationSession.begin(checkpoint, backend, { ...part, refits: false });
   using session = await CalibrationSession.begin(checkpoint, backend, { ...part, refits: true });
   const { refit } = session;
@@ -59,7 +63,7 @@ it.each([
       expect(Math.abs(sums.plainMoment[i]! - value) / size).toBeLessThan(1e-3),
     );
     refit.original();
-    const statistics = averageStatistics(expected, layout);
+    const statistics = averageStatistics(expected, layout, undefined, near !== undefined);
     const output = await readOutputMap(checkpoint, layer);
     const plan = planRecipe(output, statistics, layout, merged);
     const maps = await readGqaMaps(checkpoint, layer);
@@ -72,6 +76,7 @@ it.each([
     places.latentDown.set(down.weight.data);
     places.latentDownBias.set(down.bias ?? []);
     places.frequencies.set(converted.maps.frequencies);
+    places.meanValue.set(converted.meanValue.data);
     const { numHeads, headDim } = layout;
     const valueUp = { rows: numHeads * headDim, cols: merged, data: new Float64Array(numHeads * headDim * merged) };
     for (let head = 0; head < numHeads; head++) {

@@ -1,0 +1,30 @@
+/**
+ * What a model's near tokens (NearTokens of model-config.ts) mean for a plan: which tokens, and in which schemes. Read next: worker/schemes/near-heads.ts.
+ */
+import { ConfigError } from './errors.ts';
+import type { ModelConfig, NearTokens } from './model-config.ts';
+import { nearSchemes, type Scheme } from './schemes.ts';
+
+type TokenCounts = Pick<NearTokens, 'sinks' | 'window'>;
+
+/** undefined: the model has none. */
+export function nearTokens({ attention }: ModelConfig): TokenCounts | undefined {
+  if (attention.kind !== 'mla' || attention.near === undefined) return undefined;
+  const { sinks, window } = attention.near;
+  return { sinks, window };
+}
+
+/** @throws ConfigError for a scheme that cannot compute near tokens, or tokens that were asked for beside them */
+export function checkNearTokens(model: ModelConfig, scheme: Scheme, asked: TokenCounts | undefined): void {
+  const near = nearTokens(model);
+  if (near === undefined) return;
+  if (!nearSchemes.includes(scheme))
+    throw new ConfigError(
+      `scheme: ${scheme} cannot compute a model whose last ${near.window} tokens keep keys and values of their own; use ${nearSchemes.join(', ')}`,
+    );
+  const { sinks, window } = asked ?? { sinks: 0, window: 0 };
+  if (sinks + window > 0)
+    throw new ConfigError(
+      `window: this model was converted for a window of ${near.window} and ${near.sinks} sinks, got ${window} and ${sinks}; leave both out`,
+    );
+}
