@@ -78,7 +78,7 @@ export interface MlaConfig {
 
 /**
  * The first `sinks` tokens of a sequence and, for each token, the last `window`, its own included: a converted model
- * attends to these with the source's own keys and values. docs/conversion.md, step 8.
+ * attends to these with the source's own keys and values. docs/conversion.md, step 7.
  */
 export interface NearTokens {
   readonly sinks: number;

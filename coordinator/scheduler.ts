@@ -257,9 +257,11 @@ export class Scheduler implements AsyncDisposable {
 
 /**
  * The last tokens of a prompt, which are read also where the cache holds them: one for its logits, and those that decode
- * scores from whole latents, which nothing else brings back. All of them where no rank keeps some of the latent's columns.
+ * scores from whole latents, which nothing else brings back. All of them where no rank keeps some of the latent's columns,
+ * or where the first of them would attend to near tokens that are gone.
  */
-function tokensReadAnew({ exactTokens, ranks }: StepRunner['plan'], promptTokens: number): number {
+function tokensReadAnew({ scheme, exactTokens, ranks }: StepRunner['plan'], promptTokens: number): number {
   const losesColumns = ranks.some(({ sharedLatent }) => size(sharedLatent) > 0);
-  return losesColumns ? promptTokens : Math.max(1, exactTokens.window);
+  const losesNearTokens = ranks.some(({ kvHeads }) => size(kvHeads) > 0) && scheme !== 'gqa';
+  return losesColumns || losesNearTokens ? promptTokens : Math.max(1, exactTokens.window);
 }

@@ -1,6 +1,7 @@
 /** `tpla convert SRC --out DIR`: a GQA checkpoint becomes an MLA one without training, with a report of what it cost. */
 import type { Argv } from 'yargs';
 import { loadClusterConfig } from '../../config/load.ts';
+import type { ExactTokens } from '../../config/shard-plan.ts';
 import type { CommandContext } from '../command-context.ts';
 import { textForConversion } from '../convert/cached-conversion.ts';
 import { conversionFlags, conversionSettings } from '../convert/conversion-flags.ts';
@@ -80,8 +81,15 @@ function tableOf(report: ConversionReport): string {
     [`rope on ${report.ropeDim} numbers only`, report.afterRopePpl.toFixed(4), ''],
     ['converted', report.afterRankPpl.toFixed(4), `${cacheFloatsAfter} (${share} %)`],
   ];
+  const near = nearTokensText(report.nearTokens, cacheFloatsBefore);
   const table = formatTable(['', 'perplexity', 'cache numbers per token and layer'], rows);
-  return `${table}\nrope ${report.ropeDim} + latent ${report.kvRank}, freqfold ${report.freqfold}; perplexity on ${report.heldOutTokens} held-out tokens (${report.calibration}); ${report.seconds.toFixed(1)} s`;
+  return `${table}\n${near}rope ${report.ropeDim} + latent ${report.kvRank}, freqfold ${report.freqfold}; perplexity on ${report.heldOutTokens} held-out tokens (${report.calibration}); ${report.seconds.toFixed(1)} s`;
+}
+
+/** A line, or nothing where no tokens keep their keys and values. */
+function nearTokensText({ sinks, window }: ExactTokens, cacheFloats: number): string {
+  if (sinks + window === 0) return '';
+  return `the first ${sinks} and last ${window} tokens of a sequence keep the source's ${cacheFloats} numbers beside that\n`;
 }
 
 function predictionText(prediction: ConversionPrediction): string {
@@ -94,6 +102,11 @@ function predictionText(prediction: ConversionPrediction): string {
       'cache per token, f16',
       formatBytes(prediction.cacheBytesPerTokenBefore),
       formatBytes(prediction.cacheBytesPerTokenAfter),
+    ],
+    [
+      'near tokens per sequence, f32',
+      '',
+      prediction.nearBytesPerSequence > 0 ? formatBytes(prediction.nearBytesPerSequence) : 'none',
     ],
     ['weight files', formatBytes(prediction.sourceBytes), formatBytes(prediction.outputBytes)],
     ['disk while converting', '', formatBytes(prediction.peakDiskBytes)],

@@ -24,6 +24,8 @@ export interface ConversionPrediction {
   /** Of f16 caches, all layers. */
   readonly cacheBytesPerTokenBefore: number;
   readonly cacheBytesPerTokenAfter: number;
+  /** Keys and values of the first and last tokens, float32, all layers. */
+  readonly nearBytesPerSequence: number;
   readonly sourceBytes: number;
   /** Of model.safetensors and tpla_rotation.safetensors; of the largest candidate. */
   readonly outputBytes: number;
@@ -50,6 +52,7 @@ export async function predictConversion(
   counts: WindowCounts,
 ): Promise<ConversionPrediction> {
   const { config } = source;
+  const { near } = options;
   const bytesOf = (sizes: Sizes): number => convertedBytes(config, sizes, options, method);
   const largest = candidates.reduce((best, sizes) => (bytesOf(sizes) > bytesOf(best) ? sizes : best));
   const converted = bytesOf(largest);
@@ -67,6 +70,7 @@ export async function predictConversion(
     cacheFloatsAfter: numbers,
     cacheBytesPerTokenBefore: 2 * before * config.numLayers,
     cacheBytesPerTokenAfter: 2 * numbers * config.numLayers,
+    nearBytesPerSequence: 4 * before * config.numLayers * ((near?.sinks ?? 0) + (near?.window ?? 0)),
     sourceBytes: source.weightFileBytes,
     outputBytes,
     // Layers of both forms wait in files, at first with the streams to go on from, old and new; then the form that is only

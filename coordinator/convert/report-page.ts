@@ -20,6 +20,7 @@ export interface PageFacts {
 
 export function reportPage(report: ConversionReport, { architecture, numLayers, outputBytes }: PageFacts): string {
   const { cacheFloatsBefore: before, cacheFloatsAfter: after, ropeDim, kvRank } = report;
+  const { sinks, window } = report.nearTokens;
   const rows: readonly (readonly [string, string])[] = [
     ['source', `${architecture}, ${numLayers} layers`],
     ['method', report.exact ? 'exact: nothing is approximated' : report.method],
@@ -27,6 +28,12 @@ export function reportPage(report: ConversionReport, { architecture, numLayers, 
     [
       'cache of a token, f16',
       `${formatBytes(2 * after * numLayers)} instead of ${formatBytes(2 * before * numLayers)}`,
+    ],
+    [
+      'first and last tokens',
+      sinks + window > 0
+        ? `${sinks} and ${window} keep the source's ${before} numbers: ${formatBytes(4 * before * numLayers * (sinks + window))} per sequence`
+        : 'as all others',
     ],
     ['weights written', `${formatBytes(outputBytes)}, converted matrices ${report.dtype}`],
     ['calibration', `${report.calibration}, ${report.calibrationTokens} tokens, seed ${report.seed}`],

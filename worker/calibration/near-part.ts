@@ -1,6 +1,6 @@
 /**
  * Near tokens (NearTokens) in a refit: the converted layer attends to them by the source's keys and values on the
- * converted stream, in one softmax with the latents of the others. Formulas: docs/conversion.md, step 8.
+ * converted stream, in one softmax with the latents of the others. Formulas: docs/conversion.md, step 7.
  * Read next: refit-programs.ts.
  */
 import type { GqaConfig, ModelConfig } from '../../config/model-config.ts';

@@ -3,7 +3,7 @@
  * over both parts of the sequence, near tokens scored by the heads' own keys under the source's RoPE, all others by their
  * latents; merged by log-sum-exp (online softmax, arXiv 1805.02867, section 3). Near keys and values lie in RecentTokens,
  * a row [keys | values] for each token. Cost per layer: W_K and W_V of the source, and sinks + window + tokens more keys.
- * Read next: recent-tokens.ts, docs/conversion.md (step 8).
+ * Read next: recent-tokens.ts, docs/conversion.md (step 7).
  */
 import { invariant } from '../../config/errors.ts';
 import type { MlaConfig, ModelConfig, NearTokens } from '../../config/model-config.ts';
