@@ -37,7 +37,6 @@ export function layOut(checkpoint: Checkpoint, config: ClusterConfig): Layout {
   });
   checkCacheType(model, plan, config);
   checkNorm(model, config, plan);
-  checkCorrections(model, config);
   const contextTokens = contextOf(model, config.cache.contextTokens);
   return {
     plan,
@@ -75,14 +74,6 @@ function exactTokensOf(
       ? defaultExactTokens
       : { window: 0, sinks: 0 };
   return { sinks: attention.sinks ?? usual.sinks, window: attention.window ?? usual.window };
-}
-
-/** @throws ConfigError for corrections, which are fitted to latents alone */
-function checkCorrections(model: ModelConfig, { attention }: ClusterConfig): void {
-  if (attention.corrections !== '' && nearTokens(model) !== undefined)
-    throw new ConfigError(
-      `corrections: ${attention.corrections} cannot be used with a model that keeps keys and values of its last tokens; leave it out`,
-    );
 }
 
 /** @throws ConfigError where there is no norm to cut, or the whole latent is kept */

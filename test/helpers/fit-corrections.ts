@@ -44,9 +44,10 @@ export async function fitCorrections(
   const { attention, numHeads, hiddenDim, numLayers } = checkpoint.config;
   if (attention.kind !== 'mla') throw new Error(`${path}: no latent to cut`);
   const { nopeDim, valueDim, latentDim } = attention;
-  const { exactTokens, latentGroups, overlap = 0 } = setting;
+  const { latentGroups, overlap = 0 } = setting;
   const shape: FitShape = { numHeads, nopeDim, valueDim, latentDim, latentGroups, hiddenDim };
   await using ranks = await startCut(path, setting);
+  const { exactTokens } = ranks.plan;
   const ask = async (request: object): Promise<(Float32Array | undefined)[]> => {
     const full = { kind: 'calibration', id: 1, ...request } as Parameters<LocalRanks['workers'][0]['answer']>[0];
     return await Promise.all(ranks.workers.map(async (worker) => (await worker.answer(full)).payload));

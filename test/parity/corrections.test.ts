@@ -4,7 +4,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { fitCorrections, lossOfCut, startCut, type CutSetting, type FitCase } from '../helpers/fit-corrections.ts';
-import { goldenFolder } from '../helpers/golden.ts';
+import { convertTinyNear } from '../helpers/convert-near.ts';
+import { openCheckpoint } from '../../model/open.ts';
+import { goldenFolder, tinyModel } from '../helpers/golden.ts';
 import { startLocalRanks } from '../helpers/local-ranks.ts';
 import { seededRandom } from '../helpers/random.ts';
 import { tinyVocab, writeTinyMla } from '../helpers/tiny-mla.ts';
@@ -47,6 +49,24 @@ test('where every token is scored exactly, a fit changes nothing', async () => {
   await fitCorrections(converted, setting);
   await using corrected = await startCut(model.path, setting, folder);
   expect(await lossOfCut(converted, corrected)).toBeLessThan(1e-6);
+});
+
+test.each([2, 3])('beside near tokens %i groups lose less with corrections', async (latentGroups) => {
+  const near = join(folder, `near-${latentGroups}`);
+  await convertTinyNear(tinyModel('llama-gqa'), near, { sinks: 2, window: 8 }, 4, 12);
+  const { vocabSize } = (await openCheckpoint(near)).config;
+  const own = windows.map((window) => window.map((token) => token % vocabSize));
+  const one = { path: near, windows: own, prompt, folder: near };
+  const setting = { latentGroups, exactTokens: { sinks: 0, window: 0 } };
+  await using plain = await startCut(near, setting);
+  const before = await lossOfCut(one, plain);
+  expect(before).toBeGreaterThan(1e-4);
+  await fitCorrections(one, setting, ['keys', 'offsets', 'values']);
+  await using uncorrected = await startCut(near, setting, near);
+  expect(await lossOfCut(one, uncorrected)).toBeCloseTo(before, 6);
+  await fitCorrections(one, setting);
+  await using corrected = await startCut(near, setting, near);
+  expect(await lossOfCut(one, corrected)).toBeLessThan(0.7 * before);
 });
 
 test('a native latent, whose columns stand in no order, loses less once they do', async () => {

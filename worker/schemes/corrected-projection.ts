@@ -49,5 +49,5 @@ export function corrected(
   const { sinks, window } = plan.exactTokens;
   if (sinks + window === 0) return { ...plain, keyUp, valueUp };
   const old = { keyUp, slope: uploader.floatTensor(slope, [count, 1, nopeDim], type), offset: uploader.values(offset) };
-  return { ...plain, valueUp, old };
+  return { ...plain, ...(config.near && { keyUp }), valueUp, old };
 }

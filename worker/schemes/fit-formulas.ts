@@ -18,6 +18,7 @@ import {
 import type { Ops, Tensor } from '../kernels/kernels.ts';
 import { normed } from '../layer.ts';
 import type { MlaWeights } from '../mla-weights.ts';
+import type { FitNear } from './fit-near.ts';
 
 /** Latent columns of one group, and where they stand when the columns of all groups lie side by side: r numbers in all. */
 export interface FitGroup {
@@ -69,14 +70,31 @@ export interface FitTensors {
   readonly headOutputs: Tensor; // [heads, T, v]
 }
 
+interface FitInputs {
+  readonly h: Tensor; // [T, hidden] normed
+  readonly latent: Tensor; // [T, r]
+  readonly ropeKey: Tensor; // [T, p]
+  readonly nope: Tensor; // [heads, T, n]
+  readonly rope: Tensor; // [T, heads, p]
+}
+
 export class FitFormulas {
   private readonly model: ModelConfig;
   private readonly sizes: FitSizes;
   private readonly norm: Tensor; // [hidden]
   private readonly mla: MlaWeights;
   private readonly tensors: FitTensors;
+  private readonly near: FitNear | undefined;
 
-  constructor(model: ModelConfig, sizes: FitSizes, norm: Tensor, mla: MlaWeights, tensors: FitTensors) {
+  constructor(
+    model: ModelConfig,
+    sizes: FitSizes,
+    norm: Tensor,
+    mla: MlaWeights,
+    tensors: FitTensors,
+    near: FitNear | undefined,
+  ) {
+    this.near = near;
     this.model = model;
     this.sizes = sizes;
     this.norm = norm;
@@ -89,9 +107,10 @@ export class FitFormulas {
    * an error of its scores costs, beside what the tokens' values differ by.
    */
   queries(ops: Ops): readonly Tensor[] {
-    const { latent, ropeKey, nope, rope } = this.inputs(ops);
+    const inputs = this.inputs(ops);
+    const { nope } = inputs;
     invariant(this.mla.decode.keyUp !== undefined, 'a fit of keys without a nope part');
-    const scores = this.exactScores(ops, latent, ropeKey, nope, rope);
+    const scores = this.exactScores(ops, inputs);
     const p = ops.softmax(scores, this.tensors.causal, this.sizes.config.scoreScale);
     const squares = ops.matmul(this.tensors.ones, ops.multiply(ops.multiply(p, p), this.tensors.old));
     return [ops.matmul(this.mla.decode.keyUp, nope), squares];
@@ -114,7 +133,7 @@ export class FitFormulas {
     return [ops.matmul(ops.contiguous(ops.slice(rows, 1, 0, this.sizes.config.latentDim + 1)), rows)];
   }
 
-  private inputs(ops: Ops): { latent: Tensor; ropeKey: Tensor; nope: Tensor; rope: Tensor } {
+  private inputs(ops: Ops): FitInputs {
     const { model } = this;
     const { config } = this.sizes;
     const h = normed(ops, this.tensors.x, this.norm, model.normEps);
@@ -123,30 +142,38 @@ export class FitFormulas {
     const wholeRope = { start: 0, end: config.ropeDim };
     const { nope, rope } = queryParts(ops, model, config, this.mla, this.mla.decode, wholeRope, h, positions);
     invariant(nope !== undefined, 'a fit of keys without a nope part');
-    return { latent: ops.contiguous(latent), ropeKey, nope, rope };
+    return { h, latent: ops.contiguous(latent), ropeKey, nope, rope };
   }
 
   /** Outputs of all heads, uncut. [heads, T, v] */
   exactHeads(ops: Ops): readonly Tensor[] {
-    const { latent, ropeKey, nope, rope } = this.inputs(ops);
-    const scores = this.exactScores(ops, latent, ropeKey, nope, rope);
+    const inputs = this.inputs(ops);
+    const scores = this.exactScores(ops, inputs);
     const probabilities = ops.softmax(scores, this.tensors.causal, this.sizes.config.scoreScale);
-    const mixed = ops.matmul(columnsFirst(ops, latent), probabilities); // [heads, T, r]
-    return [ops.matmul(this.mla.decode.valueUp, mixed)];
+    const far = this.near?.farOnly(ops, probabilities) ?? probabilities;
+    const mixed = ops.matmul(columnsFirst(ops, inputs.latent), far); // [heads, T, r]
+    const heads = ops.matmul(this.mla.decode.valueUp, mixed);
+    const near = this.near?.outputs(ops, inputs.h, probabilities, this.tensors);
+    return [near === undefined ? heads : ops.add(heads, near)];
   }
 
   /** [heads, T queries, T keys], not scaled */
-  private exactScores(ops: Ops, latent: Tensor, ropeKey: Tensor, nope: Tensor, rope: Tensor): Tensor {
+  private exactScores(ops: Ops, { h, latent, ropeKey, nope, rope }: FitInputs): Tensor {
     invariant(this.mla.decode.keyUp !== undefined, 'a fit of keys without a nope part');
     const query = headsFirst(ops, absorbed(ops, this.mla.decode.keyUp, nope, rope));
-    return ops.matmul(batch(ops, ops.concat([latent, ropeKey], 1)), query);
+    const scores = ops.matmul(batch(ops, ops.concat([latent, ropeKey], 1)), query);
+    return this.near?.scores(ops, h, { nope, rope }, scores, this.tensors) ?? scores;
   }
 
-  /** mixtures [heads, T, r]; mass of old tokens, exact and in each group [heads, T, 1] */
+  /**
+   * mixtures [heads, T, r]; mass of old tokens, exact and in each group [heads, T, 1]; and what near tokens give, each
+   * group its part, where there are any [heads, T, v]
+   */
   mixtures(ops: Ops): readonly Tensor[] {
     const { groups, config, numHeads: H, tokens: T } = this.sizes;
-    const { latent, ropeKey, nope, rope } = this.inputs(ops);
-    const exact = this.exactScores(ops, latent, ropeKey, nope, rope);
+    const inputs = this.inputs(ops);
+    const { h, latent, ropeKey, nope, rope } = inputs;
+    const exact = this.exactScores(ops, inputs);
     const turned = ops.matmul(this.tensors.rotation, latent);
     const kept = ops.multiply(exact, this.tensors.exactly);
     const oldMass = (p: Tensor): Tensor => ops.matmul(this.tensors.ones, ops.multiply(p, this.tensors.old));
@@ -162,7 +189,9 @@ export class FitFormulas {
       const keys = batch(ops, ops.concat([columns, ropeKey, constants], 1));
       const scores = ops.add(kept, ops.multiply(ops.matmul(keys, query), this.tensors.shard));
       const p = ops.softmax(scores, this.tensors.causal, config.scoreScale);
-      return { mixed: ops.matmul(columnsFirst(ops, columns), p), mass: oldMass(p) };
+      const far = this.near?.farOnly(ops, p) ?? p;
+      const near = this.near?.outputs(ops, h, p, this.tensors);
+      return { mixed: ops.matmul(columnsFirst(ops, columns), far), mass: oldMass(p), near };
     });
     const exactMass = oldMass(ops.softmax(exact, this.tensors.causal, config.scoreScale));
     return [
@@ -172,15 +201,27 @@ export class FitFormulas {
       ),
       exactMass,
       ...parts.map(({ mass }) => mass),
+      ...sumOfParts(
+        ops,
+        parts.flatMap(({ near }) => (near === undefined ? [] : [ops.scale(near, 1 / parts.length)])),
+      ),
     ];
   }
 
-  /** Deltas [T, hidden] of headOutputs; of mixed by the refitted W_UV. */
+  /** Deltas [T, hidden] of headOutputs; of mixed by the refitted W_UV, with headOutputs added where tokens are near. */
   heads(ops: Ops): readonly Tensor[] {
     const delta = (heads: Tensor): Tensor =>
       biased(ops, outputOfHeads(ops, this.mla.decode, tokensFirst(ops, heads)), this.mla.outputBias);
-    return [delta(this.tensors.headOutputs), delta(ops.matmul(this.tensors.values, this.tensors.mixed))];
+    const { headOutputs, values, mixed } = this.tensors;
+    const far = ops.matmul(values, mixed);
+    return [delta(headOutputs), delta(this.near === undefined ? far : ops.add(far, headOutputs))];
   }
+}
+
+/** None of none. */
+function sumOfParts(ops: Ops, parts: readonly Tensor[]): Tensor[] {
+  const [first, ...others] = parts;
+  return first === undefined ? [] : [others.reduce((sum, part) => ops.add(sum, part), first)];
 }
 
 /** Numbers that make a sum of products as long as the backend multiplies fast; none where it is short anyway. */

@@ -9,6 +9,7 @@ import type { MlaWeights } from '../mla-weights.ts';
 import { bytesOf, type RankParts } from '../rank-parts.ts';
 import { FitFormulas, at, fastWidth, type FitSizes, type FitTensors } from './fit-formulas.ts';
 import { masksOf } from './fit-masks.ts';
+import { FitNear } from './fit-near.ts';
 import { weighQueries } from './fit-order.ts';
 import type { LayerMatrices } from './fit-solve.ts';
 
@@ -22,6 +23,7 @@ export class FitPrograms implements Disposable {
   private readonly mla: MlaWeights;
   private readonly tensors: Tensor[] = [];
   private readonly inputs: FitTensors;
+  private readonly near: FitNear | undefined;
   private readonly set: ProgramSet;
   private bias: Float32Array = new Float32Array(0); // [hidden]
 
@@ -55,7 +57,8 @@ export class FitPrograms implements Disposable {
       values: allocate(H, v, r),
       headOutputs: allocate(H, T, v),
     };
-    const formulas = new FitFormulas(parts.model, sizes, weights.attentionNorm, this.mla, this.inputs);
+    this.near = this.mla.near && new FitNear(this.kernels, sizes, this.mla.near);
+    const formulas = new FitFormulas(parts.model, sizes, weights.attentionNorm, this.mla, this.inputs, this.near);
     this.uploadMasks();
     const builders: Record<ProgramName, (ops: Ops) => readonly Tensor[]> = {
       exactHeads: (ops) => formulas.exactHeads(ops),
@@ -166,35 +169,29 @@ export class FitPrograms implements Disposable {
     return out;
   }
 
-  /** What cut attention mixes, all groups side by side; of the prompt, exactly. @returns [heads, T, r] */
-  mixtures(x: Float32Array): Float32Array {
-    const { numHeads: H, tokens: T, config } = this.sizes;
+  /**
+   * What cut attention mixes, all groups side by side, of the prompt exactly [heads, T, r]; and what near tokens give the
+   * heads beside that: [heads, T, v], of length 0 without
+   */
+  mixtures(x: Float32Array): { mixed: Float32Array; near: Float32Array } {
+    const { numHeads: H, tokens: T, config, groups } = this.sizes;
     this.upload(this.inputs.x, x);
-    const [mixed] = this.run('mixtures', [H * T * config.latentDim]);
-    return mixed ?? new Float32Array(0);
+    const nearLength = this.near === undefined ? 0 : H * T * config.valueDim;
+    const outputs = this.run('mixtures', [H * T * config.latentDim, 0, ...groups.map(() => 0), nearLength]);
+    const [mixed] = outputs;
+    const near = outputs.at(-1);
+    invariant(mixed !== undefined && near !== undefined, 'the mixtures program has outputs');
+    return { mixed, near };
   }
 
-  /**
-   * How much less the old tokens of a query weigh in each group's attention than in exact attention, as a difference of
-   * log odds, weighted by p (1 - p), p: their exact probability. @param sums [groups, heads, 2]: weights, weighted; updated
-   */
-  addLogRatios(x: Float32Array, sums: Float32Array): void {
-    const { numHeads: H, tokens: T, prompt, config, groups } = this.sizes;
+  /** How much old tokens weigh in all, exactly and in each group's attention. [heads, T] each */
+  oldShares(x: Float32Array): { exact: Float32Array; groups: readonly Float32Array[] } {
+    const { numHeads: H, tokens: T, config, groups } = this.sizes;
     this.upload(this.inputs.x, x);
     const lengths = [H * T * config.latentDim, H * T, ...groups.map(() => H * T)];
     const [, exact, ...shares] = this.run('mixtures', lengths);
-    shares.forEach((share, group) => {
-      for (let h = 0; h < H; h++)
-        for (let t = prompt; t < T; t++) {
-          const p = exact?.[h * T + t] ?? 0;
-          const q = share[h * T + t] ?? 0;
-          if (p < 1e-4 || q < 1e-6 || p > 1 - 1e-4 || q > 1 - 1e-6) continue;
-          const weight = p * (1 - p);
-          const place = 2 * (group * H + h);
-          sums[place] = (sums[place] ?? 0) + weight;
-          sums[place + 1] = (sums[place + 1] ?? 0) + weight * (Math.log(p / (1 - p)) - Math.log(q / (1 - q)));
-        }
-    });
+    invariant(exact !== undefined, 'the mixtures program has outputs');
+    return { exact, groups: shares };
   }
 
   /** Features [mixed, 1] and targets times features, behind the prompt. @returns [heads, r + 1 + v, r + 1] */
@@ -239,12 +236,13 @@ export class FitPrograms implements Disposable {
 
   /**
    * Corrected behind the prompt; in it, which sees nothing that is cut, the exact one.
-   * @param mixed [heads, T, r]  @param exact [T, hidden]  @returns [T, hidden]
+   * @param mixed, near as mixtures gave them  @param exact [T, hidden]  @returns [T, hidden]
    */
-  deltaOfMixtures(mixed: Float32Array, exact: Float32Array): Float32Array {
+  deltaOfMixtures({ mixed, near }: ReturnType<FitPrograms['mixtures']>, exact: Float32Array): Float32Array {
     const { tokens: T, prompt } = this.sizes;
     const hidden = this.parts.model.hiddenDim;
     this.upload(this.inputs.mixed, mixed);
+    if (near.length > 0) this.upload(this.inputs.headOutputs, near);
     const [, cut] = this.run('heads', [0, T * hidden]);
     invariant(cut !== undefined, 'the heads program has two outputs');
     for (let t = prompt; t < T; t++)
@@ -294,6 +292,7 @@ export class FitPrograms implements Disposable {
 
   [Symbol.dispose](): void {
     this.set[Symbol.dispose]();
+    this.near?.[Symbol.dispose]();
     this.kernels.release(this.tensors);
   }
 }

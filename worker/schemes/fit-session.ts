@@ -28,6 +28,7 @@ import { RoutedExperts } from '../routed-experts.ts';
 import { WeightUploader } from '../weight-uploader.ts';
 import { loadWeights } from '../weights.ts';
 import type { FitGroup, FitSizes } from './fit-formulas.ts';
+import { addLogRatios } from './fit-offsets.ts';
 import { FitPrograms } from './fit-programs.ts';
 import { OrderMoments } from './fit-order.ts';
 import { KeyMoments, ValueMoments, rotatedMatrices, type LayerMatrices } from './fit-solve.ts';
@@ -168,7 +169,7 @@ export class FitSession implements Disposable {
     const { groups, numHeads, exactTokens, config } = this.sizes;
     if (exactTokens.window + exactTokens.sinks === 0) return;
     const sums = new Float32Array(groups.length * numHeads * 2); // sum of weights, of weighted log ratios
-    for (const { cut } of this.streams.slice(0, offsetWindows)) programs.addLogRatios(cut, sums);
+    for (const { cut } of this.streams.slice(0, offsetWindows)) addLogRatios(programs.oldShares(cut), this.sizes, sums);
     await this.group.allReduceSum(sums, `fit of layer ${layer}, offsets`);
     for (let i = 0; i < groups.length * numHeads; i++) {
       const weight = sums[2 * i] ?? 0;
@@ -187,8 +188,8 @@ export class FitSession implements Disposable {
     const moments = new ValueMoments(this.sizes);
     const kept = this.streams.map(({ exact, cut }) => {
       const target = programs.exactHeads(exact); // [heads, T, v]
-      const mixtures = programs.mixtures(cut); // [heads, T, r]
-      moments.add(programs.gramOf(mixtures, target));
+      const mixtures = programs.mixtures(cut);
+      moments.add(programs.gramOf(mixtures.mixed, lessNear(target, mixtures.near)));
       return { target, mixtures };
     });
     await this.group.allReduceSum(moments.sums, `fit of layer ${layer}, values`);
@@ -241,6 +242,11 @@ function groupsOf({ plan }: Setup): FitGroup[] {
     start = place.end;
     return { columns: cachedLatent(rank), place };
   });
+}
+
+/** @param near of length 0 where no tokens are near */
+function lessNear(target: Float32Array, near: Float32Array): Float32Array {
+  return near.length === 0 ? target : target.map((value, i) => value - (near[i] ?? 0));
 }
 
 function addInPlace(x: Float32Array, delta: Float32Array): void {

@@ -1,6 +1,8 @@
 /** Softmax over two parts of a sequence from the softmax of each (online softmax, arXiv 1805.02867, section 3). */
+import type { MlaConfig } from '../../config/model-config.ts';
 import { dim } from '../attention.ts';
 import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
+import type { OldTokens } from '../mla-weights.ts';
 
 /**
  * Each part counts exp(logSumExp).
@@ -14,4 +16,19 @@ export function mergedByLogSumExp(ops: Ops, a: PartialAttention, b: PartialAtten
   const outs = ops.concat([row(a.out), row(b.out)], 2); // [heads * length, columns, 2]
   const mixed = ops.matmul(outs, ops.reshape(shares, [heads * length, 1, 2])); // [heads * length, 1, columns]
   return ops.reshape(mixed, [heads, length, columns]);
+}
+
+/** Adds to all scores of a query what the missing columns give on average. @param nope [heads, length, n], a view, or packed */
+export function moved(
+  ops: Ops,
+  config: MlaConfig,
+  old: OldTokens,
+  nope: Tensor,
+  part: PartialAttention,
+): PartialAttention {
+  const [heads, length] = [dim(part.logSumExp, 0), dim(part.logSumExp, 1)];
+  const linear = ops.scale(ops.matmul(old.slope, ops.contiguous(nope)), config.scoreScale); // [heads, length, 1]
+  const byToken = ops.contiguous(ops.permute(ops.reshape(linear, [heads, length]), [1, 0]));
+  const offset = ops.contiguous(ops.permute(ops.add(byToken, old.offset), [1, 0])); // [heads, length]
+  return { out: part.out, logSumExp: ops.add(part.logSumExp, offset) };
 }

@@ -25,7 +25,7 @@ import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
 import type { MlaProjection, MlaWeights } from '../mla-weights.ts';
 import type { NearWeights } from '../near-weights.ts';
-import { mergedByLogSumExp } from './merged-parts.ts';
+import { mergedByLogSumExp, moved } from './merged-parts.ts';
 
 /** @param h [tokens, hidden] normed  @returns partial delta [tokens, hidden]; undefined: this rank has no heads in this phase */
 export function attendNear(
@@ -160,7 +160,7 @@ export function attendNearTokens(
 function attendFarTokens(
   ops: Ops,
   config: MlaConfig,
-  { keyUp, valueUp }: MlaProjection,
+  { keyUp, valueUp, old }: MlaProjection,
   { nope, rope }: Query,
   source: Tensor,
   segment: Segment,
@@ -168,6 +168,8 @@ function attendFarTokens(
   staged: boolean,
 ): PartialAttention {
   invariant(nope !== undefined && keyUp !== undefined, 'near tokens in a model without a nope part');
+  const offset = (part: PartialAttention): PartialAttention =>
+    old === undefined ? part : moved(ops, config, old, ops.slice(nope, 1, segment.offset, segment.length), part);
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   const ofSegment = (x: Tensor): Tensor => ops.contiguous(ops.slice(x, 1, segment.offset, segment.length));
   if (expanded !== undefined) {
@@ -181,7 +183,7 @@ function attendFarTokens(
   const keys = ops.slice(ops.reshape(source, [1, dim(source, 0), width]), 1, start, segment.cacheRows);
   const values = ops.slice(keys, 2, 0, width - config.ropeDim);
   const { out, logSumExp } = ops.attendPartial(ofSegment(q), keys, values, segment.mask, options);
-  return { out: ops.matmul(valueUp, out), logSumExp };
+  return offset({ out: ops.matmul(valueUp, out), logSumExp });
 }
 
 function tokensOf({ near }: MlaConfig): NearTokens {

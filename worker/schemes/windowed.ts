@@ -20,8 +20,8 @@ import {
 } from '../attention.ts';
 import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
-import type { MlaWeights, OldTokens } from '../mla-weights.ts';
-import { mergedByLogSumExp } from './merged-parts.ts';
+import type { MlaWeights } from '../mla-weights.ts';
+import { mergedByLogSumExp, moved } from './merged-parts.ts';
 import { rowsOf } from './mla-layer.ts';
 
 /** @param h [tokens, hidden] normed  @returns partial delta [tokens, hidden] */
@@ -111,13 +111,4 @@ function attendShard(
   const values = ops.slice(rows, 2, 0, width);
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   return ops.attendPartial(local, keys, values, mask, options);
-}
-
-/** Adds to all scores of a query what the missing columns give on average. @param nope [heads, length, n], a view */
-function moved(ops: Ops, config: MlaConfig, old: OldTokens, nope: Tensor, part: PartialAttention): PartialAttention {
-  const [heads, length] = [dim(part.logSumExp, 0), dim(part.logSumExp, 1)];
-  const linear = ops.scale(ops.matmul(old.slope, ops.contiguous(nope)), config.scoreScale); // [heads, length, 1]
-  const byToken = ops.contiguous(ops.permute(ops.reshape(linear, [heads, length]), [1, 0]));
-  const offset = ops.contiguous(ops.permute(ops.add(byToken, old.offset), [1, 0])); // [heads, length]
-  return { out: part.out, logSumExp: ops.add(part.logSumExp, offset) };
 }
