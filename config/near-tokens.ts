@@ -1,9 +1,8 @@
 /**
- * What a model's near tokens (NearTokens of model-config.ts) mean for a plan: which tokens, and in which schemes. Read next: worker/schemes/near-heads.ts.
+ * What a model's near tokens (NearTokens of model-config.ts) mean for a plan: which tokens a rank keeps beside its cache. Read next: worker/schemes/near-heads.ts.
  */
 import { ConfigError } from './errors.ts';
 import type { ModelConfig, NearTokens } from './model-config.ts';
-import { nearSchemes, type Scheme } from './schemes.ts';
 
 type TokenCounts = Pick<NearTokens, 'sinks' | 'window'>;
 
@@ -14,16 +13,11 @@ export function nearTokens({ attention }: ModelConfig): TokenCounts | undefined 
   return { sinks, window };
 }
 
-/** @throws ConfigError for a scheme that cannot compute near tokens, or tokens that were asked for beside them */
-export function checkNearTokens(model: ModelConfig, scheme: Scheme, asked: TokenCounts | undefined): void {
+/** @throws ConfigError for exact tokens that were asked for beside them */
+export function checkNearTokens(model: ModelConfig, asked: TokenCounts | undefined): void {
   const near = nearTokens(model);
-  if (near === undefined) return;
-  if (!nearSchemes.includes(scheme))
-    throw new ConfigError(
-      `scheme: ${scheme} cannot compute a model whose last ${near.window} tokens keep keys and values of their own; use ${nearSchemes.join(', ')}`,
-    );
   const { sinks, window } = asked ?? { sinks: 0, window: 0 };
-  if (sinks + window > 0)
+  if (near !== undefined && sinks + window > 0)
     throw new ConfigError(
       `window: this model was converted for a window of ${near.window} and ${near.sinks} sinks, got ${window} and ${sinks}; leave both out`,
     );

@@ -8,9 +8,6 @@ import type { ModelConfig } from './model-config.ts';
 export const schemes = ['gqa', 'mla', 'tpla', 'tpla-exact', 'dcp', 'gla'] as const;
 export type Scheme = (typeof schemes)[number];
 
-/** Those that can compute near tokens (model-config.ts). */
-export const nearSchemes: readonly Scheme[] = ['mla', 'dcp', 'tpla'];
-
 /**
  * Closed-form corrections of `tpla`, in the order in which they are fitted: order of the latent's columns, keys that guess
  * what a shard lacks, offsets of old tokens beside those scored exactly, refitted values. Read next: model/tpla/decode-fit.ts.

@@ -197,7 +197,7 @@ function checkRequest(model: ModelConfig, request: PlanRequest): void {
     throw new ConfigError(
       `latentGroups: scheme tpla-exact cuts the latent over all ${worldSize} ranks, got ${latentGroups}; leave it out or use ${worldSize}`,
     );
-  checkNearTokens(model, scheme, request.exactTokens);
+  checkNearTokens(model, request.exactTokens);
   const { sinks, window } = request.exactTokens ?? { sinks: 0, window: 0 };
   if (sinks + window > 0 && scheme !== 'tpla')
     throw new ConfigError(

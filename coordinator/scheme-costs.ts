@@ -3,9 +3,8 @@
  * sizes alone. docs/schemes.md derives the formulas.
  */
 import type { ModelConfig } from '../config/model-config.ts';
-import { nearTokens } from '../config/near-tokens.ts';
 import { recentNumbers } from '../config/recent-numbers.ts';
-import { defaultLatentGroups, isExact, nearSchemes, schemes, type Scheme } from '../config/schemes.ts';
+import { defaultLatentGroups, isExact, schemes, type Scheme } from '../config/schemes.ts';
 import { latentWidth, planShards, size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/setup.ts';
 import { weightLayout } from '../model/tensor-types.ts';
@@ -29,9 +28,7 @@ export function schemeCosts(
 ): SchemeCost[] {
   const isLatent = model.attention.kind === 'mla';
   return schemes
-    .filter(
-      (scheme) => (scheme === 'gqa') !== isLatent && (nearTokens(model) === undefined || nearSchemes.includes(scheme)),
-    )
+    .filter((scheme) => (scheme === 'gqa') !== isLatent)
     .map((scheme) => {
       const latentGroups = defaultLatentGroups(scheme, worldSize);
       const plan = planShards(model, { worldSize, scheme, latentGroups, blockSize: 1 });

@@ -53,13 +53,12 @@ function attendAbsorbed(
   ops: Ops,
   config: MlaConfig,
   projection: MlaProjection,
-  { nope, rope }: Query,
+  parts: Query,
   source: Tensor,
   inputs: AttentionInputs,
 ): Tensor[] {
-  const { keyUp, valueUp } = projection;
-  // [tokens, heads, latentColumns + p], or [.., p] when n = 0
-  const query = nope === undefined || keyUp === undefined ? rope : absorbed(ops, keyUp, nope, rope);
+  const { valueUp } = projection;
+  const query = cacheQuery(ops, projection, parts); // [tokens, heads, latentColumns + p], or [.., p] when n = 0
   const width = dim(source, 1);
   const queryWidth = dim(query, 2);
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
@@ -153,22 +152,9 @@ export function latentOfTokens(
   return { raw, latent, ropeKey: ops.reshape(ropeKey, [tokens, config.ropeDim]) };
 }
 
-/**
- * Queries against cache rows: the absorbed nope part, absent when there is none, then these columns of the rotated part.
- * [tokens, heads, latentColumns + ropeColumns]
- */
-export function queryOfTokens(
-  ops: Ops,
-  model: ModelConfig,
-  config: MlaConfig,
-  weights: MlaWeights,
-  projection: MlaProjection,
-  ropeColumns: Range,
-  h: Tensor,
-  inputs: Pick<AttentionInputs, 'positions'>,
-): Tensor {
-  const { nope, rope } = queryParts(ops, model, config, weights, projection, ropeColumns, h, inputs);
-  return nope === undefined || projection.keyUp === undefined ? rope : absorbed(ops, projection.keyUp, nope, rope);
+/** Queries against cache rows: the absorbed nope part, absent when there is none, then the rotated one. [tokens, heads, columns] */
+export function cacheQuery(ops: Ops, { keyUp }: Pick<MlaProjection, 'keyUp'>, { nope, rope }: Query): Tensor {
+  return nope === undefined || keyUp === undefined ? rope : absorbed(ops, keyUp, nope, rope);
 }
 
 /**

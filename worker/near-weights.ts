@@ -34,7 +34,7 @@ export async function loadNear(
     value: await uploader.matrix('value', layer, rows),
     valueBias: await uploader.optionalVector('valueBias', layer, rows),
     frequencies: uploader.values(Float32Array.from(frequencies)),
-    share: 1 / plan.latentGroups,
+    share: plan.scheme === 'gla' ? 1 : 1 / plan.latentGroups,
     queriesOfKvHead: (heads) =>
       Array.from({ length: size(rank.kvHeads) }, (_, kvHead) => {
         const first = (rank.kvHeads.start + kvHead) * queriesPerKvHead - rank.heads.start - heads.start;

@@ -33,6 +33,8 @@ describe.each(families)('%s, all tokens near', (name) => {
     { scheme: 'mla', worldSize: 3 },
     { scheme: 'dcp', worldSize: 2 },
     { scheme: 'tpla', worldSize: 2 },
+    { scheme: 'tpla-exact', worldSize: 3 },
+    { scheme: 'gla', worldSize: 2 },
   ] as const)('$scheme on $worldSize ranks computes the source', async ({ scheme, worldSize }) => {
     await using ranks = await startLocalRanks(folder(), worldSize, { backend: 'ggml', scheme });
     const vocab = golden.greedyLogits.length / golden.greedyIds.length;
@@ -92,6 +94,8 @@ describe('few tokens near', () => {
     { scheme: 'dcp', worldSize: 2, backend: 'ggml' },
     { scheme: 'dcp', worldSize: 3, backend: 'reference' },
     { scheme: 'dcp', worldSize: 6, backend: 'ggml' },
+    { scheme: 'tpla-exact', worldSize: 2, backend: 'ggml' },
+    { scheme: 'tpla-exact', worldSize: 5, backend: 'reference' },
     { scheme: 'mla', worldSize: 2, backend: 'gpujs' },
   ] as const;
 
@@ -134,19 +138,13 @@ describe('few tokens near', () => {
   });
 });
 
-test('what cannot compute near tokens is refused by name', async () => {
+test('a window that is asked for beside near tokens is refused', async () => {
   const folder = join(root, 'refused');
   await convertTinyNear(tinyModel('llama-gqa'), folder, { sinks: 1, window: 8 }, 4, 6);
   await using checkpoint = await openCheckpoint(folder);
-  const plan = (scheme: 'tpla-exact' | 'gla' | 'tpla', window = 0) =>
-    planShards(checkpoint.config, {
-      worldSize: 2,
-      scheme,
-      latentGroups: 2,
-      blockSize: 1,
-      exactTokens: { sinks: 0, window },
-    });
-  expect(() => plan('tpla-exact')).toThrow('use mla, dcp, tpla');
-  expect(() => plan('gla')).toThrow('use mla, dcp, tpla');
-  expect(() => plan('tpla', 4)).toThrow('converted for a window of 8 and 1 sinks');
+  const request = { worldSize: 2, scheme: 'tpla', latentGroups: 2, blockSize: 1 } as const;
+  expect(planShards(checkpoint.config, request).exactTokens).toEqual({ sinks: 1, window: 8 });
+  expect(() => planShards(checkpoint.config, { ...request, exactTokens: { sinks: 0, window: 4 } })).toThrow(
+    'converted for a window of 8 and 1 sinks',
+  );
 });

@@ -13,8 +13,8 @@ import type { MlaConfig } from '../../config/model-config.ts';
 import { size, type Range } from '../../config/shard-plan.ts';
 import type { AttentionInputs } from '../attention-inputs.ts';
 import {
-  absorbed,
   biased,
+  cacheQuery,
   dim,
   joined,
   outputOfHeads,
@@ -69,11 +69,8 @@ export class DealtPositions implements Exchange {
     const { config, mla, rows } = mlaLayer(model, weights, cache);
     const h = normed(ops, x, weights.attentionNorm, model.normEps);
     writeLatent(ops, model, config, mla, rows, h, inputs);
-    const { keyUp } = mla.decode;
-    const parts = queryParts(ops, model, config, mla, mla.decode, mla.ropeShard, h, inputs);
-    // [tokens, heads, columns]
-    const query =
-      parts.nope === undefined || keyUp === undefined ? parts.rope : absorbed(ops, keyUp, parts.nope, parts.rope);
+    const queries = queryParts(ops, model, config, mla, mla.decode, mla.ropeShard, h, inputs);
+    const query = cacheQuery(ops, mla.decode, queries); // [tokens, heads, columns]
     const columns = dim(query, 2);
     const segments = inputs.segments.map((segment) => {
       const held = rowsOf(ops, rows, segment);
@@ -97,7 +94,9 @@ export class DealtPositions implements Exchange {
         segments.map(({ logSumExp }) => logSumExp),
       ),
     ];
-    return mla.near === undefined ? outputs : [...outputs, ...this.nearTokens(ops, config, mla.near, parts, h, inputs)];
+    return mla.near === undefined
+      ? outputs
+      : [...outputs, ...this.nearTokens(ops, config, mla.near, queries, h, inputs)];
   }
 
   /** [tokens, own heads * v], [tokens, own heads]; the chunk's rows are kept for later ones. */

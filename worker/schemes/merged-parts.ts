@@ -9,11 +9,16 @@ import type { OldTokens } from '../mla-weights.ts';
  * @param even [length, 2] zeros: the mask of a softmax that hides neither part  @returns [heads, length, columns]
  */
 export function mergedByLogSumExp(ops: Ops, a: PartialAttention, b: PartialAttention, even: Tensor): Tensor {
-  const [heads, length, columns] = [dim(a.out, 0), dim(a.out, 1), dim(a.out, 2)];
+  const [heads, length] = [dim(a.out, 0), dim(a.out, 1)];
   const column = (x: Tensor): Tensor => ops.reshape(x, [heads, length, 1]);
-  const shares = ops.softmax(ops.concat([column(a.logSumExp), column(b.logSumExp)], 2), even, 1); // [heads, length, 2]
+  return mixedBy(ops, ops.softmax(ops.concat([column(a.logSumExp), column(b.logSumExp)], 2), even, 1), a.out, b.out);
+}
+
+/** @param shares of both parts, [heads, length, 2]  @param a, b [heads, length, columns]  @returns the same */
+export function mixedBy(ops: Ops, shares: Tensor, a: Tensor, b: Tensor): Tensor {
+  const [heads, length, columns] = [dim(a, 0), dim(a, 1), dim(a, 2)];
   const row = (x: Tensor): Tensor => ops.reshape(x, [heads * length, columns, 1]);
-  const outs = ops.concat([row(a.out), row(b.out)], 2); // [heads * length, columns, 2]
+  const outs = ops.concat([row(a), row(b)], 2); // [heads * length, columns, 2]
   const mixed = ops.matmul(outs, ops.reshape(shares, [heads * length, 1, 2])); // [heads * length, 1, columns]
   return ops.reshape(mixed, [heads, length, columns]);
 }

@@ -135,8 +135,8 @@ export function attendNearTokens(
   const { nopeDim: headDim } = config;
   const width = dim(rows, 1);
   const kept = ops.slice(ops.reshape(rows, [1, dim(rows, 0), width]), 1, exactly.start, exactly.rows);
-  const new_ = ops.reshape(ops.slice(own, 0, segment.offset, segment.length), [1, segment.length, width]);
-  const tokens = ops.concat([kept, new_], 1); // [1, sinks + window + length, 2 G d]
+  const ofChunk = ops.reshape(ops.slice(own, 0, segment.offset, segment.length), [1, segment.length, width]);
+  const tokens = ops.concat([kept, ofChunk], 1); // [1, sinks + window + length, 2 G d]
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   const parts = near.queriesOfKvHead(heads).map(({ kvHead, queries }) => {
     const q = ops.slice(ops.slice(query, 0, queries.start, size(queries)), 1, segment.offset, segment.length);

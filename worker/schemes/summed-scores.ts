@@ -1,21 +1,35 @@
 /**
  * Scheme tpla-exact: latent and rotary key are cut by columns, every rank computes all heads' partial scores over its
  * columns, and the sum over ranks is the exact score, before softmax. Each rank then mixes its latent columns with the
- * same weights. Cost per layer: one all-reduce of [heads, tokens, cached tokens].
+ * same weights. Cost per layer: one all-reduce of [heads, tokens, cached tokens]. Near tokens (near-heads.ts) are whole on
+ * every rank: their part of the softmax waits for the summed scores of the others, and each rank adds its share of it.
  */
 import { invariant } from '../../config/errors.ts';
 import type { MlaConfig } from '../../config/model-config.ts';
 import { size } from '../../config/shard-plan.ts';
 import type { AttentionInputs, Segment } from '../attention-inputs.ts';
-import { biased, dim, joined, outputOfHeads, queryOfTokens, tokensFirst, writeLatent } from '../attention.ts';
+import {
+  biased,
+  cacheQuery,
+  dim,
+  joined,
+  outputOfHeads,
+  queryParts,
+  tokensFirst,
+  writeLatent,
+  type Query,
+} from '../attention.ts';
 import type { Chunk } from '../chunks.ts';
-import type { Ops, Tensor } from '../kernels/kernels.ts';
+import type { Kernels, Ops, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
 import { normed } from '../layer.ts';
 import { bytesOf, type RankParts } from '../rank-parts.ts';
 import type { LayerWeights } from '../weights.ts';
 import type { Exchange, RankSeat } from './exchange.ts';
+import type { NearWeights } from '../near-weights.ts';
+import { mixedBy } from './merged-parts.ts';
 import { mlaLayer, rowsOf } from './mla-layer.ts';
+import { attendNearTokens, nearQueryOf, nearRows } from './near-heads.ts';
 
 /** The scores of one segment: as programs hold them, and as they travel, without the padding of the cache. */
 interface SegmentScores {
@@ -23,6 +37,15 @@ interface SegmentScores {
   readonly padded: Float32Array; // the same
   readonly rows: number; // heads * length
   readonly paddedRows: number;
+  /** Undefined: the model has no near tokens. */
+  readonly near: NearParts | undefined;
+}
+
+interface NearParts {
+  readonly out: Tensor; // [heads, length, v]
+  readonly logSumExp: Tensor; // [heads, length]
+  readonly visible: Tensor; // [length, 1] zeros
+  readonly ones: Tensor; // [paddedRows]
 }
 
 export class SummedScores implements Exchange {
@@ -37,11 +60,16 @@ export class SummedScores implements Exchange {
     this.parts = parts;
     this.seat = seat;
     const heads = size(seat.rank.heads);
+    const { attention } = parts.model;
     this.segments = chunk.segments.map(({ length, paddedRows }) => ({
       tensor: parts.kernels.allocate('f32', [heads, length, paddedRows]),
       padded: new Float32Array(heads * length * paddedRows),
       rows: heads * length,
       paddedRows,
+      near:
+        attention.kind === 'mla' && attention.near
+          ? allocateNear(parts.kernels, heads, length, paddedRows, attention.valueDim)
+          : undefined,
     }));
     this.packed = new Float32Array(this.segments.reduce((sum, { padded }) => sum + padded.length, 0));
   }
@@ -51,7 +79,9 @@ export class SummedScores implements Exchange {
     const { config, mla, rows } = mlaLayer(model, weights, cache);
     const h = normed(ops, x, weights.attentionNorm, model.normEps);
     writeLatent(ops, model, config, mla, rows, h, inputs);
-    const query = queryOfTokens(ops, model, config, mla, mla.decode, mla.ropeShard, h, inputs); // [tokens, heads, columns]
+    const queries = queryParts(ops, model, config, mla, mla.decode, mla.ropeShard, h, inputs);
+    const query = cacheQuery(ops, mla.decode, queries); // [tokens, heads, columns]
+    if (mla.near !== undefined) this.attendNear(ops, config, mla.near, queries, h, inputs);
     const columns = dim(query, 2);
     return inputs.segments.map((segment) => {
       const keys = ops.slice(rowsOf(ops, rows, segment), 2, dim(rows, 1) - columns, columns); // [1, paddedRows, columns]
@@ -62,24 +92,70 @@ export class SummedScores implements Exchange {
     });
   }
 
+  /** Leaves what near tokens give for the second program. */
+  private attendNear(
+    ops: Ops,
+    config: MlaConfig,
+    near: NearWeights,
+    query: Query,
+    h: Tensor,
+    inputs: AttentionInputs,
+  ): void {
+    const { recent } = inputs;
+    invariant(recent !== undefined, 'near tokens without a cache');
+    const own = nearRows(ops, config, near, h, inputs);
+    const queries = nearQueryOf(ops, config, near, query, inputs);
+    inputs.segments.forEach((segment, i) => {
+      const [exactly, kept] = [recent.segments[i], this.segments[i]?.near];
+      invariant(exactly !== undefined && kept !== undefined, `segment ${i} of ${this.segments.length}`);
+      const { heads } = this.seat.rank;
+      const part = attendNearTokens(ops, config, near, heads, queries, own, segment, exactly, recent.rows);
+      ops.copyTo(kept.out, ops.scale(part.out, near.share));
+      ops.copyTo(kept.logSumExp, part.logSumExp);
+    });
+    ops.scatterRows(recent.rows, own, recent.indices);
+  }
+
   after(ops: Ops, weights: LayerWeights, cache: LayerCache, inputs: AttentionInputs): Tensor {
     const { config, mla, rows } = mlaLayer(this.parts.model, weights, cache);
     const mixed = inputs.segments.map((segment, i) => {
-      const scores = this.segments[i]?.tensor;
-      invariant(scores !== undefined, `segment ${i} of ${this.segments.length}`);
-      return this.mix(ops, config, mla.decode.valueUp, rows, segment, scores);
+      const own = this.segments[i];
+      invariant(own !== undefined, `segment ${i} of ${this.segments.length}`);
+      const far = this.mix(ops, config, mla.decode.valueUp, rows, segment, own.tensor); // [heads, length, v]
+      return tokensFirst(ops, own.near === undefined ? far : this.withNear(ops, config, segment, own, own.near, far));
     });
     return biased(ops, outputOfHeads(ops, mla.decode, joined(ops, mixed)), mla.outputBias);
   }
 
-  /** @param rows [.., latentShard + ropeShard]  @returns [length, heads * v] */
+  /** Near tokens are one more column of the softmax. @param far [heads, length, v]  @returns the same */
+  private withNear(
+    ops: Ops,
+    { scoreScale, scoreSoftcap: cap }: MlaConfig,
+    { mask }: Segment,
+    { tensor }: SegmentScores,
+    near: NearParts,
+    far: Tensor,
+  ): Tensor {
+    const [heads, length, rows] = [dim(tensor, 0), dim(tensor, 1), dim(tensor, 2)];
+    const scaled = ops.scale(tensor, scoreScale);
+    const scores = cap > 0 ? ops.softcap(scaled, cap) : scaled;
+    const all = ops.concat([scores, ops.reshape(near.logSumExp, [heads, length, 1])], 2);
+    const visible = ops.concat([mask, near.visible], 1);
+    const shares = ops.softmax(all, visible, 1); // [heads, length, rows + 1]
+    const farShares = ops.contiguous(ops.slice(shares, 2, 0, rows));
+    const ofFar = ops.matmul(ops.reshape(ops.slice(near.ones, 0, 0, rows), [1, 1, rows]), farShares);
+    const ofNear = ops.contiguous(ops.slice(shares, 2, rows, 1));
+    return mixedBy(ops, ops.concat([ofFar, ofNear], 2), far, near.out);
+  }
+
+  /** @param rows [.., latentShard + ropeShard]  @returns [heads, length, v] */
   private mix(ops: Ops, config: MlaConfig, valueUp: Tensor, rows: Tensor, segment: Segment, scores: Tensor): Tensor {
     const values = ops.slice(rowsOf(ops, rows, segment), 2, 0, dim(valueUp, 2)); // [1, paddedRows, latentShard]
     const o = ops.attendScores(scores, values, segment.mask, {
       scale: config.scoreScale,
       softcap: config.scoreSoftcap,
     });
-    return tokensFirst(ops, ops.matmul(valueUp, o));
+    return ops.matmul(valueUp, o);
   }
 
   load(chunk: Chunk): void {
@@ -108,6 +184,17 @@ export class SummedScores implements Exchange {
   }
 
   [Symbol.dispose](): void {
-    this.parts.kernels.release(this.segments.map(({ tensor }) => tensor));
+    this.parts.kernels.release(this.segments.flatMap(({ tensor, near }) => [tensor, ...Object.values(near ?? {})]));
   }
+}
+
+function allocateNear(kernels: Kernels, heads: number, length: number, rows: number, valueDim: number): NearParts {
+  const ones = kernels.allocate('f32', [rows]);
+  kernels.upload(ones, bytesOf(new Float32Array(rows).fill(1)));
+  return {
+    out: kernels.allocate('f32', [heads, length, valueDim]),
+    logSumExp: kernels.allocate('f32', [heads, length]),
+    visible: kernels.allocate('f32', [length, 1]),
+    ones,
+  };
 }

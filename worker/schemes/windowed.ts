@@ -8,8 +8,8 @@ import type { MlaConfig, ModelConfig } from '../../config/model-config.ts';
 import { size } from '../../config/shard-plan.ts';
 import type { AttentionInputs, RecentSegment } from '../attention-inputs.ts';
 import {
-  absorbed,
   biased,
+  cacheQuery,
   columnsIn,
   dim,
   joined,
@@ -44,11 +44,10 @@ export function attendWindowed(
   const width = dim(whole, 1);
   const wholeRope = { start: 0, end: config.ropeDim };
   const { decode } = weights;
-  const { nope, rope } = queryParts(ops, model, config, weights, decode, wholeRope, h, inputs);
-  const withKeys = (keyUp: Tensor | undefined): Tensor =>
-    nope === undefined || keyUp === undefined ? rope : absorbed(ops, keyUp, nope, rope);
-  const query = withKeys(decode.keyUp); // [tokens, heads, r + p], or [.., p]
-  const oldQuery = decode.old === undefined ? undefined : withKeys(decode.old.keyUp); // [tokens, heads, latentShard + p]
+  const queries = queryParts(ops, model, config, weights, decode, wholeRope, h, inputs);
+  const { nope } = queries;
+  const query = cacheQuery(ops, decode, queries); // [tokens, heads, r + p], or [.., p]
+  const oldQuery = decode.old && cacheQuery(ops, decode.old, queries); // [tokens, heads, latentShard + p]
   const parts = inputs.segments.map((segment, i) => {
     const exactly = recent.segments[i];
     invariant(exactly !== undefined, `segment ${i} of ${recent.segments.length}`);
