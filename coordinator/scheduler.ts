@@ -167,8 +167,8 @@ export class Scheduler implements AsyncDisposable {
       const next = free.length === 0 ? undefined : this.#queue.shift();
       if (next === undefined) return;
       const { promptIds } = next.request;
-      const fresh = tokensReadAnew(this.#cluster.plan, promptIds.length);
-      const { slot, pieces } = this.#memory.take(free, promptIds, fresh, this.#cluster.cacheEpoch);
+      const { fresh, onlyWhole } = tokensReadAnew(this.#cluster.plan, promptIds.length);
+      const { slot, pieces } = this.#memory.take(free, promptIds, fresh, this.#cluster.cacheEpoch, onlyWhole);
       next.enter(slot, pieces);
       this.#running[slot] = next;
     }
@@ -256,12 +256,15 @@ export class Scheduler implements AsyncDisposable {
 }
 
 /**
- * The last tokens of a prompt, which are read also where the cache holds them: one for its logits, and those that decode
- * scores from whole latents, which nothing else brings back. All of them where no rank keeps some of the latent's columns,
- * or where the first of them would attend to near tokens that are gone.
+ * fresh: the last tokens of a prompt, which are read also where the cache holds them: one for its logits, and those that
+ * decode scores from whole latents, which nothing else brings back. All of them where no rank keeps some of the latent's
+ * columns. onlyWhole: with near tokens, which ranks bring back at the end of an earlier prompt and nowhere else.
  */
-function tokensReadAnew({ scheme, exactTokens, ranks }: StepRunner['plan'], promptTokens: number): number {
-  const losesColumns = ranks.some(({ sharedLatent }) => size(sharedLatent) > 0);
-  const losesNearTokens = ranks.some(({ kvHeads }) => size(kvHeads) > 0) && scheme !== 'gqa';
-  return losesColumns || losesNearTokens ? promptTokens : Math.max(1, exactTokens.window);
+function tokensReadAnew(
+  { scheme, exactTokens, ranks }: StepRunner['plan'],
+  promptTokens: number,
+): { fresh: number; onlyWhole: boolean } {
+  if (ranks.some(({ sharedLatent }) => size(sharedLatent) > 0)) return { fresh: promptTokens, onlyWhole: false };
+  const hasNearTokens = scheme !== 'gqa' && ranks.some(({ kvHeads }) => size(kvHeads) > 0);
+  return { fresh: hasNearTokens ? 1 : Math.max(1, exactTokens.window), onlyWhole: hasNearTokens };
 }

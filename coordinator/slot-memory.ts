@@ -35,6 +35,7 @@ export class SlotMemory {
    * Which of the free slots a prompt should get: the one that holds most of it, else the first that holds nothing worth
    * keeping, else the one that was left alone longest. What it held is forgotten.
    * @param fresh last tokens of the prompt that must be read anew, at least 1
+   * @param onlyWhole an earlier prompt is worth nothing but for its end: near tokens are kept there only
    * @returns the slot and the pieces that need not be prefilled
    */
   take(
@@ -42,10 +43,13 @@ export class SlotMemory {
     ids: readonly number[],
     fresh: number,
     epoch: number,
+    onlyWhole = false,
   ): { slot: number; pieces: Map<number, number> } {
     this.#forgetBefore(epoch);
     const choices = free.map((slot) => {
-      const pieces = sharedPieces(this.#kept[slot], ids, ids.length - fresh);
+      const common = sharedPieces(this.#kept[slot], ids, ids.length - fresh);
+      const isWhole = lengthOf(common) === lengthOf(this.#kept[slot]?.pieces ?? new Map());
+      const pieces = onlyWhole && !isWhole ? new Map<number, number>() : common;
       const isEmpty = this.#kept[slot] === undefined;
       return { slot, pieces, shared: lengthOf(pieces), age: isEmpty ? slot - 1e9 : (this.#usedAt[slot] ?? 0) };
     });

@@ -77,7 +77,7 @@ export class Forward implements Disposable {
     const prefill = step.phase === 'prefill';
     const staged = this.exactPrefill && prefill;
     invariant(!staged || step.sequences.length === 1, `step ${step.id}: exact prefill takes one sequence at a time`);
-    this.parts.cache.recent?.begin(step.sequences);
+    this.parts.cache.recent?.begin(step.sequences, step.phase);
     const hidden = this.parts.model.hiddenDim;
     const form: ChunkForm = { staged, prefill };
     const chunks = chunksOf(step, this.parts.cache.layout, this.joinsSequences && !prefill);

@@ -81,18 +81,24 @@ export class LatentCache {
         ? kernels.allocate(options.type, [this.rowsPerSlot, attention.latentDim + attention.ropeDim], 'rows')
         : undefined;
     const { exactTokens } = plan;
+    const hasNear = nearTokens(model) !== undefined;
     const recentWidth = exactTokens.sinks + exactTokens.window > 0 ? recentNumbers(model, plan, rank) : 0;
     // Every rank knows which near tokens are kept, also one that has no heads to read them.
     this.recent =
-      recentWidth > 0 || nearTokens(model) !== undefined
-        ? new RecentTokens(kernels, exactTokens, model.numLayers, options.slots, Math.max(1, recentWidth))
+      recentWidth > 0 || hasNear
+        ? new RecentTokens(kernels, exactTokens, model.numLayers, options.slots, Math.max(1, recentWidth), hasNear)
         : undefined;
     const sizeOf = (tensors: readonly Tensor[]): number =>
       tensors.reduce((sum, tensor) => sum + kernels.sizeOf(tensor), 0);
     const rowBytes = sizeOf(this.layers.flatMap(tensorsOf));
     this.bytesPerToken = rowBytes / rows / deal.parts;
     this.allocatedBytes =
-      rowBytes + sizeOf([...(this.staging === undefined ? [] : [this.staging]), ...(this.recent?.layers ?? [])]);
+      rowBytes +
+      sizeOf([
+        ...(this.staging === undefined ? [] : [this.staging]),
+        ...(this.recent?.layers ?? []),
+        ...(this.recent?.kept?.layers ?? []),
+      ]);
   }
 }
 

@@ -121,6 +121,17 @@ describe('few tokens near', () => {
     expectClose(both.subarray(vocab), at(8, 9), close);
   });
 
+  test('a prompt that goes on from an earlier one finds its last tokens again', async () => {
+    await using ranks = await startLocalRanks(folder(), 2, { backend: 'ggml', scheme: 'dcp' });
+    const close = { absolute: 1e-4, relative: 1e-4 };
+    await run(ranks, tokens, 'prefill', 0, 30);
+    const other = [...tokens.slice(0, 30), ...tokens.slice(0, 20).toReversed()];
+    for (let i = 30; i < 50; i++) await run(ranks, other, 'decode', i, i + 1);
+    expectClose(await run(ranks, tokens, 'prefill', 30, 44), whole.subarray(30 * vocab, 44 * vocab), close);
+    for (let i = 44; i < 48; i++) await run(ranks, tokens, 'decode', i, i + 1);
+    expectClose(await run(ranks, tokens, 'prefill', 44, 60), whole.subarray(44 * vocab), close);
+  });
+
   test('the cut latent only loses behind the window', async () => {
     await using ranks = await startLocalRanks(folder(), 2, { backend: 'ggml', scheme: 'tpla' });
     await run(ranks, tokens, 'prefill', 0, 5);

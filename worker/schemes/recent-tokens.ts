@@ -11,32 +11,70 @@ import { invariant } from '../../config/errors.ts';
 import { heldPositions, type Deal, type ExactTokens } from '../../config/shard-plan.ts';
 import type { Chunk, ChunkSegment } from '../chunks.ts';
 import type { Kernels, Tensor } from '../kernels/kernels.ts';
+import { KeptRows } from './kept-rows.ts';
+
+interface SlotState {
+  /** Tokens written. */
+  end: number;
+  /** The first position whose ring row has not been overwritten by a later one. */
+  validFrom: number;
+  /** The same behind the prompt, whose rows are kept. */
+  prompt: { readonly end: number; readonly validFrom: number } | undefined;
+  /** The last step was one of a prompt. */
+  inPrompt: boolean;
+}
 
 export class RecentTokens {
   readonly sizes: ExactTokens;
   readonly rowsPerSlot: number;
   /** Of each layer, with a spare row for tokens that are not kept. [slots * rowsPerSlot + 1, width] f32 */
   readonly layers: readonly Tensor[];
-  /** Of each slot: tokens written, and the first position whose ring row has not been overwritten by a later one. */
-  private readonly slots: { end: number; validFrom: number }[];
+  /** Copies of all slots' rows behind their prompts; undefined: prompts do not go on from earlier ones. */
+  readonly kept: KeptRows | undefined;
+  private readonly slots: SlotState[];
 
-  constructor(kernels: Kernels, sizes: ExactTokens, numLayers: number, slots: number, width: number) {
+  /** @param keepsPrompts see kept-rows.ts */
+  constructor(
+    kernels: Kernels,
+    sizes: ExactTokens,
+    numLayers: number,
+    slots: number,
+    width: number,
+    keepsPrompts = false,
+  ) {
     this.sizes = sizes;
     this.rowsPerSlot = sizes.sinks + sizes.window;
     this.layers = Array.from({ length: numLayers }, () =>
       kernels.allocate('f32', [slots * this.rowsPerSlot + 1, width]),
     );
-    this.slots = Array.from({ length: slots }, () => ({ end: 0, validFrom: 0 }));
+    this.kept = keepsPrompts ? new KeptRows(kernels, this.layers, slots, this.rowsPerSlot, width) : undefined;
+    this.slots = Array.from({ length: slots }, () => ({ end: 0, validFrom: 0, prompt: undefined, inPrompt: false }));
   }
 
-  /** Called once per step, before its first layer. A sequence may begin again before its end: those rows are lost. */
-  begin(sequences: readonly { slot: number; start: number; tokens: readonly number[] }[]): void {
+  /**
+   * Called once per step, before its first layer. A sequence may begin again before its end: those rows are lost, unless it
+   * begins where its prompt ended.
+   */
+  begin(
+    sequences: readonly { slot: number; start: number; tokens: readonly number[] }[],
+    phase: 'prefill' | 'decode' = 'decode',
+  ): void {
     for (const { slot, start, tokens } of sequences) {
       const state = this.slots[slot];
       invariant(state !== undefined, `slot ${slot} of ${this.slots.length}`);
-      if (start < state.end) state.validFrom = Math.max(state.validFrom, state.end - this.sizes.window);
+      if (start === 0) state.prompt = undefined;
+      if (this.kept !== undefined && phase === 'decode' && state.inPrompt && start === state.end) {
+        this.kept.save(slot);
+        state.prompt = { end: state.end, validFrom: state.validFrom };
+      }
+      if (start < state.end && state.prompt?.end === start) {
+        this.kept?.restore(slot);
+        state.validFrom = state.prompt.validFrom;
+      } else if (start < state.end) state.validFrom = Math.max(state.validFrom, state.end - this.sizes.window);
+      if (state.prompt !== undefined && start < state.prompt.end) state.prompt = undefined;
       state.validFrom = Math.min(state.validFrom, start);
       state.end = start + tokens.length;
+      state.inPrompt = phase === 'prefill';
     }
   }
 
@@ -118,7 +156,7 @@ export function restMask(
 
 /** Those that the deal gives to this rank, in order. */
 function positionsHeld(deal: Deal, start: number, end: number): Int32Array {
-  const held = new Int32Array(heldPositions(deal, end) - heldPositions(deal, start));
+  const held = new Int32Array(Math.max(0, heldPositions(deal, end) - heldPositions(deal, start)));
   let count = 0;
   for (let position = start; position < end; position++)
     if (heldPositions(deal, position + 1) > heldPositions(deal, position)) held[count++] = position;

@@ -25,6 +25,14 @@ describe('slot memory', () => {
     expect(memory.take([0, 1], ids(300), 1, 0).pieces.size).toBe(2);
   });
 
+  test('only a whole earlier prompt where its end is all that is kept', () => {
+    const memory = new SlotMemory(1);
+    memory.keep(0, prompt(ids(300), 100, 100, 100), 0);
+    expect(memory.take([0], [...ids(250), ...ids(100, 5000)], 1, 0, true).pieces.size).toBe(0);
+    memory.keep(0, prompt(ids(300), 100, 100, 100), 0);
+    expect(memory.take([0], ids(400), 1, 0, true).pieces.size).toBe(3);
+  });
+
   test('what was taken, what is short and what another epoch left is forgotten', () => {
     const memory = new SlotMemory(1);
     memory.keep(0, prompt(ids(63), 63), 0);
