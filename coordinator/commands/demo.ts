@@ -51,8 +51,6 @@ async function demo(flags: FlagsOf<ReturnType<typeof demoFlags>>, context: Comma
       model,
       ranks: demoRanks,
       scheme: 'tpla',
-      window: 64,
-      sinks: 4,
       prompt: flags.prompt,
       raw: false,
       system: undefined,

@@ -51,7 +51,8 @@ export type ConversionSettings = Pick<
   'method' | 'without' | 'sizes' | 'near' | 'calibration' | 'calibrationTokens' | 'dtype' | 'untouched'
 >;
 
-const defaultSinks = 4;
+/** Nearly all that a latent loses is lost there: docs/conversion.md, step 7. */
+const usualNear: ExactTokens = { sinks: 4, window: 64 };
 
 /** An exact conversion fits nothing: its text only serves to measure. */
 const defaultCalibrationTokens = { fitted: 8192, exact: 512 };
@@ -92,13 +93,13 @@ export function conversionFlags<T>(command: Argv<T>) {
         0,
         4096,
         true,
-        "last tokens that keep the source's keys and values beside the latent of every token: constant memory per sequence",
+        "recipe: last tokens that keep the source's keys and values beside the latent of every token, constant memory per sequence; 0: none",
       ),
-      defaultDescription: '0',
+      defaultDescription: `${usualNear.window}; 0 with --exact, --portable and --method published`,
     })
     .option('keep-sinks', {
-      ...optionalNumber('keep-sinks', 0, 4096, true, 'first tokens that do'),
-      defaultDescription: `${defaultSinks} with --keep-window`,
+      ...optionalNumber('keep-sinks', 0, 4096, true, 'first tokens that do too'),
+      defaultDescription: `${usualNear.sinks} where last ones do`,
     })
     .option('dtype', {
       choices: floatTypes,
@@ -160,11 +161,7 @@ function sizeFlags<T>(command: Argv<T>) {
 /** @throws ConfigError where flags contradict each other */
 export function conversionSettings(flags: ConversionFlags): ConversionSettings {
   const exact = flags.exact ?? false;
-  const near = nearTokensOf(flags);
-  if (near !== null && (exact || flags.portable === true || flags.method === 'published'))
-    throw new ConfigError(
-      'keep-window: belongs to --method recipe in its own form; leave out --exact, --portable and --method published',
-    );
+  const calibrationTokens = flags.calibrationTokens ?? defaultCalibrationTokens[exact ? 'exact' : 'fitted'];
   if (flags.portable === true && (exact || flags.method === 'published'))
     throw new ConfigError('portable: belongs to --method recipe; leave out --exact and --method published');
   return {
@@ -179,20 +176,31 @@ export function conversionSettings(flags: ConversionFlags): ConversionSettings {
       freqfold: flags.freqfold ?? 'auto',
       balance: flags.balance ?? 'auto',
     },
-    near,
+    near: nearTokensOf(flags, calibrationTokens),
     calibration: flags.calibration ?? ['self'],
-    calibrationTokens: flags.calibrationTokens ?? defaultCalibrationTokens[exact ? 'exact' : 'fitted'],
+    calibrationTokens,
     dtype: flags.dtype ?? (exact ? 'f32' : 'f16'),
     // Stock code knows no quantised blocks.
     untouched: flags.dtype ?? (flags.portable === true ? 'f16' : 'keep'),
   };
 }
 
-function nearTokensOf({ keepWindow = 0, keepSinks }: ConversionFlags): ExactTokens | null {
-  if (keepWindow > 0) return { sinks: keepSinks ?? defaultSinks, window: keepWindow };
-  if ((keepSinks ?? 0) > 0)
+/** What belongs to the recipe in its own form keeps first and last tokens unless told otherwise. */
+function nearTokensOf(flags: ConversionFlags, calibrationTokens: number): ExactTokens | null {
+  const other = [
+    flags.exact === true && '--exact',
+    flags.portable === true && '--portable',
+    flags.method === 'published' && '--method published',
+  ].filter((name) => name !== false);
+  if (other.length > 0 && (flags.keepWindow ?? flags.keepSinks ?? 0) > 0)
+    throw new ConfigError(`keep-window: belongs to --method recipe in its own form; leave out ${other.join(', ')}`);
+  // Short calibration windows keep something to fit.
+  const usual = Math.min(usualNear.window, Math.floor(calibrationTokens / 16));
+  const window = flags.keepWindow ?? (other.length > 0 ? 0 : usual);
+  if (window > 0) return { sinks: flags.keepSinks ?? usualNear.sinks, window };
+  if ((flags.keepSinks ?? 0) > 0)
     throw new ConfigError(
-      `keep-sinks: ${keepSinks} first tokens are kept only beside last ones; give --keep-window too`,
+      `keep-sinks: ${flags.keepSinks} first tokens are kept only beside last ones; give --keep-window too`,
     );
   return null;
 }
