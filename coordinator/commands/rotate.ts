@@ -7,14 +7,15 @@ import { createHash } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Argv } from 'yargs';
-import { maxExactTokens, reparameterizationNames } from '../../config/cluster.ts';
+import { defaultExactTokens, maxExactTokens, reparameterizationNames } from '../../config/cluster.ts';
 import { ConfigError } from '../../config/errors.ts';
+import { nearTokens } from '../../config/near-tokens.ts';
 import { fitSteps, type FitStep } from '../../config/schemes.ts';
 import { maxWorldSize } from '../../config/shard-plan.ts';
 import { fitFileName, splitFit, writeFit, type FitShape, type LayerFit } from '../../model/tpla/decode-fit.ts';
 import type { CommandContext } from '../command-context.ts';
 import { readWindows } from '../convert/calibration-text.ts';
-import { jsonFlag, number, ownRanksFlags, type FlagsOf } from '../flags.ts';
+import { jsonFlag, number, optionalNumber, ownRanksFlags, type FlagsOf } from '../flags.ts';
 import { startProgress } from '../progress.ts';
 import { openModel, startCluster } from '../session.ts';
 import { openText } from '../text.ts';
@@ -35,8 +36,14 @@ const rotateFlags = <T>(command: Argv<T>) =>
       describe: 'folder for the corrections; may be that of the model',
     })
     .option('latent-groups', number('latent-groups', 2, maxWorldSize, true, 2, 'latent shards to correct for'))
-    .option('window', number('window', 0, maxExactTokens, true, 64, 'last tokens that will be scored exactly'))
-    .option('sinks', number('sinks', 0, maxExactTokens, true, 4, 'first tokens that will be scored exactly'))
+    .option('window', {
+      ...optionalNumber('window', 0, maxExactTokens, true, 'last tokens that will be scored exactly'),
+      defaultDescription: `${defaultExactTokens.window}, or those that a converted model keeps`,
+    })
+    .option('sinks', {
+      ...optionalNumber('sinks', 0, maxExactTokens, true, 'first tokens that will be scored exactly'),
+      defaultDescription: `${defaultExactTokens.sinks}, or those that a converted model keeps`,
+    })
     .option('overlap', number('overlap', 0, 4096, true, 0, 'first latent columns that every group will keep'))
     .option('reparam', {
       choices: reparameterizationNames,
@@ -110,13 +117,13 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
       progress.update(layer + 1);
     }
   }
-  const path = join(flags.out, fitFileName(latentGroups, flags, flags.overlap));
+  const { exactTokens } = cluster.plan;
+  const path = join(flags.out, fitFileName(latentGroups, exactTokens, flags.overlap));
   const calibrationHash = createHash('sha256').update(Int32Array.from(windows.flat())).digest('hex');
   const origin = {
     modelIdentity: checkpoint.identity,
     latentGroups,
-    window: flags.window,
-    sinks: flags.sinks,
+    ...exactTokens,
     overlap: flags.overlap,
     reparameterization: flags.reparam,
     calibrationHash,
@@ -129,9 +136,12 @@ async function rotate(flags: RotateFlags, context: CommandContext): Promise<void
     tokens: windows.length * length,
     seconds: (performance.now() - started) / 1000,
   };
+  // A model that keeps tokens of its own refuses others.
+  const windowFlags =
+    nearTokens(checkpoint.config) === undefined ? ` --window ${exactTokens.window} --sinks ${exactTokens.sinks}` : '';
   context.write(
     flags.json
       ? `${JSON.stringify(report)}\n`
-      : `${path}: ${numLayers} layers fitted on ${report.tokens} tokens in ${report.seconds.toFixed(0)} s; use it with --corrections ${flags.out} --latent-groups ${latentGroups} --window ${flags.window} --sinks ${flags.sinks}${flags.overlap > 0 ? ` --overlap ${flags.overlap}` : ''}\n`,
+      : `${path}: ${numLayers} layers fitted on ${report.tokens} tokens in ${report.seconds.toFixed(0)} s; use it with --corrections ${flags.out} --latent-groups ${latentGroups}${windowFlags}${flags.overlap > 0 ? ` --overlap ${flags.overlap}` : ''}\n`,
   );
 }
