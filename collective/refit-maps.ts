@@ -25,7 +25,7 @@ type Lengths<Field extends string> = readonly (readonly [Field, number])[];
 
 /**
  * query [H (d + p), D], queryBias; latentDown [r + p, D], latentDownBias; keyUp [H, d, r]: W_UK; frequencies [p / 2];
- * meanValue [G d]: what the output's bias has of every value.
+ * meanValue [G d]: what the output's bias has of every value; farSlope [H d]: what a mean key adds to all scores by latents.
  */
 export function layerMapFields({ hiddenDim, numHeads, numKvHeads, headDim, ropeDim, latentDim }: RefitShape) {
   const queryRows = numHeads * (headDim + ropeDim);
@@ -38,6 +38,7 @@ export function layerMapFields({ hiddenDim, numHeads, numKvHeads, headDim, ropeD
     ['keyUp', numHeads * headDim * latentDim],
     ['frequencies', ropeDim / 2],
     ['meanValue', numKvHeads * headDim],
+    ['farSlope', numHeads * headDim],
   ] as const;
 }
 

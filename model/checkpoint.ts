@@ -56,6 +56,7 @@ export const layerRoles = [
   'latentDownBias',
   'latentNorm',
   'latentUp', // W_UK and W_UV [H (n + v), r]: per head nope rows, then value rows
+  'farSlope', // [H n] f32: what scores by latents lack beside those of near tokens, per number of a nope query
   'ropeFrequencies', // [p / 2] f32, this layer's own table (converted models)
   // feed-forward
   'feedForwardNorm',

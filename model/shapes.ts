@@ -88,6 +88,7 @@ function mlaShapes({ hiddenDim, numHeads }: ModelConfig, attention: MlaConfig): 
     latentUp: { rows: numHeads * (nopeDim + valueDim), cols: latentDim, because: `${values} x latent` },
     ropeFrequencies: { rows: 1, cols: ropeDim / 2, because: 'half the rope part' },
     output: { rows: hiddenDim, cols: numHeads * valueDim, because: `hidden x (${numHeads} heads x ${valueDim} value)` },
+    farSlope: { rows: 1, cols: numHeads * nopeDim, because: `${numHeads} heads x ${nopeDim} nope` },
     ...(attention.near === undefined ? {} : keyValueShapes(hiddenDim, attention.near.numKvHeads, nopeDim)),
   };
 }

@@ -10,6 +10,8 @@ export interface NearWeights {
   readonly value: Tensor; // [localKvHeads * d, hidden]
   /** Less the mean value, which the output's bias has for all tokens. [localKvHeads * d] */
   readonly valueBias: Tensor | undefined;
+  /** What a mean key adds to all scores by latents; undefined: keys are not centred. [localHeads, 1, n] */
+  readonly slope: Tensor | undefined;
   readonly frequencies: Tensor; // [d / 2]
   /** Part of what near tokens give that this rank adds in decode: those that cut the latent share the heads. */
   readonly share: number;
@@ -33,6 +35,7 @@ export async function loadNear(
     keyBias: await uploader.optionalVector('keyBias', layer, rows),
     value: await uploader.matrix('value', layer, rows),
     valueBias: await uploader.optionalVector('valueBias', layer, rows),
+    slope: await slopeOf(rank, headDim, uploader, layer),
     frequencies: uploader.values(Float32Array.from(frequencies)),
     share: plan.scheme === 'gla' ? 1 : 1 / plan.latentGroups,
     queriesOfKvHead: (heads) =>
@@ -42,4 +45,16 @@ export async function loadNear(
         return { kvHead, queries: { start: inside(first), end: inside(first + queriesPerKvHead) } };
       }).filter(({ queries }) => size(queries) > 0),
   };
+}
+
+async function slopeOf(
+  { heads }: RankPlan,
+  headDim: number,
+  uploader: WeightUploader,
+  layer: number,
+): Promise<Tensor | undefined> {
+  if (uploader.checkpoint.shapeOf('farSlope', layer) === undefined) return undefined;
+  const all = await uploader.floats('farSlope', layer);
+  const own = all.slice(heads.start * headDim, heads.end * headDim);
+  return uploader.floatTensor(own, [size(heads), 1, headDim], 'f32');
 }

@@ -12,7 +12,7 @@ import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/rea
 import { applyRecipe, planRecipe, type RecipeSettings } from '../../model/transmla/recipe.ts';
 import { refitValues } from '../../model/transmla/refit.ts';
 import { startProgress } from '../progress.ts';
-import { type ConversionJob, sampledLayers } from './converted-layers.ts';
+import { type ConversionJob, sampledLayers, scoresApart } from './converted-layers.ts';
 import { layerMaps, splitUp } from './refit-payloads.ts';
 
 const windowsToLookAt = 2;
@@ -36,7 +36,7 @@ export async function chooseSplit(job: ConversionJob, candidates: readonly Recip
     if (layers.includes(layer)) {
       const sums = splitStatistics(await calibration.statistics(layer), layout);
       await calibration.original();
-      const statistics = averageStatistics(sums, layout, options.without, options.near !== null);
+      const statistics = averageStatistics(sums, layout, options.without, scoresApart(source.config, options));
       for (const [i, candidate] of candidates.entries()) {
         const share = await missedShare(job, layer, statistics, candidate);
         // Shares of layers differ by orders of magnitude, so their logarithms are added.
@@ -72,7 +72,7 @@ async function missedShare(
   const maps = await readGqaMaps(source, layer);
   const converted = applyRecipe(maps, output, statistics, layout, source.config.rope, plan, latentDim);
   await cluster.calibration.sizes(ropeDim, latentDim);
-  const sums = await cluster.calibration.attend(layerMaps(converted.maps, converted.meanValue, shape, options.dtype));
+  const sums = await cluster.calibration.attend(layerMaps(converted, shape, options.dtype));
   const [, valueUp] = splitUp(converted.maps, shape);
   const { missedBefore, missedAfter } = refitValues(
     splitFields(sums, valueEquationFields(shape)),

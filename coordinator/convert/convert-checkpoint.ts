@@ -213,7 +213,7 @@ async function calibrateAndConvert(run: Run): Promise<Calibrated> {
   const { portable } = options.sizes;
   const layout = headLayout(source.config);
   const { scoreScale } = convertibleAttention(source.config);
-  const store: ConversionJob['store'] = async (kind, layer, { maps, output, meanValue }, rotation) => {
+  const store: ConversionJob['store'] = async (kind, layer, { maps, output, meanValue, farSlope }, rotation) => {
     options.signal?.throwIfAborted();
     const written = portable ? portableMaps(maps, layout, scoreScale) : maps;
     return await spill.store(
@@ -222,7 +222,9 @@ async function calibrateAndConvert(run: Run): Promise<Calibrated> {
         rotation: portable ? undefined : rotation,
         dtype: options.dtype,
         output,
-        nearValueBias: options.near === null ? undefined : await nearValueBias(source, layer, meanValue),
+        ...(options.near === null
+          ? {}
+          : { nearValueBias: await nearValueBias(source, layer, meanValue), farSlope: farSlope?.data }),
       }),
     );
   };

@@ -20,7 +20,7 @@ import { recipeCandidates } from './choose-settings.ts';
 import { convertRefitted } from './convert-refitted.ts';
 import { chooseSplit } from './choose-split.ts';
 import type { LayerLoss } from './conversion-options.ts';
-import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
+import { type ConversionJob, type ConvertedLayers, scoresApart } from './converted-layers.ts';
 
 export async function convertRecipeModel(job: ConversionJob): Promise<ConvertedLayers> {
   const { watch, options } = job;
@@ -49,7 +49,12 @@ async function gather({ source, cluster, text, options }: ConversionJob): Promis
     if (layer + 1 < numLayers) arriving = cluster.calibration.statistics(layer + 1);
     // A failure is thrown by the await above, or after an error of ours is not wanted any more.
     arriving.catch(() => undefined);
-    const average = averageStatistics(splitStatistics(sums, layout), layout, options.without, options.near !== null);
+    const average = averageStatistics(
+      splitStatistics(sums, layout),
+      layout,
+      options.without,
+      scoresApart(source.config, options),
+    );
     gathered.push(average);
     progress.update(layer + 1);
   }

@@ -29,7 +29,7 @@ import { refitOutput, refitValues } from '../../model/transmla/refit.ts';
 import type { EncodedLayer } from '../../model/transmla/write-converted.ts';
 import { startProgress } from '../progress.ts';
 import type { LayerLoss } from './conversion-options.ts';
-import type { ConversionJob, ConvertedLayers } from './converted-layers.ts';
+import { type ConversionJob, type ConvertedLayers, scoresApart } from './converted-layers.ts';
 import { joinUp, layerMaps, outputMaps, splitUp } from './refit-payloads.ts';
 
 export async function convertRefitted(
@@ -113,7 +113,7 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
   const oneShot = applyRecipe(maps, output, statistics, layout, rope, plan, latentDim);
   await passing;
 
-  const attending = inBackground(calibration.attend(layerMaps(oneShot.maps, oneShot.meanValue, shape, dtype)));
+  const attending = inBackground(calibration.attend(layerMaps(oneShot, shape, dtype)));
   const whole = isCut(source, settings) ? applyWithoutRank(maps, output, statistics, layout, rope, plan) : undefined;
   const rotation = recipeRotation(statistics, plan, latentDim);
   const valueSums = splitFields(await attending, valueEquationFields(shape));
@@ -134,8 +134,7 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
   };
   const refittedMaps = { ...oneShot.maps, latentUp: joinUp(keyUp, values.valueUp, shape) };
   await advancing;
-  const { meanValue } = oneShot;
-  return { final: { maps: refittedMaps, output: refitted.output, meanValue }, rotation, withoutRank: whole, loss };
+  return { final: { ...oneShot, maps: refittedMaps, output: refitted.output }, rotation, withoutRank: whole, loss };
 }
 
 /** A failure is reported by the await that follows, or not wanted any more after an error of ours. */
@@ -147,5 +146,5 @@ function inBackground<Result>(work: Promise<Result>): Promise<Result> {
 async function statisticsOf({ source, cluster, options }: ConversionJob, layer: number): Promise<KeyValueStatistics> {
   const layout = headLayout(source.config);
   const sums = await cluster.calibration.statistics(layer);
-  return averageStatistics(splitStatistics(sums, layout), layout, options.without, options.near !== null);
+  return averageStatistics(splitStatistics(sums, layout), layout, options.without, scoresApart(source.config, options));
 }

@@ -1,4 +1,5 @@
 /** What a method of conversion hands back to convert-checkpoint.ts, and what it is given. */
+import type { ModelConfig } from '../../config/model-config.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import type { MlaMaps } from '../../model/transmla/attention-maps.ts';
 import type { Dense } from '../../model/transmla/dense.ts';
@@ -24,7 +25,7 @@ export interface ConversionJob {
   readonly store: (
     kind: LayerKind,
     layer: number,
-    made: { readonly maps: MlaMaps; readonly output?: Dense; readonly meanValue?: Dense },
+    made: { readonly maps: MlaMaps; readonly output?: Dense; readonly meanValue?: Dense; readonly farSlope?: Dense },
     rotation: LatentRotation | undefined,
   ) => Promise<EncodedLayer>;
   /** A layer that an earlier run stored. */
@@ -51,4 +52,9 @@ export interface ConvertedLayers {
 export function sampledLayers(numLayers: number): number[] {
   const count = Math.min(3, numLayers);
   return Array.from({ length: count }, (_, i) => Math.floor(((i + 0.5) * numLayers) / count));
+}
+
+/** Whether scores by latents cannot be shifted against those of near tokens, because both are capped. */
+export function scoresApart({ attention }: ModelConfig, { near }: ConversionOptions): boolean {
+  return near !== null && attention.scoreSoftcap > 0;
 }

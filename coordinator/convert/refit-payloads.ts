@@ -8,10 +8,15 @@ import {
 } from '../../collective/refit-maps.ts';
 import { type MlaMaps, splitBias } from '../../model/transmla/attention-maps.ts';
 import { type Dense, rowsOf, stackRows } from '../../model/transmla/dense.ts';
+import type { RecipeLayer } from '../../model/transmla/recipe.ts';
 import { type FloatType, roundFloats } from '../../model/transmla/encode-floats.ts';
 
-/** As they will be written, so that the stream is that of the checkpoint. @param meanValue [G d, 1] */
-export function layerMaps(maps: MlaMaps, meanValue: Dense, shape: RefitShape, dtype: FloatType): Float32Array {
+/** As they will be written, so that the stream is that of the checkpoint. */
+export function layerMaps(
+  { maps, meanValue, farSlope }: Pick<RecipeLayer, 'maps' | 'meanValue' | 'farSlope'>,
+  shape: RefitShape,
+  dtype: FloatType,
+): Float32Array {
   const fields = layerMapFields(shape);
   const payload = new Float32Array(fieldsLength(fields));
   const places = splitFields(payload, fields);
@@ -23,6 +28,7 @@ export function layerMaps(maps: MlaMaps, meanValue: Dense, shape: RefitShape, dt
   places.keyUp.set(roundFloats(splitUp(maps, shape)[0].data, dtype, 'latentUp'));
   places.frequencies.set(maps.frequencies);
   places.meanValue.set(meanValue.data);
+  places.farSlope.set(farSlope.data);
   return payload;
 }
 

@@ -22,6 +22,7 @@ export const convertedNames = {
   keyBias: 'model.layers.{layer}.self_attn.k_proj.bias',
   value: 'model.layers.{layer}.self_attn.v_proj.weight',
   valueBias: 'model.layers.{layer}.self_attn.v_proj.bias',
+  farSlope: 'model.layers.{layer}.self_attn.far_slope',
   query: 'model.layers.{layer}.self_attn.q_proj.weight',
   queryBias: 'model.layers.{layer}.self_attn.q_proj.bias',
   latentDown: 'model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight',
@@ -145,7 +146,7 @@ export function describeConverted(config: unknown, tensors: Tensors | undefined)
     },
     names: without(convertedNames, absentRoles(keys, tied)),
     // The source may have had biases on some projections only.
-    optional: [...biases, 'ropeFrequencies'],
+    optional: [...biases, 'ropeFrequencies', 'farSlope'],
     neighbourPairs: [],
   };
 }
@@ -155,7 +156,7 @@ function absentRoles(keys: Keys, tied: boolean): Role[] {
   return [
     'latentNorm',
     ...(tied ? (['head'] as const) : []),
-    ...(keys.near_tokens === null ? (['key', 'keyBias', 'value', 'valueBias'] as const) : []),
+    ...(keys.near_tokens === null ? (['key', 'keyBias', 'value', 'valueBias', 'farSlope'] as const) : []),
     ...(keys.attention_bias ? [] : biases),
     ...(keys.post_norms ? [] : (['attentionPostNorm', 'feedForwardPostNorm'] as const)),
     ...(keys.experts?.biased === true ? [] : (['routerBias'] as const)),

@@ -47,7 +47,7 @@ export interface HeadStatistics {
 }
 
 /**
- * @param hasNearTokens as for keyValueMoments
+ * @param scoresApart as for keyValueMoments
  * @param without steps of the recipe that are left out; weights, phase and centring are steps of this function
  * @throws InvariantError when nothing was summed
  */
@@ -55,7 +55,7 @@ export function averageStatistics(
   sums: StatisticsSums,
   { numHeads, headDim }: { readonly numHeads: number; readonly headDim: number },
   without: ReadonlySet<RecipeStep> = wholeRecipe,
-  hasNearTokens = false,
+  scoresApart = false,
 ): KeyValueStatistics {
   const half = headDim / 2;
   const heads = Array.from({ length: numHeads }, (_, head): HeadStatistics => {
@@ -77,7 +77,7 @@ export function averageStatistics(
   });
   const plain = mean(sums.plainMoment);
   const [byKey, byValue] = without.has('weights') ? [plain, plain] : [mean(sums.keyMoment), mean(sums.valueMoment)];
-  return { ...keyValueMoments(byKey, byValue, plain, !without.has('centring'), hasNearTokens), heads };
+  return { ...keyValueMoments(byKey, byValue, plain, !without.has('centring'), scoresApart), heads };
 }
 
 /**
@@ -100,7 +100,7 @@ export function phasesOf(
 }
 
 /**
- * @param hasNearTokens keys are not centred: what scores by latents then lack cancels only among such scores
+ * @param scoresApart keys are not centred: what scores by latents then lack would have to be inside of a cap (near tokens)
  * @param byKey second moment of the keys and whatever follows them [at least G d, at least G d]
  * @param byValue, plain second moments of [key; value; 1] under other weights of the tokens [2 G d + 1, 2 G d + 1]
  */
@@ -109,12 +109,12 @@ export function keyValueMoments(
   byValue: Dense,
   plain: Dense,
   centred = true,
-  hasNearTokens = false,
+  scoresApart = false,
 ): Omit<KeyValueStatistics, 'heads'> {
   const both = byValue.rows - 1;
   const average = colsOf(rowsOf(byValue, 0, both), both, both + 1);
   const origin = centred ? { ...average, data: average.data.slice() } : zeros(both, 1);
-  if (hasNearTokens) origin.data.fill(0, 0, both / 2);
+  if (scoresApart) origin.data.fill(0, 0, both / 2);
   const moment = colsOf(rowsOf(byValue, 0, both), 0, both);
   return {
     keyMoment: colsOf(rowsOf(byKey, 0, both / 2), 0, both / 2),

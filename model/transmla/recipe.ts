@@ -62,6 +62,8 @@ export interface RecipeLayer {
   readonly output: Dense;
   /** That mean value, which near tokens leave out of theirs. [G d, 1] */
   readonly meanValue: Dense;
+  /** What the mean key adds to all scores by latents, per number of a nope query; cancels where all are. [H d, 1] */
+  readonly farSlope: Dense;
 }
 
 /** What the statistics decide for a rope dim, whatever the latent's width. */
@@ -132,6 +134,7 @@ export function applyRecipe(
   const valueUp = rowsOf(decoder, merged, 2 * merged);
 
   const factor = rope.attentionFactor ** 2;
+  const meanKey = rowsOf(statistics.mean, 0, merged);
   const meanValue = rowsOf(statistics.mean, merged, 2 * merged);
   const latentRows = centred(multiply(encoder, stackRows([maps.key, maps.value])), multiply(encoder, statistics.mean));
   return {
@@ -146,6 +149,7 @@ export function applyRecipe(
     },
     output: withMeanValue(output, meanValue, layout),
     meanValue,
+    farSlope: stackRows(headKeys(scaled(multiply(plan.residual, meanKey), factor), statistics, layout)),
   };
 }
 
@@ -179,6 +183,7 @@ export function applyWithoutRank(
     },
     output,
     meanValue: zeros(merged, 1),
+    farSlope: zeros(layout.numHeads * layout.headDim, 1),
   };
 }
 
@@ -255,12 +260,19 @@ function queryRows(query: Dense, keyUp: Dense, layout: HeadLayout): Dense {
 
 /** Per head: W_UK rows turned by the head's phases, then W_UV rows. [H (d + d), r] */
 function latentUpRows(keyUp: Dense, valueUp: Dense, statistics: KeyValueStatistics, layout: HeadLayout): Dense {
-  const parts = statistics.heads.flatMap((head, h) => {
+  const parts = headKeys(keyUp, statistics, layout).flatMap((key, h) => {
     const start = kvHeadOf(h, layout) * layout.headDim;
-    const end = start + layout.headDim;
-    return [multiply(phaseMatrix(head), rowsOf(keyUp, start, end)), rowsOf(valueUp, start, end)];
+    return [key, rowsOf(valueUp, start, start + layout.headDim)];
   });
   return stackRows(parts);
+}
+
+/** For each query head the merged key's rows that it reads, turned by its phases. @param keys [G d, k]  @returns [d, k] each */
+function headKeys(keys: Dense, statistics: KeyValueStatistics, layout: HeadLayout): Dense[] {
+  return statistics.heads.map((head, h) => {
+    const start = kvHeadOf(h, layout) * layout.headDim;
+    return multiply(phaseMatrix(head), rowsOf(keys, start, start + layout.headDim));
+  });
 }
 
 /** A constant value reaches every output unchanged, because probabilities sum to 1. @param mean [G d, 1] */

@@ -50,6 +50,8 @@ export interface LayerForm {
   readonly output?: Dense | undefined;
   /** Bias of the values of near tokens; undefined: the layer has none. [G d] */
   readonly nearValueBias?: Float64Array | undefined;
+  /** What scores by latents lack beside those of near tokens; written where it is not zero. [H n] */
+  readonly farSlope?: Float64Array | undefined;
 }
 
 /**
@@ -58,7 +60,7 @@ export interface LayerForm {
 export function encodeLayer(
   layer: number,
   maps: MlaMaps | PortableMaps,
-  { dtype, rotation, output, nearValueBias }: LayerForm,
+  { dtype, rotation, output, nearValueBias, farSlope }: LayerForm,
 ): EncodedLayer {
   const tensors: TensorSource[] = [];
   const isPortable = 'latentNorm' in maps;
@@ -74,6 +76,8 @@ export function encodeLayer(
   if (output !== undefined) biased.push(add('output', output));
   if (nearValueBias !== undefined)
     tensors.push(tensor(tensorName('valueBias', layer), [nearValueBias.length], nearValueBias, 'f32'));
+  if (farSlope?.some((value) => value !== 0))
+    tensors.push(tensor(tensorName('farSlope', layer), [farSlope.length], farSlope, 'f32'));
   const { latentUp, latentDim } = maps;
   tensors.push(tensor(tensorName('latentUp', layer), [latentUp.rows, latentUp.cols], latentUp.data, dtype));
   return {

@@ -3,6 +3,7 @@
  * and every scheme, number of ranks, order of steps and backend gives the same.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
+import { cp, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -60,6 +61,33 @@ async function run(
   const sequences = [{ slot, start: from, tokens: tokens.slice(from, to) }];
   return await ranks.logits({ phase, sequences, want: { kind: 'all' } });
 }
+
+test('where only pairs that do not turn lose RoPE and no number is left out, far tokens are exact too', async () => {
+  // Frequencies 1, 1e-7.5, 1e-15, ...: the first keep RoPE.
+  const source = join(root, 'still');
+  await cp(tinyModel('llama-gqa'), source, { recursive: true });
+  const config = JSON.parse(await readFile(join(source, 'config.json'), 'utf8')) as object;
+  await writeFile(join(source, 'config.json'), JSON.stringify({ ...config, rope_theta: 1e60 }));
+  const folder = join(root, 'still-converted');
+  await convertTinyNear(source, folder, { sinks: 2, window: 5 }, 4, 60, (l) => (l === 0 ? [0.5, 0.1] : [1, 0]));
+  await using checkpoint = await openCheckpoint(folder);
+  expect(checkpoint.shapeOf('farSlope', 0)).toBeDefined();
+  const next = seededRandom(8);
+  const { vocabSize } = checkpoint.config;
+  const tokens = Array.from({ length: 40 }, () => Math.floor(next() * vocabSize));
+  await using gqa = await startLocalRanks(source, 1, { backend: 'reference' });
+  const expected = await run(gqa, tokens, 'prefill', 0, 40);
+  for (const [scheme, worldSize] of [
+    ['mla', 2],
+    ['dcp', 3],
+    ['tpla-exact', 2],
+  ] as const) {
+    await using ranks = await startLocalRanks(folder, worldSize, { backend: 'ggml', scheme });
+    const close = { absolute: 1e-3, relative: 1e-3 };
+    expectClose(await run(ranks, tokens, 'prefill', 0, 25), expected.subarray(0, 25 * vocabSize), close);
+    expectClose(await run(ranks, tokens, 'decode', 25, 40), expected.subarray(25 * vocabSize), close);
+  }
+});
 
 describe('few tokens near', () => {
   const name = 'llama-gqa';

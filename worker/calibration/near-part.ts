@@ -15,6 +15,8 @@ export class NearPart implements Disposable {
   readonly tokens: ExactTokens;
   /** Mean value of every KV head, which the output's bias has for all tokens; uploaded by the session. [G d] */
   readonly meanValue: Tensor;
+  /** What a mean key adds to all scores by latents, likewise. [H, 1, d] */
+  readonly slope: Tensor;
   /** What near tokens give every head. [T, H d] */
   readonly heads: Tensor;
   private readonly kernels: Kernels;
@@ -25,6 +27,7 @@ export class NearPart implements Disposable {
   private readonly valuesT: Tensor; // [G, d, T] less the mean value
   private readonly queries: Tensor; // [H, T, d] rotated
   private readonly frequencies: Tensor; // [d / 2]
+  private readonly ones: Tensor; // [1, T, 1]
   private readonly rest: Float32Array; // [T, H d]
 
   constructor(
@@ -43,6 +46,9 @@ export class NearPart implements Disposable {
     const { headDim, numKvHeads } = attention;
     this.rest = new Float32Array(length * model.numHeads * headDim);
     this.meanValue = kernels.allocate('f32', [numKvHeads * headDim]);
+    this.slope = kernels.allocate('f32', [model.numHeads, 1, headDim]);
+    this.ones = kernels.allocate('f32', [1, length, 1]);
+    kernels.upload(this.ones, bytesOf(new Float32Array(length).fill(1)));
     this.heads = kernels.allocate('f32', [length, model.numHeads * headDim]);
     this.keys = kernels.allocate('f32', [numKvHeads, length, headDim]);
     this.valuesT = kernels.allocate('f32', [numKvHeads, headDim, length]);
@@ -69,16 +75,20 @@ export class NearPart implements Disposable {
 
   /**
    * Shares of the block's queries over all its columns: keys before the block's end, then near tokens.
+   * @param nope the block's queries before RoPE [1, m, d]
    * @param far scores of the former, before scale and cap [1, m, t]  @returns the far shares [1, m, t]
    */
-  attend(ops: Ops, head: number, block: QueryBlock, far: Tensor): Tensor {
+  attend(ops: Ops, head: number, block: QueryBlock, nope: Tensor, far: Tensor): Tensor {
     const { scoreScale, scoreSoftcap: cap, numKvHeads } = this.attention;
     const kvHead = Math.floor((head * numKvHeads) / this.model.numHeads);
     const { start, end } = block.queries;
     const rows = end - start;
     const own = ops.contiguous(ops.slice(ops.slice(this.queries, 0, head, 1), 1, start, rows));
-    const near = ops.matmul(this.columns(ops, this.keys, kvHead, 1, block), own);
-    const scores = ops.concat([far, near], 2);
+    const raw = ops.matmul(this.columns(ops, this.keys, kvHead, 1, block), own);
+    // What the others' scores lack is taken off these.
+    const lacking = ops.matmul(ops.slice(this.slope, 0, head, 1), nope); // [1, m, 1]
+    const shift = ops.matmul(ops.slice(this.ones, 1, 0, dim(raw, 2)), lacking); // [1, m, near], rows of one number
+    const scores = ops.concat([far, ops.add(raw, ops.scale(shift, -1))], 2);
     const shares =
       cap > 0
         ? ops.softmax(ops.softcap(ops.scale(scores, scoreScale), cap), block.mask, 1)
@@ -102,7 +112,8 @@ export class NearPart implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.kernels.release([this.meanValue, this.heads, this.keys, this.valuesT, this.queries, this.frequencies]);
+    const { meanValue, slope, ones, heads, keys, valuesT, queries, frequencies } = this;
+    this.kernels.release([meanValue, slope, ones, heads, keys, valuesT, queries, frequencies]);
   }
 
   /** The block's near tokens along an axis of one KV head. */

@@ -219,10 +219,15 @@ export class RefitPrograms implements Disposable {
       cap > 0
         ? ops.softmax(ops.softcap(ops.scale(scores, scoreScale), cap), mask, 1)
         : ops.softmax(scores, mask, scoreScale);
-    const shares = this.near?.attend(ops, head, block, scores) ?? attendAll();
+    const shares = this.near?.attend(ops, head, block, this.nopeOf(ops, own), scores) ?? attendAll();
     const mixed = ops.matmul(ops.slice(this.at.latentT, 2, 0, end), shares); // [1, m, r]
     ops.copyTo(ops.slice(ops.slice(this.at.features, 0, head, 1), 1, start, rows), mixed);
     return [];
+  }
+
+  /** @param queries [1, m, d + p]  @returns [1, m, d] */
+  private nopeOf(ops: Ops, queries: Tensor): Tensor {
+    return ops.contiguous(ops.slice(queries, 2, 0, this.shape.headDim));
   }
 
   /** Sums of f f^T, f, o f^T and o, f without its 1. */

@@ -113,8 +113,11 @@ export class RefitSession implements Disposable {
   attend(maps: Float32Array): Float32Array {
     const { programs, shape } = this.started();
     const fields = splitFields(maps, layerMapFields(shape));
-    const { keyUp, meanValue, ...others } = fields;
-    if (this.near !== undefined) this.upload(this.near.meanValue, meanValue);
+    const { keyUp, meanValue, farSlope, ...others } = fields;
+    if (this.near !== undefined) {
+      this.upload(this.near.meanValue, meanValue);
+      this.upload(this.near.slope, farSlope);
+    }
     this.upload(programs.at.keyUp, keyUp);
     for (const name of ['query', 'latentDown', 'queryBias', 'latentDownBias', 'frequencies'] as const)
       this.upload(programs.at[name], others[name]);

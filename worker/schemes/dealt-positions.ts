@@ -32,6 +32,7 @@ import type { LayerWeights } from '../weights.ts';
 import type { Exchange, RankSeat } from './exchange.ts';
 import type { NearWeights } from '../near-weights.ts';
 import { mlaLayer, rowsOf } from './mla-layer.ts';
+import { moved } from './merged-parts.ts';
 import { attendNearTokens, nearQueryOf, nearRows } from './near-heads.ts';
 
 export class DealtPositions implements Exchange {
@@ -78,7 +79,12 @@ export class DealtPositions implements Exchange {
       const values = ops.slice(held, 2, 0, config.latentDim); // [1, paddedRows, r]
       const q = ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]);
       const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
-      const { out, logSumExp } = ops.attendPartial(q, keys, values, segment.mask, options); // [heads, length, r], [heads, length]
+      const part = ops.attendPartial(q, keys, values, segment.mask, options); // [heads, length, r], [heads, length]
+      const { slope } = mla.near ?? {};
+      const { out, logSumExp } =
+        slope === undefined || queries.nope === undefined
+          ? part
+          : moved(ops, config, { slope }, ops.slice(queries.nope, 1, segment.offset, segment.length), part);
       return {
         mixed: tokensFirst(ops, ops.matmul(mla.decode.valueUp, out)), // [length, heads * v]
         logSumExp: ops.contiguous(ops.permute(logSumExp, [1, 0])), // [length, heads]

@@ -17,6 +17,7 @@ export class FitNear implements Disposable {
   private readonly near: NearWeights;
   private readonly pairs: Tensor; // [T, T]: 1 where the key is near to the query
   private readonly far: Tensor; // [T, T]: 1 where it is not
+  private readonly ones: Tensor; // [1, T, 1]
 
   constructor(kernels: Kernels, { config, tokens: T, exactTokens }: FitSizes, near: NearWeights) {
     this.kernels = kernels;
@@ -24,6 +25,8 @@ export class FitNear implements Disposable {
     this.near = near;
     this.pairs = kernels.allocate('f32', [T, T]);
     this.far = kernels.allocate('f32', [T, T]);
+    this.ones = kernels.allocate('f32', [1, T, 1]);
+    kernels.upload(this.ones, bytesOf(new Float32Array(T).fill(1)));
     const { sinks, window } = exactTokens;
     const isNear = Float32Array.from({ length: T * T }, (_, i) => {
       const [t, other] = [Math.floor(i / T), i % T];
@@ -37,7 +40,12 @@ export class FitNear implements Disposable {
   scores(ops: Ops, h: Tensor, query: Query, scores: Tensor, inputs: Pick<AttentionInputs, 'positions'>): Tensor {
     const queries = nearQueryOf(ops, this.config, this.near, query, inputs); // [heads, T, d]
     const near = ops.matmul(this.heads(ops, h, inputs).keys, queries);
-    return ops.add(ops.multiply(scores, this.far), ops.multiply(near, this.pairs));
+    const { slope } = this.near;
+    if (slope === undefined || query.nope === undefined)
+      return ops.add(ops.multiply(scores, this.far), ops.multiply(near, this.pairs));
+    // What the others' scores lack is taken off these.
+    const shift = ops.matmul(this.ones, ops.matmul(slope, query.nope)); // [heads, T, T], rows of one number
+    return ops.add(ops.multiply(scores, this.far), ops.multiply(ops.add(near, ops.scale(shift, -1)), this.pairs));
   }
 
   /** What near tokens give the heads under these probabilities [heads, T, T]. [heads, T, v] */
@@ -52,7 +60,7 @@ export class FitNear implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.kernels.release([this.pairs, this.far]);
+    this.kernels.release([this.pairs, this.far, this.ones]);
   }
 
   /** [G, T, d] each */

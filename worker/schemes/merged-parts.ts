@@ -2,7 +2,6 @@
 import type { MlaConfig } from '../../config/model-config.ts';
 import { dim } from '../attention.ts';
 import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
-import type { OldTokens } from '../mla-weights.ts';
 
 /**
  * Each part counts exp(logSumExp).
@@ -27,13 +26,19 @@ export function mixedBy(ops: Ops, shares: Tensor, a: Tensor, b: Tensor): Tensor 
 export function moved(
   ops: Ops,
   config: MlaConfig,
-  old: OldTokens,
+  { slope, offset }: { readonly slope: Tensor; readonly offset?: Tensor | undefined },
   nope: Tensor,
   part: PartialAttention,
 ): PartialAttention {
-  const [heads, length] = [dim(part.logSumExp, 0), dim(part.logSumExp, 1)];
-  const linear = ops.scale(ops.matmul(old.slope, ops.contiguous(nope)), config.scoreScale); // [heads, length, 1]
-  const byToken = ops.contiguous(ops.permute(ops.reshape(linear, [heads, length]), [1, 0]));
-  const offset = ops.contiguous(ops.permute(ops.add(byToken, old.offset), [1, 0])); // [heads, length]
-  return { out: part.out, logSumExp: ops.add(part.logSumExp, offset) };
+  const linear = linearOffset(ops, config, slope, nope);
+  if (offset === undefined) return { out: part.out, logSumExp: ops.add(part.logSumExp, linear) };
+  const byToken = ops.contiguous(ops.permute(linear, [1, 0]));
+  const all = ops.contiguous(ops.permute(ops.add(byToken, offset), [1, 0])); // [heads, length]
+  return { out: part.out, logSumExp: ops.add(part.logSumExp, all) };
+}
+
+/** @param slope [heads, 1, n]  @param nope [heads, length, n], a view, or packed  @returns [heads, length] */
+export function linearOffset(ops: Ops, { scoreScale }: MlaConfig, slope: Tensor, nope: Tensor): Tensor {
+  const [heads, length] = [dim(nope, 0), dim(nope, 1)];
+  return ops.reshape(ops.scale(ops.matmul(slope, ops.contiguous(nope)), scoreScale), [heads, length]);
 }

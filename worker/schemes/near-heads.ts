@@ -51,6 +51,8 @@ export function attendNear(
   const query = queryParts(ops, model, config, weights, projection, { start: 0, end: config.ropeDim }, h, inputs);
   const nearQuery = nearQueryOf(ops, config, near, query, inputs);
   const source = staging?.rows ?? cache.rows;
+  const { start, end } = projection.heads;
+  const slope = near.slope && ops.slice(near.slope, 0, start, end - start);
   // Ranks that cut the latent all attend to near tokens with the same heads: each adds its part of what they give.
   const part = staging === undefined ? near.share : 1;
   const outputs = inputs.segments.map((segment, i) => {
@@ -62,6 +64,7 @@ export function attendNear(
       ops,
       config,
       projection,
+      slope,
       query,
       source,
       segment,
@@ -161,6 +164,7 @@ function attendFarTokens(
   ops: Ops,
   config: MlaConfig,
   { keyUp, valueUp, old }: MlaProjection,
+  slope: Tensor | undefined, // [heads, 1, n]
   { nope, rope }: Query,
   source: Tensor,
   segment: Segment,
@@ -168,14 +172,17 @@ function attendFarTokens(
   staged: boolean,
 ): PartialAttention {
   invariant(nope !== undefined && keyUp !== undefined, 'near tokens in a model without a nope part');
-  const offset = (part: PartialAttention): PartialAttention =>
-    old === undefined ? part : moved(ops, config, old, ops.slice(nope, 1, segment.offset, segment.length), part);
+  const own = ops.slice(nope, 1, segment.offset, segment.length);
+  const offset = (part: PartialAttention): PartialAttention => {
+    const centred = slope === undefined ? part : moved(ops, config, { slope }, own, part);
+    return old === undefined ? centred : moved(ops, config, old, own, centred);
+  };
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
   const ofSegment = (x: Tensor): Tensor => ops.contiguous(ops.slice(x, 1, segment.offset, segment.length));
   if (expanded !== undefined) {
     const { keys, values } = expandHeads(ops, config, keyUp, valueUp, ops.gatherRows(source, expanded));
     const q = ops.concat([nope, ops.contiguous(ops.permute(rope, [1, 0, 2]))], 2); // [heads, tokens, n + p]
-    return ops.attendPartial(ofSegment(q), keys, values, segment.mask, options);
+    return offset(ops.attendPartial(ofSegment(q), keys, values, segment.mask, options));
   }
   const q = ops.permute(absorbed(ops, keyUp, nope, rope), [1, 0, 2]); // [heads, tokens, columns + p]
   const width = dim(source, 1);

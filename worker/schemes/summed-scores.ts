@@ -27,7 +27,7 @@ import { bytesOf, type RankParts } from '../rank-parts.ts';
 import type { LayerWeights } from '../weights.ts';
 import type { Exchange, RankSeat } from './exchange.ts';
 import type { NearWeights } from '../near-weights.ts';
-import { mixedBy } from './merged-parts.ts';
+import { linearOffset, mixedBy } from './merged-parts.ts';
 import { mlaLayer, rowsOf } from './mla-layer.ts';
 import { attendNearTokens, nearQueryOf, nearRows } from './near-heads.ts';
 
@@ -111,7 +111,15 @@ export class SummedScores implements Exchange {
       const { heads } = this.seat.rank;
       const part = attendNearTokens(ops, config, near, heads, queries, own, segment, exactly, recent.rows);
       ops.copyTo(kept.out, ops.scale(part.out, near.share));
-      ops.copyTo(kept.logSumExp, part.logSumExp);
+      const { slope } = near;
+      const { nope } = query;
+      // What the others' scores lack is taken off these.
+      const shift =
+        slope === undefined || nope === undefined
+          ? undefined
+          : linearOffset(ops, config, slope, ops.slice(nope, 1, segment.offset, segment.length));
+      const { logSumExp } = part;
+      ops.copyTo(kept.logSumExp, shift === undefined ? logSumExp : ops.add(logSumExp, ops.scale(shift, -1)));
     });
     ops.scatterRows(recent.rows, own, recent.indices);
   }

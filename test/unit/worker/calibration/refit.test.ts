@@ -63,7 +63,7 @@ it.each([
       expect(Math.abs(sums.plainMoment[i]! - value) / size).toBeLessThan(1e-3),
     );
     refit.original();
-    const statistics = averageStatistics(expected, layout, undefined, near !== undefined);
+    const statistics = averageStatistics(expected, layout, undefined, near && config.attention.scoreSoftcap > 0);
     const output = await readOutputMap(checkpoint, layer);
     const plan = planRecipe(output, statistics, layout, merged);
     const maps = await readGqaMaps(checkpoint, layer);
@@ -77,6 +77,7 @@ it.each([
     places.latentDownBias.set(down.bias ?? []);
     places.frequencies.set(converted.maps.frequencies);
     places.meanValue.set(converted.meanValue.data);
+    places.farSlope.set(converted.farSlope.data);
     const { numHeads, headDim } = layout;
     const valueUp = { rows: numHeads * headDim, cols: merged, data: new Float64Array(numHeads * headDim * merged) };
     for (let head = 0; head < numHeads; head++) {
