@@ -11,6 +11,7 @@ import { parseArgs } from 'node:util';
 import { loadClusterConfig, type ClusterFlags } from '../../config/load.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
 import { openCheckpoint } from '../../model/open.ts';
+import { nearTokens } from '../../config/near-tokens.ts';
 import { fitFileName } from '../../model/tpla/decode-fit.ts';
 import { rotationFileName } from '../../model/tpla/rotation.ts';
 import { Cluster } from '../../coordinator/cluster.ts';
@@ -83,16 +84,19 @@ function settingsOf({ path, config }: Checkpoint, groups: number, folder: string
       { ...base, ...flags, name: `${name}, ${cut} cut` },
       { ...base, ...flags, name: `${name}, ${cut} cut, prompt too`, prefill: 'sliced' },
     ]);
+    // A model with near tokens has a window of its own, and takes no other.
+    const near = nearTokens(config);
     const kept = { window: 64, sinks: 4 };
-    const windowed = { ...base, scheme: 'tpla', ...kept, name: `${name}, softmax cut, window 64 + 4` };
+    const windowed = { ...base, scheme: 'tpla', ...kept, name: `${name}, softmax cut, window 64 + 4` } as const;
     const corrections = join(folder, reparam);
-    const corrected = [none, kept]
+    const corrected = (near === undefined ? [none, kept] : [near])
       .filter((tokens) => folder !== '' && existsSync(join(corrections, fitFileName(groups, tokens, 0))))
       .map((tokens): Setting => {
         const at = `window ${tokens.window} + ${tokens.sinks}, corrected`;
-        return { ...base, scheme: 'tpla', ...tokens, corrections, name: `${name}, softmax cut, ${at}` };
+        const asked = near === undefined ? tokens : none;
+        return { ...base, scheme: 'tpla', ...asked, corrections, name: `${name}, softmax cut, ${at}` };
       });
-    return [...ablation, windowed, ...corrected];
+    return [...ablation, ...(near === undefined ? [windowed] : []), ...corrected];
   });
 }
 

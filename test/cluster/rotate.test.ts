@@ -32,3 +32,26 @@ test('corrections are fitted to a converted model and used', async () => {
   expect(other.code).toBe(2);
   expect(other.stderr).toContain('tpla_fit_g2_w9_s1_o2.safetensors is not there; run tpla rotate');
 }, 120_000);
+
+test('a model that keeps tokens of its own is corrected for those, and refuses others', async () => {
+  using sandbox = new Sandbox();
+  const [model, fits, text] = ['model', 'fits', 'text'].map((name) => join(sandbox.folder, name));
+  writeFileSync(text!, 'A green frog sat on a wet stone and looked at the moon. Nobody else was awake. '.repeat(30));
+  const calibration = ['--calibration', text!, '--calibration-tokens', '256'];
+  const size = ['--rope-dim', '8', '--kv-rank', '24', '--keep-window', '8', '--keep-sinks', '2'];
+  const made = await sandbox.run(['convert', stories, '--out', model!, ...size, ...calibration, '--ranks', '1']);
+  expect(made.code, made.stderr).toBe(0);
+  expect(made.stdout).toContain("the first 2 and last 8 tokens of a sequence keep the source's 64 numbers");
+  const written = await sandbox.run(['rotate', model!, '--out', fits!, ...calibration]);
+  expect(written.code, written.stderr).toBe(0);
+  expect(written.stdout).toContain('tpla_fit_g2_w8_s2.safetensors: 5 layers fitted on 256 tokens');
+  expect(written.stdout).not.toContain('--window');
+  const scored = ['eval', 'ppl', '--model', model!, '--text', text!, '--scheme', 'tpla', '--ranks', '2', '--json'];
+  const piece = ['--window', '64', '--decode-from', '32', '--max-windows', '1', '--corrections', fits!];
+  const { code, stdout, stderr } = await sandbox.run([...scored, ...piece]);
+  expect(code, stderr).toBe(0);
+  expect(JSON.parse(stdout)).toMatchObject({ corrections: fits, exactTokens: { sinks: 2, window: 8 } });
+  const other = await sandbox.run([...scored, ...piece, '--recent-window', '9']);
+  expect(other.code).toBe(2);
+  expect(other.stderr).toContain('converted for a window of 8 and 2 sinks, got 9');
+}, 120_000);
