@@ -17,7 +17,7 @@ import { fitSteps } from '../config/schemes.ts';
 import { rejoinSchema, setupSchema } from './setup.ts';
 
 /** Raised whenever a message or a collective frame changes meaning; ranks of another version are refused by name. */
-export const protocolVersion = 7;
+export const protocolVersion = 8;
 
 const count = z.number().int().nonnegative();
 
