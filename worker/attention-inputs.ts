@@ -37,12 +37,14 @@ export interface RecentInputs {
   /** Row that each token is written to. */
   readonly indices: Tensor; // [tokens] i32
   readonly segments: readonly RecentSegment[];
+  /** The chunk's rows are written before the segments read them, and masks have no columns for the chunk's own tokens. */
+  readonly writesFirst: boolean;
 }
 
 export interface RecentSegment {
   /** First row of the sequence's slot, and how many it has. */
   readonly start: number;
   readonly rows: number;
-  readonly mask: Tensor; // [length, rows + length]: 0 where visible, -Infinity elsewhere
+  readonly mask: Tensor; // [length, rows + length], or [1, rows]: 0 where visible, -Infinity elsewhere
   readonly even: Tensor; // [length, 2] zeros
 }

@@ -119,6 +119,7 @@ export class DealtPositions implements Exchange {
     const { prefillHeads } = this.seat.rank;
     if (size(prefillHeads) === 0) return [];
     const own = nearRows(ops, config, near, h, inputs);
+    if (recent.writesFirst) ops.scatterRows(recent.rows, own, recent.indices);
     const all = nearQueryOf(ops, config, near, query, inputs); // [heads, tokens, d]
     const nearQuery = ops.contiguous(ops.slice(all, 0, prefillHeads.start, size(prefillHeads)));
     const parts = inputs.segments.map((segment, i) => {
@@ -133,11 +134,11 @@ export class DealtPositions implements Exchange {
         own,
         segment,
         exactly,
-        recent.rows,
+        recent,
       );
       return { mixed: tokensFirst(ops, out), logSumExp: ops.contiguous(ops.permute(logSumExp, [1, 0])) };
     });
-    ops.scatterRows(recent.rows, own, recent.indices);
+    if (!recent.writesFirst) ops.scatterRows(recent.rows, own, recent.indices);
     const joinedParts = (of: 'mixed' | 'logSumExp'): Tensor =>
       joined(
         ops,

@@ -8,7 +8,7 @@
 import { invariant } from '../../config/errors.ts';
 import type { MlaConfig, ModelConfig, NearTokens } from '../../config/model-config.ts';
 import { size, type Range } from '../../config/shard-plan.ts';
-import type { AttentionInputs, RecentSegment, Segment } from '../attention-inputs.ts';
+import type { AttentionInputs, RecentInputs, RecentSegment, Segment } from '../attention-inputs.ts';
 import {
   absorbed,
   biased,
@@ -49,6 +49,7 @@ export function attendNear(
     return undefined;
   }
   const query = queryParts(ops, model, config, weights, projection, { start: 0, end: config.ropeDim }, h, inputs);
+  if (recent.writesFirst) ops.scatterRows(recent.rows, own, recent.indices);
   const nearQuery = nearQueryOf(ops, config, near, query, inputs);
   const source = staging?.rows ?? cache.rows;
   const { start, end } = projection.heads;
@@ -58,7 +59,7 @@ export function attendNear(
   const outputs = inputs.segments.map((segment, i) => {
     const exactly = recent.segments[i];
     invariant(exactly !== undefined, `segment ${i} of ${recent.segments.length}`);
-    const exact = attendNearTokens(ops, config, near, projection.heads, nearQuery, own, segment, exactly, recent.rows);
+    const exact = attendNearTokens(ops, config, near, projection.heads, nearQuery, own, segment, exactly, recent);
     const shared = part === 1 ? exact : { ...exact, out: ops.scale(exact.out, part) };
     const far = attendFarTokens(
       ops,
@@ -74,7 +75,7 @@ export function attendNear(
     return tokensFirst(ops, mergedByLogSumExp(ops, shared, far, exactly.even)); // [length, heads * v]
   });
   // After the reads above: these rows may hold tokens that the first of this chunk still see.
-  ops.scatterRows(recent.rows, own, recent.indices);
+  if (!recent.writesFirst) ops.scatterRows(recent.rows, own, recent.indices);
   const delta = biased(ops, outputOfHeads(ops, projection, joined(ops, outputs)), weights.outputBias);
   return staging === undefined ? biased(ops, delta, weights.decodeBias) : delta;
 }
@@ -121,7 +122,7 @@ function rotatedBySource(
 
 /**
  * @param heads of `query`, counted from the first local one  @param query [heads, tokens, d]
- * @param own rows of the chunk's tokens  @param rows of all slots, [.., 2 G d]
+ * @param own rows of the chunk's tokens
  * @returns out [heads, length, d], logSumExp [heads, length]
  */
 export function attendNearTokens(
@@ -133,19 +134,28 @@ export function attendNearTokens(
   own: Tensor,
   segment: Segment,
   exactly: RecentSegment,
-  rows: Tensor,
+  { rows, writesFirst }: Pick<RecentInputs, 'rows' | 'writesFirst'>,
 ): PartialAttention {
   const { nopeDim: headDim } = config;
   const width = dim(rows, 1);
   const kept = ops.slice(ops.reshape(rows, [1, dim(rows, 0), width]), 1, exactly.start, exactly.rows);
   const ofChunk = ops.reshape(ops.slice(own, 0, segment.offset, segment.length), [1, segment.length, width]);
-  const tokens = ops.concat([kept, ofChunk], 1); // [1, sinks + window + length, 2 G d]
+  const tokens = writesFirst ? kept : ops.concat([kept, ofChunk], 1); // [1, rows (+ length), 2 G d]
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
-  const parts = near.queriesOfKvHead(heads).map(({ kvHead, queries }) => {
-    const q = ops.slice(ops.slice(query, 0, queries.start, size(queries)), 1, segment.offset, segment.length);
+  const ofSegment = ops.contiguous(ops.slice(query, 1, segment.offset, segment.length)); // [heads, length, d]
+  const runs = near.queriesOfKvHead(heads);
+  // Heads of equally many queries each are one product.
+  if (runs.length * headDim * 2 === width && new Set(runs.map(({ queries }) => size(queries))).size === 1) {
+    const perHead = ops.permute(ops.reshape(tokens, [dim(tokens, 1), 2 * runs.length, headDim]), [1, 0, 2]);
+    const keys = ops.slice(perHead, 0, 0, runs.length); // [G, rows (+ length), d]
+    const values = ops.slice(perHead, 0, runs.length, runs.length);
+    return ops.attendPartial(ofSegment, keys, values, exactly.mask, options);
+  }
+  const parts = runs.map(({ kvHead, queries }) => {
+    const q = ops.slice(ofSegment, 0, queries.start, size(queries));
     const keys = ops.slice(tokens, 2, kvHead * headDim, headDim);
     const values = ops.slice(tokens, 2, width / 2 + kvHead * headDim, headDim);
-    return ops.attendPartial(ops.contiguous(q), keys, values, exactly.mask, options);
+    return ops.attendPartial(q, keys, values, exactly.mask, options);
   });
   return {
     out: joined(

@@ -4,12 +4,14 @@ import type { RecentInputs, RecentSegment } from '../attention-inputs.ts';
 import type { Chunk } from '../chunks.ts';
 import type { Kernels, Tensor } from '../kernels/kernels.ts';
 import { bytesOf } from '../rank-parts.ts';
-import { exactMask, type RecentTokens } from './recent-tokens.ts';
+import { exactMask, exactMaskInRing, type RecentTokens } from './recent-tokens.ts';
 
 export class RecentChunk implements Disposable {
   private readonly kernels: Kernels;
   private readonly recent: RecentTokens;
   private readonly indices: Tensor; // [tokens] i32
+  /** Near tokens of chunks of one token per sequence are written before they are read: nothing has to be copied beside them. */
+  private readonly writesFirst: boolean;
   /** For each sliding window that some layer has. */
   private readonly segments: ReadonlyMap<number, readonly RecentSegment[]>;
 
@@ -17,13 +19,14 @@ export class RecentChunk implements Disposable {
   constructor(kernels: Kernels, recent: RecentTokens, chunk: Chunk, slidingWindows: Iterable<number>) {
     this.kernels = kernels;
     this.recent = recent;
+    this.writesFirst = recent.kept !== undefined && chunk.segments.every(({ length }) => length === 1);
     this.indices = kernels.allocate('i32', [chunk.tokens.length]);
     const rows = recent.rowsPerSlot;
     const segmentsOf = (): RecentSegment[] =>
       chunk.segments.map(({ slot, length }) => ({
         start: slot * rows,
         rows,
-        mask: kernels.allocate('f32', [length, rows + length]),
+        mask: kernels.allocate('f32', this.writesFirst ? [1, rows] : [length, rows + length]),
         even: kernels.allocate('f32', [length, 2]),
       }));
     this.segments = new Map([...slidingWindows].map((sliding) => [sliding, segmentsOf()]));
@@ -33,7 +36,7 @@ export class RecentChunk implements Disposable {
     const rows = this.recent.layers[layer];
     const segments = this.segments.get(sliding);
     invariant(rows !== undefined && segments !== undefined, `layer ${layer} with a sliding window of ${sliding}`);
-    return { rows, indices: this.indices, segments };
+    return { rows, indices: this.indices, segments, writesFirst: this.writesFirst };
   }
 
   load(chunk: Chunk): void {
@@ -43,7 +46,8 @@ export class RecentChunk implements Disposable {
         const mask = segments[i]?.mask;
         invariant(mask !== undefined, `segment ${i} of ${segments.length}`);
         const validFrom = this.recent.validFrom(segment.slot);
-        this.kernels.upload(mask, bytesOf(exactMask(segment, this.recent.sizes, validFrom, sliding)));
+        const maskOf = this.writesFirst ? exactMaskInRing : exactMask;
+        this.kernels.upload(mask, bytesOf(maskOf(segment, this.recent.sizes, validFrom, sliding)));
       });
   }
 

@@ -104,12 +104,13 @@ export class SummedScores implements Exchange {
     const { recent } = inputs;
     invariant(recent !== undefined, 'near tokens without a cache');
     const own = nearRows(ops, config, near, h, inputs);
+    if (recent.writesFirst) ops.scatterRows(recent.rows, own, recent.indices);
     const queries = nearQueryOf(ops, config, near, query, inputs);
     inputs.segments.forEach((segment, i) => {
       const [exactly, kept] = [recent.segments[i], this.segments[i]?.near];
       invariant(exactly !== undefined && kept !== undefined, `segment ${i} of ${this.segments.length}`);
       const { heads } = this.seat.rank;
-      const part = attendNearTokens(ops, config, near, heads, queries, own, segment, exactly, recent.rows);
+      const part = attendNearTokens(ops, config, near, heads, queries, own, segment, exactly, recent);
       ops.copyTo(kept.out, ops.scale(part.out, near.share));
       const { slope } = near;
       const { nope } = query;
@@ -121,7 +122,7 @@ export class SummedScores implements Exchange {
       const { logSumExp } = part;
       ops.copyTo(kept.logSumExp, shift === undefined ? logSumExp : ops.add(logSumExp, ops.scale(shift, -1)));
     });
-    ops.scatterRows(recent.rows, own, recent.indices);
+    if (!recent.writesFirst) ops.scatterRows(recent.rows, own, recent.indices);
   }
 
   after(ops: Ops, weights: LayerWeights, cache: LayerCache, inputs: AttentionInputs): Tensor {
