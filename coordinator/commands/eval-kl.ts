@@ -111,7 +111,7 @@ async function openExact(
   const scheme = checkpoint.config.attention.kind;
   return {
     checkpoint,
-    config: { ...config, attention: { ...config.attention, scheme, latentGroups: 0, window: 0, sinks: 0 } },
+    config: { ...config, attention: { ...config.attention, scheme, latentGroups: 0, window: 0, sinks: 0, overlap: 0 } },
     [Symbol.asyncDispose]: () => checkpoint[Symbol.asyncDispose](),
   };
 }

@@ -29,7 +29,7 @@ export async function chooseSplit(job: ConversionJob, candidates: readonly Recip
   const scores = candidates.map(() => 0);
   const last = layers.at(-1) ?? 0;
   using progress = startProgress('choose sizes', last + 1, { name: 'layers', size: 1 });
-  await calibration.begin(text.windows.slice(0, windowsToLookAt), true);
+  await calibration.begin(text.windows.slice(0, windowsToLookAt), true, [], options.near);
   // Programs need sizes from the start; `missedShare` sets its own.
   await calibration.sizes(first.ropeDim, first.latentDim);
   for (let layer = 0; layer <= last; layer++) {

@@ -28,6 +28,8 @@ test('corrections are fitted to a converted model and used', async () => {
   const piece = ['--window', '64', '--decode-from', '32', '--max-windows', '1', '--corrections', fits!];
   const report: unknown = JSON.parse(await ok(...scored, ...setting, ...piece, '--recent-window', '8'));
   expect(report).toMatchObject({ corrections: fits, overlap: 2, exactTokens: { sinks: 1, window: 8 } });
+  const kl = ['eval', 'kl', ...scored.slice(2), ...setting, ...piece, '--recent-window', '8'];
+  expect(JSON.parse(await ok(...kl))).toMatchObject({ positions: 32, referenceScheme: 'mla', corrections: fits });
   const other = await sandbox.run([...scored, ...setting, ...piece, '--recent-window', '9']);
   expect(other.code).toBe(2);
   expect(other.stderr).toContain('tpla_fit_g2_w9_s1_o2.safetensors is not there; run tpla rotate');

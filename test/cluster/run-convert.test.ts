@@ -29,7 +29,7 @@ test('two processes at once, then a third that finds the result; the text is the
   const third = await run('--convert', ...settings);
   expect(third.stdout).toBe(source.stdout);
   expect(third.stderr).not.toContain('converting');
-});
+}, 120_000);
 
 test('flags of a conversion are refused without one', async () => {
   const { code, stderr } = await sandbox.run(['run', 'Once', ...flags, '--rope-dim', '8', '--exact']);

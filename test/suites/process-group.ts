@@ -116,12 +116,12 @@ export function describeProcessGroup(name: string, make: MakeGroups): void {
     });
 
     it('names the missing rank, the operation and the deadline, and then refuses to go on', async () => {
-      await using made = await make(2, 60);
+      await using made = await make(2, 400);
       const [first] = made.groups;
       const late = first!.allReduceSum(new Float32Array(2304), 'layer 12, attention');
       await expect(late).rejects.toThrow(PeerError);
       await expect(late).rejects.toThrow(
-        `rank 0: nothing from ${nameOf(made, 1)} for all-reduce #1 (layer 12, attention, 9216 B) in 60 ms`,
+        `rank 0: nothing from ${nameOf(made, 1)} for all-reduce #1 (layer 12, attention, 9216 B) in 400 ms`,
       );
       await expect(first!.barrier('next')).rejects.toThrow(
         'rank 0: barrier (next) after a failure: rank 0: nothing from',
