@@ -11,7 +11,7 @@ import { resolveModel } from '../fetch.ts';
 import { jsonFlag, type FlagsOf } from '../flags.ts';
 import { run } from './run.ts';
 
-const demoPrompt = 'What is the capital of France?';
+const demoPrompt = 'What is the capital of France? Answer in one short sentence.';
 const demoRanks = 2;
 /** Enough for the statistics of a small model; more, and the refit, would lose less but keep a first user waiting. */
 const calibrationTokens = 2048;
