@@ -1,5 +1,6 @@
 /**
- * What a model's near tokens (NearTokens of model-config.ts) mean for a plan: which tokens a rank keeps beside its cache. Read next: worker/schemes/near-heads.ts.
+ * What a model's near tokens (NearTokens of model-config.ts) mean for a plan: which tokens a rank keeps beside its cache.
+ * Read next: worker/schemes/near-heads.ts.
  */
 import { ConfigError } from './errors.ts';
 import type { ModelConfig, NearTokens } from './model-config.ts';

@@ -97,11 +97,12 @@ export const maxWorldSize = 64;
 
 /** Positions in a row that `dcp` gives to one rank: small, so that the shares of a short context differ by few. */
 const dealBlock = 16;
+const noTokens: ExactTokens = { sinks: 0, window: 0 };
 const wholeDeal: Deal = { part: 0, parts: 1, block: 1 };
 
 /** @throws ConfigError naming the key, the valid values and what to change. */
 export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan {
-  const { worldSize, scheme, latentGroups } = request;
+  const { worldSize, scheme, latentGroups, exactTokens = noTokens } = request;
   checkRequest(model, request);
   const shares = request.shares ?? new Array<number>(worldSize).fill(1);
   const feedForward = cut(model.feedForward.dim, shares, request.blockSize);
@@ -134,8 +135,7 @@ export function planShards(model: ModelConfig, request: PlanRequest): ShardPlan 
       vocab: at(vocab, rank),
     });
   }
-  const exactTokens = nearTokens(model) ?? request.exactTokens ?? { sinks: 0, window: 0 };
-  return { scheme, worldSize, latentGroups, expertSharding, exactTokens, ranks };
+  return { scheme, worldSize, latentGroups, expertSharding, exactTokens: nearTokens(model) ?? exactTokens, ranks };
 }
 
 export function size(range: Range): number {
@@ -198,7 +198,7 @@ function checkRequest(model: ModelConfig, request: PlanRequest): void {
       `latentGroups: scheme tpla-exact cuts the latent over all ${worldSize} ranks, got ${latentGroups}; leave it out or use ${worldSize}`,
     );
   checkNearTokens(model, request.exactTokens);
-  const { sinks, window } = request.exactTokens ?? { sinks: 0, window: 0 };
+  const { sinks, window } = request.exactTokens ?? noTokens;
   if (sinks + window > 0 && scheme !== 'tpla')
     throw new ConfigError(
       `window: exact attention to some tokens (window ${window}, sinks ${sinks}) is for scheme tpla, not for ${scheme}; leave both out`,
@@ -240,7 +240,6 @@ function headsOf(scheme: Scheme, numHeads: number, groupHeads: Range, ownHeads: 
   return scheme === 'gla' ? ownHeads : groupHeads;
 }
 
-/** For a latent cache: of near tokens, none where there are none. */
 function kvHeadsOf({ attention, numHeads }: ModelConfig, heads: Range): Range {
   const { numKvHeads = 0 } = attention.kind === 'gqa' ? attention : (attention.near ?? {});
   if (numKvHeads === 0 || size(heads) === 0) return { start: 0, end: 0 };

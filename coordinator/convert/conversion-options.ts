@@ -49,7 +49,7 @@ export interface LayerLoss {
   /** Expected by the recipe, in units of its own, comparable within a layer: pairs that lost RoPE, and what the latent leaves out. */
   readonly rotation: number;
   readonly rank: number;
-  /** Of the heads' outputs: missed by the PCA's decoder, and after the refit of W_UV. */
+  /** Of the heads' outputs, less what near tokens give: missed by the PCA's decoder, and after the refit of W_UV. */
   readonly headsMissed: number | null;
   readonly headsMissedRefitted: number | null;
   /** Of the layer's attention output: missed after the refit of W_O. */

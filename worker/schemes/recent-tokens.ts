@@ -103,24 +103,6 @@ function sees(position: number, other: number, sliding: number): boolean {
 }
 
 /**
- * The same for a segment of one token whose row is in the ring already: it overwrote one that the token does not see.
- * [1, sinks + window]
- */
-export function exactMaskInRing(
-  segment: ChunkSegment,
-  sizes: ExactTokens,
-  validFrom: number,
-  sliding: number,
-): Float32Array {
-  const { sinks, window } = sizes;
-  const mask = exactMask(segment, sizes, validFrom, sliding).slice(0, sinks + window);
-  const { start } = segment;
-  if (start < sinks) mask[start] = 0;
-  else if (window > 0) mask[sinks + (start % window)] = 0;
-  return mask;
-}
-
-/**
  * Visible among [sinks | ring | the segment's own tokens]: the first `sinks` positions and the last `window`, unless their
  * ring row is lost. [length, sinks + window + length]
  */
@@ -143,6 +125,24 @@ export function exactMask(
     for (let other = start; other <= position; other++)
       if (other < sinks || other > position - window) show(other, sinks + window + other - start);
   }
+  return mask;
+}
+
+/**
+ * exactMask for a segment of one token whose row is in the ring already: it overwrote one that the token does not see.
+ * [1, sinks + window]
+ */
+export function exactMaskInRing(
+  segment: ChunkSegment,
+  sizes: ExactTokens,
+  validFrom: number,
+  sliding: number,
+): Float32Array {
+  const { sinks, window } = sizes;
+  const mask = exactMask(segment, sizes, validFrom, sliding).slice(0, sinks + window);
+  const { start } = segment;
+  if (start < sinks) mask[start] = 0;
+  else if (window > 0) mask[sinks + (start % window)] = 0;
   return mask;
 }
 
