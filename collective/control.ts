@@ -120,6 +120,16 @@ export class ControlServer implements AsyncDisposable {
     this.#peers.delete(rank);
   }
 
+  /**
+   * The same where nobody here can end the process: if it is alive after all, it would wait for ever for a place that it has
+   * lost. Told to stop, it can come again.
+   */
+  dismiss(rank: number): void {
+    // One that is gone or frozen cannot be told.
+    if (this.#peers.has(rank)) this.send(rank, { kind: 'stop' }).catch(() => undefined);
+    this.forget(rank);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     clearTimeout(this.#probing);
     if (this.#socket.closed) return;

@@ -159,7 +159,9 @@ export class Cluster implements AsyncDisposable {
    */
   async recover(): Promise<void> {
     const lost = this.#loop.nextEpoch();
-    for (const rank of lost) this.#control.server.forget(rank);
+    for (const rank of lost)
+      if (this.#places.isRemote(rank)) this.#control.server.dismiss(rank);
+      else this.#control.server.forget(rank);
     const replaced = Promise.all(lost.map((rank) => this.#processes.replace(rank)));
     const abandoned = lost.map((rank) => this.#hellos[rank]?.ringEndpoint);
     const isLocal = lost.some((rank) => !this.#places.isRemote(rank));

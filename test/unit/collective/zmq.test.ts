@@ -89,6 +89,18 @@ describe('ControlServer', () => {
     expect((await server.receive()).message).toEqual(hello(0, 12));
   });
 
+  it('tells a process that is dismissed to stop, and takes another, or the same again', async () => {
+    await using server = await ControlServer.bind('ipc');
+    await using first = await ControlClient.connect(server.endpoint, 0);
+    await first.send(hello(0, 11));
+    await server.receive();
+    server.dismiss(0);
+    server.dismiss(0);
+    expect((await first.receive(5000)).message).toEqual({ kind: 'stop' });
+    await first.send(hello(0, 11));
+    expect((await server.receive()).message).toEqual(hello(0, 11));
+  });
+
   it('drops and counts what no schema accepts', async () => {
     await using server = await ControlServer.bind('ipc');
     await using client = await ControlClient.connect(server.endpoint, 0);
