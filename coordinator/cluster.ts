@@ -41,6 +41,8 @@ export interface ClusterOptions {
   readonly allowChaos?: boolean;
   /** Where `config` has not all ranks of the cluster file. */
   readonly reduced?: Reduced | undefined;
+  /** How long the address may still be taken: that of a cluster which has just ended. */
+  readonly bindWithinMs?: number;
 }
 
 /** Processes must have started and connected by then, on a machine that starts many of them on few cores. */
@@ -133,9 +135,7 @@ export class Cluster implements AsyncDisposable {
     options.signal?.throwIfAborted();
     // An impossible plan is refused before any socket or process exists.
     const layout = layOut(options.checkpoint, options.config);
-    const { config, checkpoint, reduced, log } = options;
-    // Ranks that are missing come back to the same address.
-    const control = await openControlPlane(reduced?.whole ?? config, checkpoint, log);
+    const control = await openControlPlane(options);
     let cluster: Cluster | undefined;
     try {
       cluster = new Cluster(control, layout, options);

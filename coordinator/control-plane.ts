@@ -3,13 +3,13 @@
  * and disposed of together. Read next: cluster.ts, remote/control-address.ts.
  */
 import { randomBytes } from 'node:crypto';
-import type { ClusterConfig } from '../config/cluster.ts';
+import { setTimeout as after } from 'node:timers/promises';
 import { messageOf } from '../config/errors.ts';
 import { ControlServer } from '../collective/control.ts';
 import { Curve } from '../collective/curve.ts';
 import { newMachineKeys, readAuthorized, type KeyPair, type MachineKeys } from '../collective/key-files.ts';
-import type { Checkpoint } from '../model/checkpoint.ts';
 import { copyIdentity } from '../model/copy-identity.ts';
+import type { ClusterOptions } from './cluster.ts';
 import { controlAddress, hasRemoteRanks } from './remote/control-address.ts';
 
 export interface ControlPlane extends AsyncDisposable {
@@ -24,18 +24,20 @@ export interface ControlPlane extends AsyncDisposable {
 
 const maxRefusalLines = 100;
 
+/** Between two tries to bind an address. */
+const bindEveryMs = 50;
+
 /** @throws ConfigError when the address cannot be bound, or may not without keys */
-export async function openControlPlane(
-  config: ClusterConfig,
-  checkpoint: Checkpoint,
-  log: (line: string) => void,
-): Promise<ControlPlane> {
+export async function openControlPlane(options: ClusterOptions): Promise<ControlPlane> {
+  const { checkpoint, log, reduced } = options;
+  // Ranks that are missing come back to the same address.
+  const config = reduced?.whole ?? options.config;
   const { endpoint, keys: own } = await controlAddress(config);
   const identity = hasRemoteRanks(config) ? await copyIdentity(checkpoint) : '';
   const keys = own && newMachineKeys(own);
   const curve = own && keys && (await Curve.open(own, await doorkeeper(config.security.keys, [own, keys], log)));
   try {
-    const server = await ControlServer.bind(endpoint, config.faults.heartbeatMs, curve);
+    const server = await bound(() => ControlServer.bind(endpoint, config.faults.heartbeatMs, curve), options);
     const token = randomBytes(16).toString('hex');
     server.token = token;
     server.onRefusal = onceEach(log);
@@ -53,6 +55,21 @@ export async function openControlPlane(
     await curve?.[Symbol.asyncDispose]();
     throw error;
   }
+}
+
+/** ZeroMQ frees the address of a socket that was closed a moment later. */
+async function bound(
+  bind: () => Promise<ControlServer>,
+  { bindWithinMs = 0, signal }: ClusterOptions,
+): Promise<ControlServer> {
+  const until = performance.now() + bindWithinMs;
+  for (;;)
+    try {
+      return await bind();
+    } catch (error) {
+      if (performance.now() >= until) throw error;
+      await after(bindEveryMs, undefined, { signal });
+    }
 }
 
 /**

@@ -27,14 +27,16 @@ export interface SupervisorOptions extends Omit<ClusterOptions, 'onFailure'> {
 
 /** After a rank could not be taken back; each try costs an outage. */
 const noGrowthMs = 60_000;
+/** Until the address of the cluster that ended is free. */
+const bindWithinMs = 5_000;
 
 export class Supervisor implements AsyncDisposable {
   readonly #options: ClusterOptions;
   #cluster: Cluster;
   /** Ranks of the cluster file that serve, ascending. */
   #numbers: readonly number[];
-  /** The cluster was ended to be planned anew, and that failed. */
-  #isGone = false;
+  /** The cluster was ended to be planned anew on these ranks, and that failed. */
+  #sought: readonly number[] | undefined;
   #reduced: Reduced | undefined;
   #noGrowthUntil = 0;
   #state: ClusterState = 'ok';
@@ -153,7 +155,7 @@ export class Supervisor implements AsyncDisposable {
       } catch (failure) {
         if (isHopeless || this.#stop.signal.aborted) {
           const error = this.#giveUp(failure);
-          if (this.#cluster.hasLostRemote || this.#isGone) this.#returning = this.#awaitReturn();
+          if (this.#cluster.hasLostRemote || this.#sought !== undefined) this.#returning = this.#awaitReturn();
           throw error;
         }
         error = asError(failure);
@@ -167,10 +169,13 @@ export class Supervisor implements AsyncDisposable {
   /** Requests fail meanwhile; each attempt takes or waits `rejoinMs`. */
   async #awaitReturn(): Promise<void> {
     const failedAt = performance.now();
-    while (!this.#stop.signal.aborted) {
+    const whole = this.#options.config.ranks.map((_, rank) => rank);
+    const sought = this.#sought;
+    for (let attempt = 0; !this.#stop.signal.aborted; attempt++) {
       const startedAt = performance.now();
       try {
-        if (this.#isGone) await this.#planAnew(this.#options.config.ranks.map((_, rank) => rank));
+        // Which of them come back is not known: those that were to serve, or all.
+        if (sought !== undefined) await this.#planAnew(attempt % 2 === 0 ? sought : whole);
         else await this.#cluster.recover();
         return this.#win(Math.round(performance.now() - failedAt));
       } catch (failure) {
@@ -234,11 +239,11 @@ export class Supervisor implements AsyncDisposable {
 
   /** Ends the cluster and starts one of these ranks of the cluster file. @throws as Cluster.start; then there is none */
   async #planAnew(numbers: readonly number[]): Promise<void> {
-    this.#isGone = true;
+    this.#sought = numbers;
     await this.#cluster[Symbol.asyncDispose]();
     const parts = configOf(this.#options.config, numbers, (offer) => this.#grow(offer));
-    this.#cluster = await Cluster.start({ ...this.#options, ...parts, signal: this.#stop.signal });
-    this.#isGone = false;
+    this.#cluster = await Cluster.start({ ...this.#options, ...parts, bindWithinMs, signal: this.#stop.signal });
+    this.#sought = undefined;
     this.#numbers = numbers;
     this.#reduced = parts.reduced;
     this.#working = parts.reduced === undefined ? 'ok' : 'degraded';

@@ -1,9 +1,9 @@
 /**
  * Attention of one token of each of several sequences whose slots lie side by side: one product for all of them, each
- * against the rows of its own slot under a mask of its own. Read next: attention-gqa.ts and attention.ts, the callers.
+ * against the rows of its own slot under a mask of its own. Read next: attention-gqa.ts, attention.ts and schemes/, the callers.
  */
 import type { AttentionInputs, Segment } from './attention-inputs.ts';
-import type { AttendOptions, Ops, Tensor } from './kernels/kernels.ts';
+import type { AttendOptions, Ops, PartialAttention, Tensor } from './kernels/kernels.ts';
 import type { LayerCache } from './latent-cache.ts';
 import { columnsOfSlots, rowsOfSlots } from './value-cache.ts';
 
@@ -52,17 +52,64 @@ export function attendLatents(
   query: Tensor,
   source: Tensor,
   segment: Segment,
-  { rowsPerSlot }: Slots,
+  slots: Slots,
   options: AttendOptions,
 ): Tensor {
+  const { q, keys, values } = groupedBySequence(ops, ropeDim, query, source, segment, slots);
+  return headsFirst(ops, segment, ops.attend(q, keys, values, segment.mask, options));
+}
+
+/**
+ * The same over a part of the positions.
+ * @returns out [heads, sequences, latentColumns], logSumExp [heads, sequences]
+ */
+export function attendPartOfLatents(
+  ops: Ops,
+  ropeDim: number,
+  query: Tensor,
+  source: Tensor,
+  segment: Segment,
+  slots: Slots,
+  options: AttendOptions,
+): PartialAttention {
+  const { q, keys, values } = groupedBySequence(ops, ropeDim, query, source, segment, slots);
+  return partOfHeads(ops, segment, ops.attendPartial(q, keys, values, segment.mask, options));
+}
+
+/** @param part of [sequences * heads, 1, columns]  @returns out [heads, sequences, columns], logSumExp [heads, sequences] */
+export function partOfHeads(
+  ops: Ops,
+  segment: Pick<Segment, 'sequences'>,
+  { out, logSumExp }: PartialAttention,
+): PartialAttention {
+  const [rows = 0] = logSumExp.shape;
+  const bySequence = ops.reshape(logSumExp, [segment.sequences, rows / segment.sequences]);
+  return { out: headsFirst(ops, segment, out), logSumExp: ops.contiguous(ops.permute(bySequence, [1, 0])) };
+}
+
+/** [sequences * heads, 1, columns] -> [heads, sequences, columns] */
+function headsFirst(ops: Ops, { sequences }: Pick<Segment, 'sequences'>, x: Tensor): Tensor {
+  const [rows = 0, , columns = 0] = x.shape;
+  return ops.contiguous(ops.permute(ops.reshape(x, [sequences, rows / sequences, columns]), [1, 0, 2]));
+}
+
+/** Queries of all heads of a sequence one below the other: [sequences * heads, 1, queryWidth], against the rows of its slot. */
+function groupedBySequence(
+  ops: Ops,
+  ropeDim: number,
+  query: Tensor,
+  source: Tensor,
+  segment: Segment,
+  { rowsPerSlot }: Slots,
+): { q: Tensor; keys: Tensor; values: Tensor } {
   const { sequences } = segment;
   const [, heads = 0, queryWidth = 0] = query.shape;
   const [, width = 0] = source.shape;
   const rows = rowsOfSlots(ops, source, rowsPerSlot, segment, { start: 0, end: width });
-  const keys = ops.slice(rows, 2, width - queryWidth, queryWidth); // [sequences, cacheRows, queryWidth]
-  const values = ops.slice(rows, 2, 0, width - ropeDim); // [sequences, cacheRows, latentColumns]
   const own = ops.contiguous(ops.slice(query, 0, segment.offset, sequences));
-  const grouped = ops.reshape(own, [sequences * heads, 1, queryWidth]);
-  const out = ops.attend(grouped, keys, values, segment.mask, options); // [sequences * heads, 1, latentColumns]
-  return ops.contiguous(ops.permute(ops.reshape(out, [sequences, heads, width - ropeDim]), [1, 0, 2]));
+  return {
+    q: ops.reshape(own, [sequences * heads, 1, queryWidth]),
+    keys: ops.slice(rows, 2, width - queryWidth, queryWidth), // [sequences, cacheRows, queryWidth]
+    values: ops.slice(rows, 2, 0, width - ropeDim), // [sequences, cacheRows, latentColumns]
+  };
 }

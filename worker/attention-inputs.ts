@@ -16,6 +16,11 @@ export interface Segment {
   readonly mask: Tensor;
 }
 
+/** Rows of the chunk. */
+export function tokensIn({ length, sequences }: Segment): number {
+  return length * sequences;
+}
+
 export interface AttentionInputs {
   readonly positions: Tensor; // [tokens] i32
   /** Cache row that each token is written to. */
@@ -41,10 +46,12 @@ export interface RecentInputs {
   readonly writesFirst: boolean;
 }
 
+/** Of one Segment. */
 export interface RecentSegment {
-  /** First row of the sequence's slot, and how many it has. */
+  /** First row of the first sequence's slot, and how many each slot has. */
   readonly start: number;
   readonly rows: number;
-  readonly mask: Tensor; // [length, rows + length], or [1, rows]: 0 where visible, -Infinity elsewhere
-  readonly even: Tensor; // [length, 2] zeros
+  /** 0 where visible, -Infinity elsewhere: [length, rows + length], or [1, rows]; of several sequences [sequences, 1, rows] */
+  readonly mask: Tensor;
+  readonly even: Tensor; // [length * sequences, 2] zeros
 }

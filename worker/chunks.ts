@@ -162,13 +162,13 @@ function readLength(rows: number, newTokens: number, readStep: number): number {
   return paddedLength(rows, Math.max(readStep, 2 ** Math.ceil(Math.log2(rows)) / 4));
 }
 
-/** causalMask of each segment of a run, one behind the other. [segments, length, paddedRows] */
-export function masksOf(run: ChunkRun, maskOf: (segment: ChunkSegment) => Float32Array): Float32Array {
-  const [first] = run;
-  if (run.length === 1) return maskOf(first);
-  const masks = new Float32Array(run.length * first.length * first.paddedRows);
-  run.forEach((segment, i) => masks.set(maskOf(segment), i * first.length * first.paddedRows));
-  return masks;
+/** Masks of the segments of a run, all of one size, one behind the other. [segments, length, columns] */
+export function joinMasks(masks: readonly Float32Array[]): Float32Array {
+  const [first = new Float32Array(0)] = masks;
+  if (masks.length === 1) return first;
+  const joined = new Float32Array(masks.length * first.length);
+  masks.forEach((mask, i) => joined.set(mask, i * first.length));
+  return joined;
 }
 
 /**

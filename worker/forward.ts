@@ -17,7 +17,7 @@ import { ChunkPrograms, EmbeddingProgram, HeadProgram, type ChunkForm } from './
 import type { RankParts } from './rank-parts.ts';
 import { RoutedExperts } from './routed-experts.ts';
 import { scoreRows } from './score.ts';
-import { exchangesInside } from './schemes/create-exchange.ts';
+import { joinsSequences } from './schemes/create-exchange.ts';
 import type { RankSeat } from './schemes/exchange.ts';
 import { LatentStager } from './staging.ts';
 
@@ -64,7 +64,7 @@ export class Forward implements Disposable {
     this.stager = new LatentStager(parts, plan, rank, group);
     this.experts = new RoutedExperts(parts, rank);
     this.exactPrefill = parts.cache.staging !== undefined;
-    this.joinsSequences = parts.cache.recent === undefined && !exchangesInside(plan);
+    this.joinsSequences = joinsSequences(parts, plan);
     this.labels = parts.weights.layers.map((_, layer) => ({
       exchange: `layer ${layer}, inside attention`,
       attention: `layer ${layer}, attention`,

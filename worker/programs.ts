@@ -6,7 +6,7 @@ import { invariant } from '../config/errors.ts';
 import { nearTokens } from '../config/near-tokens.ts';
 import type { Deal } from '../config/shard-plan.ts';
 import type { AttentionInputs } from './attention-inputs.ts';
-import { causalMask, masksOf, type Chunk, type ChunkSegment } from './chunks.ts';
+import { causalMask, joinMasks, type Chunk, type ChunkSegment } from './chunks.ts';
 import { bytesOf, type RankParts } from './rank-parts.ts';
 import { expandingIsCheaper } from './expanded-heads.ts';
 import { createExchange } from './schemes/create-exchange.ts';
@@ -126,7 +126,7 @@ export class ChunkPrograms implements Disposable {
     }
     for (const [window, masks] of this.masks)
       chunk.runs.forEach((run, i) => {
-        const mask = masksOf(run, (segment) => this.maskOf(segment, window));
+        const mask = joinMasks(run.map((segment) => this.maskOf(segment, window)));
         this.kernels.upload(defined(masks[i]), bytesOf(mask));
       });
     this.recentChunk?.load(chunk);

@@ -81,13 +81,13 @@ export function headsOfRows(ops: Ops, cache: Tensor, segment: RowsOfSlot, headDi
 /** Some columns of the rows that several sequences read, in slots side by side. [sequences, cacheRows, columns] */
 export function rowsOfSlots(
   ops: Ops,
-  cache: Tensor, // [slots * rowsPerSlot, width]
+  cache: Tensor, // [slots * rowsPerSlot, width], perhaps with a spare row behind
   rowsPerSlot: number,
   segment: RowsOfSlots,
   columns: Range,
 ): Tensor {
-  const slots = ops.reshape(cache, [dim(cache, 0) / rowsPerSlot, rowsPerSlot, dim(cache, 1)]);
-  const own = ops.slice(slots, 0, segment.cacheStart / rowsPerSlot, segment.sequences);
+  const rows = ops.slice(cache, 0, segment.cacheStart, segment.sequences * rowsPerSlot);
+  const own = ops.reshape(rows, [segment.sequences, rowsPerSlot, dim(cache, 1)]);
   return ops.slice(ops.slice(own, 1, 0, segment.cacheRows), 2, columns.start, size(columns));
 }
 

@@ -2,17 +2,29 @@
  * Sequences that are decoded together, of which attention takes those in slots side by side at once, get the logits that
  * each gets alone: with heads and with latents, with windows, on every backend, also with a slot between them that rests.
  */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { WorkerOptions } from '../../collective/setup.ts';
 import type { Scheme } from '../../config/schemes.ts';
+import { convertTinyNear } from '../helpers/convert-near.ts';
 import { divergences } from '../helpers/divergence.ts';
 import { tinyModel } from '../helpers/golden.ts';
 import { startLocalRanks } from '../helpers/local-ranks.ts';
 import { tinyVocab, writeTinyMla } from '../helpers/tiny-mla.ts';
 
 let latent: Awaited<ReturnType<typeof writeTinyMla>>;
-beforeAll(async () => (latent = await writeTinyMla({ latentDim: 64, ropeDim: 64 })));
-afterAll(() => latent[Symbol.asyncDispose]());
+let root: string;
+beforeAll(async () => {
+  latent = await writeTinyMla({ latentDim: 64, ropeDim: 64 });
+  root = mkdtempSync(join(tmpdir(), 'joined-'));
+  await convertTinyNear(tinyModel('llama-gqa'), join(root, 'near'), { sinks: 3, window: 11 }, 4, 6);
+});
+afterAll(async () => {
+  await latent[Symbol.asyncDispose]();
+  rmSync(root, { recursive: true });
+});
 
 /** Tokens of the prompt in each slot, different enough for masks to differ, some beyond the first block of rows. */
 const lengths = [5, 70, 33, 1, 68];
@@ -51,9 +63,16 @@ describe.each([
   ['latent', 1, {}],
   ['latent', 2, { scheme: 'tpla' }],
   ['latent', 2, { scheme: 'gla' }],
-  ['latent', 2, { scheme: 'dcp' }], // never joined
+  ['latent', 2, { scheme: 'dcp' }],
+  ['latent', 3, { scheme: 'tpla-exact' }], // never joined
+  ['near', 1, {}],
+  ['near', 2, { scheme: 'mla' }],
+  ['near', 3, { scheme: 'dcp' }], // the prompts leave no row on some ranks
+  ['near', 2, { scheme: 'tpla' }],
+  ['near', 2, { scheme: 'gla' }],
 ] as const)('%s on %i ranks %o', (name, worldSize, options) => {
-  const pathOf = (): string => (name === 'latent' ? latent.path : tinyModel(name));
+  const pathOf = (): string =>
+    name === 'latent' ? latent.path : name === 'near' ? join(root, 'near') : tinyModel(name);
 
   test.each([
     ['reference', 'f32'],

@@ -120,7 +120,7 @@ export interface Ops {
   /**
    * `attend` over a part of the positions. With logSumExp, the logarithm of the sum of exp of the scaled, capped and
    * masked scores, the parts are merged exactly (online softmax, arXiv 1805.02867, section 3).
-   * @param mask [T, S]
+   * @param mask [T, S] or [G, T, S]
    * @returns out [H, T, dv], logSumExp [H, T]; where no position is visible: zeros, and a finite number below -1e29
    */
   attendPartial(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: AttendOptions): PartialAttention;

@@ -128,11 +128,11 @@ function recordOps(steps: Step[], results: Storage[]): Ops {
     softcap: (x, softcap) =>
       elementwise(shapes.broadcastShape('softcap', x, x), x, x, (value) => capped(value, softcap)),
     attend: (q, keys, values, mask, options) =>
-      record(shapes.attendShape(q, keys, values, mask, 'any'), (out) =>
+      record(shapes.attendShape(q, keys, values, mask), (out) =>
         attendStep(asStrided(q), asStrided(keys), asStrided(values), asStrided(mask), options, out),
       ),
     attendPartial(q, keys, values, mask, options) {
-      const shape = shapes.attendShape(q, keys, values, mask, 'one');
+      const shape = shapes.attendShape(q, keys, values, mask);
       // One step fills both results; the second is recorded with a step that does nothing.
       const logSumExp = record(shape.slice(0, 2), () => () => undefined);
       const out = record(shape, (result) =>

@@ -1,4 +1,5 @@
 /** Which scheme exchanges what inside attention. */
+import { nearTokens } from '../../config/near-tokens.ts';
 import type { ShardPlan } from '../../config/shard-plan.ts';
 import type { Chunk } from '../chunks.ts';
 import type { RankParts } from '../rank-parts.ts';
@@ -6,8 +7,10 @@ import { DealtPositions } from './dealt-positions.ts';
 import type { Exchange, RankSeat } from './exchange.ts';
 import { SummedScores } from './summed-scores.ts';
 
-export function exchangesInside({ scheme, worldSize }: ShardPlan): boolean {
-  return worldSize > 1 && (scheme === 'tpla-exact' || scheme === 'dcp');
+/** Whether attention of one token of each of several sequences can be one: there is code for that in the scheme. */
+export function joinsSequences({ model, cache }: RankParts, { scheme, worldSize }: ShardPlan): boolean {
+  const keepsLatents = cache.recent !== undefined && nearTokens(model) === undefined;
+  return !keepsLatents && (worldSize === 1 || scheme !== 'tpla-exact');
 }
 
 /** undefined: attention of this scheme needs no exchange. */

@@ -11,7 +11,8 @@
 import { invariant } from '../../config/errors.ts';
 import type { MlaConfig } from '../../config/model-config.ts';
 import { size, type Range } from '../../config/shard-plan.ts';
-import type { AttentionInputs } from '../attention-inputs.ts';
+import { attendPartOfLatents } from '../attention-batch.ts';
+import { tokensIn, type AttentionInputs, type Segment } from '../attention-inputs.ts';
 import {
   biased,
   cacheQuery,
@@ -24,7 +25,7 @@ import {
   type Query,
 } from '../attention.ts';
 import type { Chunk } from '../chunks.ts';
-import type { Ops, Tensor } from '../kernels/kernels.ts';
+import type { Ops, PartialAttention, Tensor } from '../kernels/kernels.ts';
 import type { LayerCache } from '../latent-cache.ts';
 import { normed } from '../layer.ts';
 import { bytesOf, type RankParts } from '../rank-parts.ts';
@@ -72,22 +73,16 @@ export class DealtPositions implements Exchange {
     writeLatent(ops, model, config, mla, rows, h, inputs);
     const queries = queryParts(ops, model, config, mla, mla.decode, mla.ropeShard, h, inputs);
     const query = cacheQuery(ops, mla.decode, queries); // [tokens, heads, columns]
-    const columns = dim(query, 2);
     const segments = inputs.segments.map((segment) => {
-      const held = rowsOf(ops, rows, segment);
-      const keys = ops.slice(held, 2, dim(rows, 1) - columns, columns); // [1, paddedRows, columns]
-      const values = ops.slice(held, 2, 0, config.latentDim); // [1, paddedRows, r]
-      const q = ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]);
-      const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
-      const part = ops.attendPartial(q, keys, values, segment.mask, options); // [heads, length, r], [heads, length]
+      const part = this.attendHeld(ops, config, query, rows, segment, inputs); // [heads, tokens, r], [heads, tokens]
       const { slope } = mla.near ?? {};
       const { out, logSumExp } =
         slope === undefined || queries.nope === undefined
           ? part
-          : moved(ops, config, { slope }, ops.slice(queries.nope, 1, segment.offset, segment.length), part);
+          : moved(ops, config, { slope }, ops.slice(queries.nope, 1, segment.offset, tokensIn(segment)), part);
       return {
-        mixed: tokensFirst(ops, ops.matmul(mla.decode.valueUp, out)), // [length, heads * v]
-        logSumExp: ops.contiguous(ops.permute(logSumExp, [1, 0])), // [length, heads]
+        mixed: tokensFirst(ops, ops.matmul(mla.decode.valueUp, out)), // [tokens, heads * v]
+        logSumExp: ops.contiguous(ops.permute(logSumExp, [1, 0])), // [tokens, heads]
       };
     });
     const outputs = [
@@ -103,6 +98,25 @@ export class DealtPositions implements Exchange {
     return mla.near === undefined
       ? outputs
       : [...outputs, ...this.nearTokens(ops, config, mla.near, queries, h, inputs)];
+  }
+
+  /** Over the rows that this rank holds. out [heads, length * sequences, r], logSumExp [heads, length * sequences] */
+  private attendHeld(
+    ops: Ops,
+    config: MlaConfig,
+    query: Tensor, // [tokens, heads, columns]
+    rows: Tensor,
+    segment: Segment,
+    inputs: AttentionInputs,
+  ): PartialAttention {
+    const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
+    if (segment.sequences > 1) return attendPartOfLatents(ops, config.ropeDim, query, rows, segment, inputs, options);
+    const columns = dim(query, 2);
+    const held = rowsOf(ops, rows, segment);
+    const keys = ops.slice(held, 2, dim(rows, 1) - columns, columns); // [1, paddedRows, columns]
+    const values = ops.slice(held, 2, 0, config.latentDim); // [1, paddedRows, r]
+    const q = ops.permute(ops.slice(query, 0, segment.offset, segment.length), [1, 0, 2]);
+    return ops.attendPartial(q, keys, values, segment.mask, options);
   }
 
   /** [tokens, own heads * v], [tokens, own heads]; the chunk's rows are kept for later ones. */

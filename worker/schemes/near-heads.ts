@@ -8,7 +8,14 @@
 import { invariant } from '../../config/errors.ts';
 import type { MlaConfig, ModelConfig, NearTokens } from '../../config/model-config.ts';
 import { size, type Range } from '../../config/shard-plan.ts';
-import type { AttentionInputs, RecentInputs, RecentSegment, Segment } from '../attention-inputs.ts';
+import {
+  tokensIn,
+  type AttentionInputs,
+  type RecentInputs,
+  type RecentSegment,
+  type Segment,
+} from '../attention-inputs.ts';
+import { attendPartOfLatents, partOfHeads } from '../attention-batch.ts';
 import {
   absorbed,
   biased,
@@ -69,10 +76,11 @@ export function attendNear(
       query,
       source,
       segment,
+      inputs,
       inputs.expanded?.[i],
       staging !== undefined,
     );
-    return tokensFirst(ops, mergedByLogSumExp(ops, shared, far, exactly.even)); // [length, heads * v]
+    return tokensFirst(ops, mergedByLogSumExp(ops, shared, far, exactly.even)); // [length * sequences, heads * v]
   });
   // After the reads above: these rows may hold tokens that the first of this chunk still see.
   if (!recent.writesFirst) ops.scatterRows(recent.rows, own, recent.indices);
@@ -123,7 +131,7 @@ function rotatedBySource(
 /**
  * @param heads of `query`, counted from the first local one  @param query [heads, tokens, d]
  * @param own rows of the chunk's tokens
- * @returns out [heads, length, d], logSumExp [heads, length]
+ * @returns out [heads, length * sequences, d], logSumExp [heads, length * sequences]
  */
 export function attendNearTokens(
   ops: Ops,
@@ -138,14 +146,20 @@ export function attendNearTokens(
 ): PartialAttention {
   const { nopeDim: headDim } = config;
   const width = dim(rows, 1);
-  const kept = ops.slice(ops.reshape(rows, [1, dim(rows, 0), width]), 1, exactly.start, exactly.rows);
-  const ofChunk = ops.reshape(ops.slice(own, 0, segment.offset, segment.length), [1, segment.length, width]);
-  const tokens = writesFirst ? kept : ops.concat([kept, ofChunk], 1); // [1, rows (+ length), 2 G d]
+  const { offset, sequences } = segment;
+  const ofSlots = ops.slice(rows, 0, exactly.start, sequences * exactly.rows);
+  const kept = ops.reshape(ofSlots, [sequences, exactly.rows, width]);
+  const ofChunk = (): Tensor => ops.reshape(ops.slice(own, 0, offset, segment.length), [1, segment.length, width]);
+  const tokens = writesFirst ? kept : ops.concat([kept, ofChunk()], 1); // [sequences, rows (+ length), 2 G d]
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };
-  const ofSegment = ops.contiguous(ops.slice(query, 1, segment.offset, segment.length)); // [heads, length, d]
+  const ofSegment = ops.contiguous(ops.slice(query, 1, offset, tokensIn(segment))); // [heads, length * sequences, d]
   const runs = near.queriesOfKvHead(heads);
   // Heads of equally many queries each are one product.
-  if (runs.length * headDim * 2 === width && new Set(runs.map(({ queries }) => size(queries))).size === 1) {
+  if (
+    sequences === 1 &&
+    runs.length * headDim * 2 === width &&
+    new Set(runs.map(({ queries }) => size(queries))).size === 1
+  ) {
     const perHead = ops.permute(ops.reshape(tokens, [dim(tokens, 1), 2 * runs.length, headDim]), [1, 0, 2]);
     const keys = ops.slice(perHead, 0, 0, runs.length); // [G, rows (+ length), d]
     const values = ops.slice(perHead, 0, runs.length, runs.length);
@@ -155,7 +169,9 @@ export function attendNearTokens(
     const q = ops.slice(ofSegment, 0, queries.start, size(queries));
     const keys = ops.slice(tokens, 2, kvHead * headDim, headDim);
     const values = ops.slice(tokens, 2, width / 2 + kvHead * headDim, headDim);
-    return ops.attendPartial(q, keys, values, exactly.mask, options);
+    if (sequences === 1) return ops.attendPartial(q, keys, values, exactly.mask, options);
+    const bySequence = ops.reshape(ops.contiguous(ops.permute(q, [1, 0, 2])), [sequences * size(queries), 1, headDim]);
+    return partOfHeads(ops, segment, ops.attendPartial(bySequence, keys, values, exactly.mask, options));
   });
   return {
     out: joined(
@@ -169,7 +185,7 @@ export function attendNearTokens(
   };
 }
 
-/** @returns out [heads, length, v], logSumExp [heads, length] */
+/** @returns out [heads, length * sequences, v], logSumExp [heads, length * sequences] */
 function attendFarTokens(
   ops: Ops,
   config: MlaConfig,
@@ -178,11 +194,12 @@ function attendFarTokens(
   { nope, rope }: Query,
   source: Tensor,
   segment: Segment,
+  slots: Pick<AttentionInputs, 'rowsPerSlot'>,
   expanded: Tensor | undefined,
   staged: boolean,
 ): PartialAttention {
   invariant(nope !== undefined && keyUp !== undefined, 'near tokens in a model without a nope part');
-  const own = ops.slice(nope, 1, segment.offset, segment.length);
+  const own = ops.slice(nope, 1, segment.offset, tokensIn(segment));
   const offset = (part: PartialAttention): PartialAttention => {
     const centred = slope === undefined ? part : moved(ops, config, { slope }, own, part);
     return old === undefined ? centred : moved(ops, config, old, own, centred);
@@ -194,7 +211,12 @@ function attendFarTokens(
     const q = ops.concat([nope, ops.contiguous(ops.permute(rope, [1, 0, 2]))], 2); // [heads, tokens, n + p]
     return offset(ops.attendPartial(ofSegment(q), keys, values, segment.mask, options));
   }
-  const q = ops.permute(absorbed(ops, keyUp, nope, rope), [1, 0, 2]); // [heads, tokens, columns + p]
+  const query = absorbed(ops, keyUp, nope, rope); // [tokens, heads, columns + p]
+  if (segment.sequences > 1) {
+    const part = attendPartOfLatents(ops, config.ropeDim, query, source, segment, slots, options);
+    return offset({ out: ops.matmul(valueUp, part.out), logSumExp: part.logSumExp });
+  }
+  const q = ops.permute(query, [1, 0, 2]); // [heads, tokens, columns + p]
   const width = dim(source, 1);
   const start = staged ? 0 : segment.cacheStart;
   const keys = ops.slice(ops.reshape(source, [1, dim(source, 0), width]), 1, start, segment.cacheRows);

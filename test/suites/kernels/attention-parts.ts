@@ -84,6 +84,22 @@ export function describeAttentionParts({ test, tolerances }: KernelSuite): void 
       }
     });
 
+    for (const softcap of [0, 5])
+      test(`attendPartial with a mask for each batch of keys, softcap ${softcap}`, (kernels) => {
+        const q = randomValues(89, [6, 2, 40], -2, 2);
+        const rows = randomValues(90, [3, 45, 40], -2, 2);
+        const masks = [0, 20, 43].map((start) => causalMask(2, 45, start));
+        masks[1]?.fill(-Infinity, 0, 45); // of one token of one sequence nothing is visible
+        const mask = { shape: [3, 2, 45], data: Float32Array.from(masks.flatMap((each) => [...each])) };
+        const options = { scale: 0.3, softcap };
+        const { out, logSumExp } = attendPartial(kernels, q, rows, mask, options);
+        masks.forEach((data, g) => {
+          const own = attendPartial(kernels, expectedSlice(q, 0, 2 * g, 2), expectedSlice(rows, 0, g, 1), { shape: [2, 45], data }, options); // prettier-ignore
+          expectClose(out.subarray(2 * g * 64, 2 * (g + 1) * 64), own.out, tolerances.attend);
+          expectClose(logSumExp.subarray(4 * g, 4 * (g + 1)), own.logSumExp, tolerances.attend);
+        });
+      });
+
     test('attendPartial over an f16 cache', (kernels) => {
       const { bits, values } = randomHalves(87, 45 * 40);
       const rows = { shape: [1, 45, 40], data: values };

@@ -1,6 +1,6 @@
 /** Which sequences of a decode step one attention takes at once, and how many rows it reads of each. */
 import { expect, test } from 'vitest';
-import { causalMask, chunksOf, masksOf, type ChunkRun } from '../../../worker/chunks.ts';
+import { causalMask, chunksOf, joinMasks, type ChunkRun } from '../../../worker/chunks.ts';
 
 const deal = { part: 0, parts: 1, block: 1 };
 const layout = { rowsPerSlot: 4096, readStep: 256, deal, spareRow: 64 * 4096 };
@@ -85,7 +85,7 @@ test('segments lie one behind the other, and each run has the masks of its own',
     [4, 0, 1, 40],
     [5, 1, 1, 90],
   ]);
-  const masks = masksOf(run!, (segment) => causalMask(segment, deal, 0));
+  const masks = joinMasks(run!.map((segment) => causalMask(segment, deal, 0)));
   const visible = [0, 1].map((i) => masks.subarray(128 * i, 128 * (i + 1)).filter((value) => value === 0).length);
   expect([masks.length, ...visible]).toEqual([256, 41, 91]);
 });

@@ -102,7 +102,6 @@ function attendByColumn(recorder: GraphRecorder, attention: Attention, columns: 
  */
 export function attendPartial(recorder: GraphRecorder, stored: Attention): PartialAttention {
   checkAttention(stored);
-  check(stored.mask.shape.length === 2, 'attendPartial: one mask for all');
   const attention = unpacked(recorder, stored);
   const { mask, options, constants } = attention;
   const { scale, softcap } = options;
@@ -111,7 +110,7 @@ export function attendPartial(recorder: GraphRecorder, stored: Attention): Parti
     softcap === 0
       ? recorder.emit('f32', raw.shape, (c, f) => f.scale(c, raw.pointer, scale))
       : capped(recorder, raw, scale, softcap);
-  const visible = recorder.emit('f32', raw.shape, (c, f) => f.add(c, scores.pointer, mask.pointer));
+  const visible = withMask(recorder, scores, mask);
   const shares = softMax(recorder, constants, scores, mask, 1);
   return {
     out: mixed(recorder, shares, wideValues),
@@ -138,6 +137,16 @@ function logSumExp(recorder: GraphRecorder, score: GgmlTensor, share: GgmlTensor
   const above0 = recorder.emit('f32', share.shape, (c, f) => f.scaleBias(c, share.pointer, 1, 1e-30));
   const log = recorder.emit('f32', share.shape, (c, f) => f.log(c, above0.pointer));
   return recorder.emit('f32', share.shape, (c, f) => f.sub(c, score.pointer, log.pointer));
+}
+
+/** @param x [H, T, S]  @param mask [T, S] or [G, T, S]  @returns [H, T, S] */
+function withMask(recorder: GraphRecorder, x: GgmlTensor, mask: GgmlTensor): GgmlTensor {
+  const [H, T, S] = sizes(x);
+  const masks = mask.shape.length === 3 ? mask.shape[0]! : 1;
+  const rows = recorder.reshape(x, [masks, H / masks, T, S]);
+  const own = recorder.reshape(mask, [masks, 1, T, S]);
+  const sum = recorder.emit('f32', rows.shape, (c, f) => f.add(c, rows.pointer, own.pointer));
+  return recorder.reshape(sum, x.shape);
 }
 
 /** @param x [H, T, S]  @returns [H, T] */

@@ -151,11 +151,11 @@ function recordOps(recorder: Recorder): Ops {
         steps.rope(recorder, s(x), s(positions), s(frequencies), options, out),
       ),
     attend: (q, keys, values, mask, options) =>
-      record(shapes.attendShape(q, keys, values, mask, 'any'), (out) =>
+      record(shapes.attendShape(q, keys, values, mask), (out) =>
         steps.attend(recorder, s(q), s(keys), s(values), s(mask), options, out),
       ),
     attendPartial(q, keys, values, mask, options) {
-      const shape = shapes.attendShape(q, keys, values, mask, 'one');
+      const shape = shapes.attendShape(q, keys, values, mask);
       const logSumExp = recorder.result(shape.slice(0, 2));
       const out = record(shape, (result) =>
         steps.attend(recorder, s(q), s(keys), s(values), s(mask), options, result, logSumExp),

@@ -90,7 +90,7 @@ export function ropeShape(x: Tensor, positions: Tensor, frequencies: Tensor): Sh
 }
 
 /** @param masks whether each batch of keys may have a mask of its own */
-export function attendShape(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, masks: 'one' | 'any'): Shape {
+export function attendShape(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor): Shape {
   const [heads, tokens, keyDim] = q.shape;
   const [groups, length] = keys.shape;
   const valueDim = values.shape[2];
@@ -98,10 +98,9 @@ export function attendShape(q: Tensor, keys: Tensor, values: Tensor, mask: Tenso
     q.shape.length === 3 &&
       sameShape(keys.shape, [groups!, length!, keyDim!]) &&
       sameShape(values.shape, [groups!, length!, valueDim!]) &&
-      (sameShape(mask.shape, [tokens!, length!]) ||
-        (masks === 'any' && sameShape(mask.shape, [groups!, tokens!, length!]))),
+      (sameShape(mask.shape, [tokens!, length!]) || sameShape(mask.shape, [groups!, tokens!, length!])),
     `attend: q [${q.shape.join(', ')}], keys [${keys.shape.join(', ')}], values [${values.shape.join(', ')}], mask [${mask.shape.join(', ')}], ` +
-      `expected [h, t, dk], [g, s, dk], [g, s, dv], [t, s]${masks === 'any' ? ' or [g, t, s]' : ''}`,
+      `expected [h, t, dk], [g, s, dk], [g, s, dv], [t, s] or [g, t, s]`,
   );
   expectType('attend: q', q, ['f32']);
   expectType('attend: keys', keys, ['f32', 'f16']);
