@@ -5,7 +5,7 @@ import type { ExactTokens } from '../../config/shard-plan.ts';
 import type { CommandContext } from '../command-context.ts';
 import { textForConversion } from '../convert/cached-conversion.ts';
 import { conversionFlags, conversionSettings } from '../convert/conversion-flags.ts';
-import type { ConversionOptions, ConversionReport } from '../convert/conversion-options.ts';
+import type { ConversionReport, ConversionRequest } from '../convert/conversion-options.ts';
 import { convertCheckpoint, dryRun } from '../convert/convert-checkpoint.ts';
 import { explain } from '../convert/explain.ts';
 import type { ConversionPrediction } from '../convert/predict.ts';
@@ -56,7 +56,7 @@ async function convert(flags: ConvertFlags, context: CommandContext): Promise<vo
   if (flags.explain) context.log(explain(report.layers));
 }
 
-async function optionsOf(flags: ConvertFlags, context: CommandContext): Promise<ConversionOptions> {
+async function optionsOf(flags: ConvertFlags, context: CommandContext): Promise<ConversionRequest> {
   const { backend, transport, threads, ranks } = flags;
   const cluster = await loadClusterConfig({ flags: { model: flags.source, backend, transport, threads, ranks } });
   const model = await resolveModel(cluster.model, context);

@@ -13,7 +13,7 @@ import { cacheFolder } from '../fetch.ts';
 import { openText } from '../text.ts';
 import type { ConversionSettings } from './conversion-flags.ts';
 import { conversionKey } from './conversion-key.ts';
-import type { ConversionOptions } from './conversion-options.ts';
+import { optionsFor, type ConversionOptions } from './conversion-options.ts';
 import { convertCheckpoint } from './convert-checkpoint.ts';
 
 const cacheSeed = 1;
@@ -80,7 +80,7 @@ async function keyOf(
 ): Promise<string | undefined> {
   await using checkpoint = await openCheckpoint(source);
   if (checkpoint.config.attention.kind === 'mla') return undefined;
-  return await conversionKey(checkpoint, { ...settings, seed: cacheSeed, cluster });
+  return await conversionKey(checkpoint, optionsFor(checkpoint, { ...settings, seed: cacheSeed, cluster }));
 }
 
 async function exists(path: string): Promise<boolean> {

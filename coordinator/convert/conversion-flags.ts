@@ -5,11 +5,11 @@
 import type { Argv } from 'yargs';
 import { ConfigError } from '../../config/errors.ts';
 import type { ExactTokens } from '../../config/shard-plan.ts';
-import { floatTypes, type FloatType } from '../../model/transmla/encode-floats.ts';
+import { type MatrixType, matrixTypes } from '../../model/transmla/encode-floats.ts';
 import { type RecipeStep, recipeStepNames, recipeSteps } from '../../model/transmla/recipe-steps.ts';
 import { optionalNumber } from '../flags.ts';
 import { defaultCacheRatio } from './choose-settings.ts';
-import { conversionMethods, type ConversionMethod, type ConversionOptions } from './conversion-options.ts';
+import { conversionMethods, type ConversionMethod, type ConversionRequest } from './conversion-options.ts';
 
 export interface ConversionFlags {
   readonly exact?: boolean | undefined;
@@ -23,7 +23,7 @@ export interface ConversionFlags {
   readonly balance?: number | 'auto' | undefined;
   readonly calibration?: readonly string[] | undefined;
   readonly calibrationTokens?: number | undefined;
-  readonly dtype?: FloatType | undefined;
+  readonly dtype?: MatrixType | undefined;
   readonly keepWindow?: number | undefined;
   readonly keepSinks?: number | undefined;
 }
@@ -47,7 +47,7 @@ const flagNames = {
 } as const satisfies Record<keyof ConversionFlags, string>;
 
 export type ConversionSettings = Pick<
-  ConversionOptions,
+  ConversionRequest,
   'method' | 'without' | 'sizes' | 'near' | 'calibration' | 'calibrationTokens' | 'dtype' | 'untouched'
 >;
 
@@ -102,9 +102,11 @@ export function conversionFlags<T>(command: Argv<T>) {
       defaultDescription: `${usualNear.sinks} where last ones do`,
     })
     .option('dtype', {
-      choices: floatTypes,
-      describe: 'type of all written matrices',
-      defaultDescription: 'f16 for those converted, with --exact f32; the others stay bit for bit as they are',
+      choices: matrixTypes,
+      describe:
+        'type of all written matrices; q8_0: of those converted where their rows are whole blocks of 32, smaller and faster',
+      defaultDescription:
+        'for those converted f16, q8_0 where the source has its attention in blocks, with --exact f32; the others stay bit for bit as they are',
     });
 }
 
@@ -164,6 +166,10 @@ export function conversionSettings(flags: ConversionFlags): ConversionSettings {
   const calibrationTokens = flags.calibrationTokens ?? defaultCalibrationTokens[exact ? 'exact' : 'fitted'];
   if (flags.portable === true && (exact || flags.method === 'published'))
     throw new ConfigError('portable: belongs to --method recipe; leave out --exact and --method published');
+  if (flags.dtype === 'q8_0' && (exact || flags.portable === true))
+    throw new ConfigError(
+      `dtype: q8_0 ${exact ? 'rounds what --exact is to keep' : 'is unknown to stock code'}; leave it out or use f16, bf16 or f32`,
+    );
   return {
     method: flags.method ?? 'recipe',
     without: new Set(flags.without),
@@ -179,9 +185,9 @@ export function conversionSettings(flags: ConversionFlags): ConversionSettings {
     near: nearTokensOf(flags, calibrationTokens),
     calibration: flags.calibration ?? ['self'],
     calibrationTokens,
-    dtype: flags.dtype ?? (exact ? 'f32' : 'f16'),
+    dtype: flags.dtype ?? (exact ? 'f32' : flags.portable === true ? 'f16' : 'auto'),
     // Stock code knows no quantised blocks.
-    untouched: flags.dtype ?? (flags.portable === true ? 'f16' : 'keep'),
+    untouched: (flags.dtype === 'q8_0' ? undefined : flags.dtype) ?? (flags.portable === true ? 'f16' : 'keep'),
   };
 }
 

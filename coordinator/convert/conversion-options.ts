@@ -4,7 +4,9 @@
  */
 import type { ClusterConfig } from '../../config/cluster.ts';
 import type { ExactTokens } from '../../config/shard-plan.ts';
-import type { FloatType } from '../../model/transmla/encode-floats.ts';
+import type { Checkpoint } from '../../model/checkpoint.ts';
+import { weightLayout } from '../../model/tensor-types.ts';
+import type { MatrixType } from '../../model/transmla/encode-floats.ts';
 import type { RecipeStep } from '../../model/transmla/recipe-steps.ts';
 import type { UntouchedType } from '../../model/transmla/untouched-tensors.ts';
 import type { ModelText } from '../text.ts';
@@ -33,7 +35,7 @@ export interface ConversionOptions {
   readonly calibrationTokens: number;
   readonly seed: number;
   /** Of the matrices that are converted. */
-  readonly dtype: FloatType;
+  readonly dtype: MatrixType;
   /** Of the others. */
   readonly untouched: UntouchedType;
   /** null: the model has none; calibration on its own text then begins with random tokens. */
@@ -42,6 +44,26 @@ export interface ConversionOptions {
   readonly cluster: Pick<ClusterConfig, 'compute' | 'collective' | 'ranks'>;
   readonly log: (line: string) => void;
   readonly signal?: AbortSignal;
+}
+
+/** The same before the source is known. */
+export interface ConversionRequest extends Omit<ConversionOptions, 'dtype'> {
+  /** auto: 8-bit blocks for a source whose attention is stored in blocks, else half precision. */
+  readonly dtype: MatrixType | 'auto';
+}
+
+export function optionsFor<Request extends Pick<ConversionRequest, 'dtype'>>(
+  source: Checkpoint,
+  request: Request,
+): Request & Pick<ConversionOptions, 'dtype'> {
+  const stored = source.shapeOf('query', 0)?.type;
+  const usual = stored !== undefined && weightLayout(stored).blockSize > 1 ? 'q8_0' : 'f16';
+  return { ...request, dtype: request.dtype === 'auto' ? usual : request.dtype };
+}
+
+/** Exact conversion approximates nothing, so the plain way is as good as any. */
+export function methodOf({ method, sizes }: Pick<ConversionOptions, 'method' | 'sizes'>): ConversionMethod {
+  return sizes.exact ? 'published' : method;
 }
 
 /** Where one layer loses. Shares of energy; what was not measured is null. */
@@ -77,7 +99,7 @@ export interface ConversionReport {
   /** null: the method has none. */
   readonly balance: number | null;
   readonly seed: number;
-  readonly dtype: FloatType;
+  readonly dtype: MatrixType;
   /** 'self', or the names of the text files. */
   readonly calibration: string;
   readonly calibrationTokens: number;

@@ -33,7 +33,13 @@ import {
   type WindowCounts,
 } from './calibration-text.ts';
 import { candidateSettings, recipeCandidates } from './choose-settings.ts';
-import type { ConversionMethod, ConversionOptions, ConversionReport } from './conversion-options.ts';
+import {
+  methodOf,
+  optionsFor,
+  type ConversionOptions,
+  type ConversionReport,
+  type ConversionRequest,
+} from './conversion-options.ts';
 import { conversionKey } from './conversion-key.ts';
 import { ConversionProgress } from './conversion-progress.ts';
 import { convertPublishedModel } from './convert-published.ts';
@@ -55,10 +61,11 @@ const heldOutWindows = 2;
  * @returns the report that also stands in the folder
  * @throws ConfigError for a model that cannot be converted, sizes that do not fit, a text too short, a folder in the way
  */
-export async function convertCheckpoint(options: ConversionOptions): Promise<ConversionReport> {
+export async function convertCheckpoint(request: ConversionRequest): Promise<ConversionReport> {
   const watch = new Stopwatch();
-  await checkOutputFolder(options.out, options.force);
-  await using source = await openCheckpoint(options.model);
+  await checkOutputFolder(request.out, request.force);
+  await using source = await openCheckpoint(request.model);
+  const options = optionsFor(source, request);
   const candidates = candidatesOf(source, options);
   const counts = windowCounts(source, options);
   const prepared = await prepareText(options, counts);
@@ -153,9 +160,10 @@ function reportOf(
  * What convertCheckpoint would do, without doing it.
  * @throws ConfigError as convertCheckpoint does before it starts a cluster
  */
-export async function dryRun(options: ConversionOptions): Promise<ConversionPrediction> {
-  await checkOutputFolder(options.out, options.force);
-  await using source = await openCheckpoint(options.model);
+export async function dryRun(request: ConversionRequest): Promise<ConversionPrediction> {
+  await checkOutputFolder(request.out, request.force);
+  await using source = await openCheckpoint(request.model);
+  const options = optionsFor(source, request);
   const candidates = candidatesOf(source, options);
   const counts = windowCounts(source, options);
   await prepareText(options, counts);
@@ -185,11 +193,6 @@ function checkDisk({ peakDiskBytes, freeDiskBytes }: ConversionPrediction, out: 
     throw new ConfigError(
       `out: the conversion needs ${formatBytes(peakDiskBytes)} on the disk of ${out} while it runs, which has ${formatBytes(freeDiskBytes)} free; free some, or name a folder on another disk`,
     );
-}
-
-/** Exact conversion approximates nothing, so the plain way is as good as any. */
-function methodOf({ method, sizes }: ConversionOptions): ConversionMethod {
-  return sizes.exact ? 'published' : method;
 }
 
 interface Calibrated {

@@ -12,7 +12,7 @@ import {
 } from '../../collective/refit-maps.ts';
 import { splitStatistics } from '../../collective/statistics.ts';
 import type { Checkpoint } from '../../model/checkpoint.ts';
-import { roundFloats } from '../../model/transmla/encode-floats.ts';
+import { floatTypeOf, roundFloats } from '../../model/transmla/encode-floats.ts';
 import type { LatentRotation } from '../../model/transmla/latent-rotation.ts';
 import { averageStatistics, type KeyValueStatistics } from '../../model/transmla/layer-statistics.ts';
 import { headLayout, readGqaMaps, readOutputMap } from '../../model/transmla/read-layer.ts';
@@ -121,7 +121,7 @@ async function convertLayer(job: ConversionJob, settings: RecipeSettings, layer:
   const [keyUp, valueUp] = splitUp(oneShot.maps, shape);
   const values = refitValues(valueSums, valueUp, oneShot.meanValue, layout);
   const outputSums = splitFields(
-    await calibration.values(roundFloats(values.valueUp.data, dtype, `layer ${layer}, W_UV`)),
+    await calibration.values(roundFloats(values.valueUp.data, floatTypeOf(dtype), `layer ${layer}, W_UV`)),
     outputEquationFields(shape),
   );
   const refitted = refitOutput(outputSums, output, values.bias);

@@ -9,7 +9,7 @@ import { invariant } from '../../config/errors.ts';
 import { cacheNumbersPerToken, routes, type ModelConfig } from '../../config/model-config.ts';
 import type { Checkpoint, LayerRole } from '../../model/checkpoint.ts';
 import { rowBytes } from '../../model/tensor-types.ts';
-import { bytesPerFloat } from '../../model/transmla/encode-floats.ts';
+import { floatTypeOf, type MatrixType, storedType } from '../../model/transmla/encode-floats.ts';
 import { headLayout } from '../../model/transmla/read-layer.ts';
 import { untouchedTensors } from '../../model/transmla/untouched-tensors.ts';
 import type { WindowCounts } from './calibration-text.ts';
@@ -101,14 +101,16 @@ function convertedBytes(
   const { numHeads, headDim, numKvHeads } = headLayout(config);
   const { hiddenDim, numLayers } = config;
   const nopeDim = method === 'published' && ropeDim === numKvHeads * headDim ? 0 : headDim;
-  const query = numHeads * (nopeDim + ropeDim) * hiddenDim;
-  const down = (latentDim + ropeDim) * hiddenDim;
-  const up = numHeads * (nopeDim + headDim) * latentDim;
-  const output = method === 'recipe' ? hiddenDim * numHeads * headDim : 0;
+  const bytesOf = (rows: number, cols: number, type: MatrixType = dtype): number =>
+    rows * rowBytes(storedType(type, cols), cols);
+  const query = bytesOf(numHeads * (nopeDim + ropeDim), hiddenDim);
+  const down = bytesOf(latentDim + ropeDim, hiddenDim);
+  const up = bytesOf(numHeads * (nopeDim + headDim), latentDim, floatTypeOf(dtype));
+  const output = method === 'recipe' ? bytesOf(hiddenDim, numHeads * headDim) : 0;
   const biases = method === 'recipe' ? numHeads * (nopeDim + ropeDim) + latentDim + ropeDim + hiddenDim : 0;
   const near = nearTokens === null ? 0 : numKvHeads * headDim;
   const vectors = biases + near + ropeDim / 2 + latentDim ** 2 + latentDim;
-  return numLayers * ((query + down + up + output) * bytesPerFloat(dtype) + 4 * vectors);
+  return numLayers * (query + down + up + output + 4 * vectors);
 }
 
 function untouchedBytes(source: Checkpoint, { untouched, near }: ConversionOptions, method: ConversionMethod): number {

@@ -9,35 +9,35 @@ import {
 import { type MlaMaps, splitBias } from '../../model/transmla/attention-maps.ts';
 import { type Dense, rowsOf, stackRows } from '../../model/transmla/dense.ts';
 import type { RecipeLayer } from '../../model/transmla/recipe.ts';
-import { type FloatType, roundFloats } from '../../model/transmla/encode-floats.ts';
+import { floatTypeOf, type MatrixType, roundFloats, roundMatrix } from '../../model/transmla/encode-floats.ts';
 
 /** As they will be written, so that the stream is that of the checkpoint. */
 export function layerMaps(
   { maps, meanValue, farSlope }: Pick<RecipeLayer, 'maps' | 'meanValue' | 'farSlope'>,
   shape: RefitShape,
-  dtype: FloatType,
+  dtype: MatrixType,
 ): Float32Array {
   const fields = layerMapFields(shape);
   const payload = new Float32Array(fieldsLength(fields));
   const places = splitFields(payload, fields);
   const [query, down] = [splitBias(maps.query), splitBias(maps.latentDown)];
-  places.query.set(roundFloats(query.weight.data, dtype, 'query'));
+  places.query.set(roundMatrix(query.weight, dtype, 'query'));
   places.queryBias.set(query.bias ?? []);
-  places.latentDown.set(roundFloats(down.weight.data, dtype, 'latentDown'));
+  places.latentDown.set(roundMatrix(down.weight, dtype, 'latentDown'));
   places.latentDownBias.set(down.bias ?? []);
-  places.keyUp.set(roundFloats(splitUp(maps, shape)[0].data, dtype, 'latentUp'));
+  places.keyUp.set(roundFloats(splitUp(maps, shape)[0].data, floatTypeOf(dtype), 'latentUp'));
   places.frequencies.set(maps.frequencies);
   places.meanValue.set(meanValue.data);
   places.farSlope.set(farSlope.data);
   return payload;
 }
 
-export function outputMaps(output: Dense, shape: RefitShape, dtype: FloatType): Float32Array {
+export function outputMaps(output: Dense, shape: RefitShape, dtype: MatrixType): Float32Array {
   const fields = outputMapFields(shape);
   const payload = new Float32Array(fieldsLength(fields));
   const places = splitFields(payload, fields);
   const { weight, bias } = splitBias(output);
-  places.output.set(roundFloats(weight.data, dtype, 'output'));
+  places.output.set(roundMatrix(weight, dtype, 'output'));
   places.outputBias.set(bias ?? []);
   return payload;
 }

@@ -13,7 +13,14 @@ import type { Checkpoint } from '../checkpoint.ts';
 import { type TensorSource, writeSafetensors } from '../safetensors.ts';
 import { type MlaMaps, splitBias } from './attention-maps.ts';
 import type { Dense } from './dense.ts';
-import { encodeFloats, type FloatType } from './encode-floats.ts';
+import {
+  encodeFloats,
+  encodeMatrix,
+  floatTypeOf,
+  type FloatType,
+  type MatrixType,
+  storedType,
+} from './encode-floats.ts';
 import type { LatentRotation } from './latent-rotation.ts';
 import { portableConfig, type PortableMaps } from './portable.ts';
 import { convertibleAttention } from './read-layer.ts';
@@ -33,7 +40,7 @@ export interface EncodedLayer {
 
 /** Types of the matrices that the conversion made and of those that it left alone, and for whose code they are. */
 export interface WrittenForm {
-  readonly converted: FloatType;
+  readonly converted: MatrixType;
   readonly untouched: UntouchedType;
   /** As portable.ts says, whose maps the layers then have. */
   readonly portable: boolean;
@@ -43,7 +50,7 @@ export interface WrittenForm {
 
 /** How a layer is encoded, and what it has beside its maps. */
 export interface LayerForm {
-  readonly dtype: FloatType;
+  readonly dtype: MatrixType;
   /** Undefined: the checkpoint is only measured, not served. */
   readonly rotation?: LatentRotation | undefined;
   /** Replaces the source's o_proj: last column the bias. [D, H d + 1] */
@@ -67,7 +74,7 @@ export function encodeLayer(
   if (isPortable) tensors.push(tensor(tensorName('latentNorm', layer), [maps.latentDim], maps.latentNorm.data, 'f32'));
   const add = (role: 'query' | 'latentDown' | 'output', map: Dense): boolean => {
     const { weight, bias } = splitBias(map);
-    tensors.push(tensor(tensorName(role, layer), [weight.rows, weight.cols], weight.data, dtype));
+    tensors.push(matrix(tensorName(role, layer), weight, dtype));
     const written = bias ?? (isPortable && role !== 'query' ? new Float64Array(weight.rows) : undefined);
     if (written !== undefined) tensors.push(tensor(tensorName(biasOf[role], layer), [weight.rows], written, 'f32'));
     return written !== undefined;
@@ -79,7 +86,8 @@ export function encodeLayer(
   if (farSlope?.some((value) => value !== 0))
     tensors.push(tensor(tensorName('farSlope', layer), [farSlope.length], farSlope, 'f32'));
   const { latentUp, latentDim } = maps;
-  tensors.push(tensor(tensorName('latentUp', layer), [latentUp.rows, latentUp.cols], latentUp.data, dtype));
+  // A rank cuts W_UK and W_UV out of it, in any column.
+  tensors.push(matrix(tensorName('latentUp', layer), latentUp, floatTypeOf(dtype)));
   return {
     ropeDim: maps.ropeDim,
     nopeDim: maps.nopeDim,
@@ -130,7 +138,7 @@ export async function writeConverted(
     ...(form.portable
       ? { ...sharedConfig(source.config, first), ...portableConfig(source.config, first.ropeDim) }
       : { ...configOf(source.config, first, hasBias), ...nearConfig(source.config, form.near) }),
-    torch_dtype: dtypeNames[form.converted],
+    torch_dtype: dtypeNames[floatTypeOf(form.converted)],
     tpla_conversion: conversion,
   };
   const metadata = { format: 'pt' };
@@ -212,4 +220,9 @@ const biasOf = { query: 'queryBias', latentDown: 'latentDownBias', output: 'outp
 function tensor(name: string, shape: number[], values: Float64Array, type: FloatType): TensorSource {
   const bytes = encodeFloats(values, type, name);
   return { name, type, shape, read: () => bytes };
+}
+
+function matrix(name: string, map: Dense, dtype: MatrixType): TensorSource {
+  const bytes = encodeMatrix(map, dtype, name);
+  return { name, type: storedType(dtype, map.cols), shape: [map.rows, map.cols], read: () => bytes };
 }

@@ -7,7 +7,7 @@ import { openCheckpoint } from '../../../../model/open.ts';
 import { toFloat32 } from '../../../../model/dequantize.ts';
 import { openSafetensors } from '../../../../model/safetensors.ts';
 import { latentRotation } from '../../../../model/transmla/latent-rotation.ts';
-import type { FloatType } from '../../../../model/transmla/encode-floats.ts';
+import type { MatrixType } from '../../../../model/transmla/encode-floats.ts';
 import { convertPublished, type PublishedSettings } from '../../../../model/transmla/published.ts';
 import { headLayout, readGqaMaps } from '../../../../model/transmla/read-layer.ts';
 import { encodeLayer, type EncodedLayer, writeConverted } from '../../../../model/transmla/write-converted.ts';
@@ -18,7 +18,7 @@ let folder: string;
 beforeAll(async () => (folder = await mkdtemp(join(tmpdir(), 'converted-'))));
 afterAll(() => rm(folder, { recursive: true }));
 
-async function convert(name: string, to: string, settings: PublishedSettings, dtype: FloatType): Promise<string> {
+async function convert(name: string, to: string, settings: PublishedSettings, dtype: MatrixType): Promise<string> {
   await using source = await openCheckpoint(join(golden, name));
   const layout = headLayout(source.config);
   const layers: EncodedLayer[] = [];
@@ -33,7 +33,7 @@ async function convert(name: string, to: string, settings: PublishedSettings, dt
     source,
     layers,
     path,
-    { converted: dtype, untouched: dtype, portable: false, near: null },
+    { converted: dtype, untouched: dtype === 'q8_0' ? 'keep' : dtype, portable: false, near: null },
     { method: 'published', seed: 1 },
   );
   return path;
@@ -91,6 +91,24 @@ describe('writeConverted', () => {
     expect(converted.shapeOf('queryBias', 1)?.cols).toBe(4 * 32);
     expect(converted.shapeOf('latentDownBias', 1)?.cols).toBe(64);
     expect(converted.shapeOf('gate', 1)?.type).toBe('f16');
+  });
+
+  it('writes 8-bit blocks where asked, of what is multiplied as it is', async () => {
+    const settings = { ropeDim: 16, latentDim: 32, freqfold: 1, balance: 1 };
+    await using source = await openCheckpoint(join(golden, 'llama-gqa'));
+    await using floats = await openCheckpoint(await convert('llama-gqa', 'f', settings, 'f32'));
+    await using blocks = await openCheckpoint(await convert('llama-gqa', 'q', settings, 'q8_0'));
+    for (const [role, type] of [
+      ['query', 'q8_0'],
+      ['latentDown', 'q8_0'],
+      ['latentUp', 'f16'],
+      ['gate', source.shapeOf('gate', 1)?.type],
+    ] as const) {
+      expect([role, blocks.shapeOf(role, 1)?.type]).toEqual([role, type]);
+      const [expected, actual] = [toFloat32(await floats.read(role, 1)), toFloat32(await blocks.read(role, 1))];
+      const largest = Math.max(...expected.map(Math.abs));
+      expect(Math.max(...actual.map((value, i) => Math.abs(value - (expected[i] ?? 0))))).toBeLessThan(largest / 200);
+    }
   });
 
   it('writes principal axes of every latent, and the same bytes for the same input', async () => {
