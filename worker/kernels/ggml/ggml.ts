@@ -22,6 +22,7 @@ import {
   elements,
   ggmlShape,
   isRepacked,
+  paddingRowsOf,
   type Layout,
   type Memory,
   type Origin,
@@ -94,8 +95,8 @@ class GgmlKernels implements Kernels {
     if (elements(shape) === 0) return this.#keep(type, shape, NO_POINTER, undefined);
     const repacked = use === 'matmul' ? this.#repacked.allocate(type, shape) : undefined;
     if (repacked !== undefined) {
-      const { context, tensor, layout } = repacked;
-      return this.#keep(type, shape, tensor, { context, buffer: undefined }, layout);
+      const { context, tensor, layout, paddingRows } = repacked;
+      return this.#keep(type, shape, tensor, { context, buffer: undefined }, layout, paddingRows);
     }
     const functions = this.#functions;
     const context = openContext(functions, functions.tensorOverhead());
@@ -129,7 +130,8 @@ class GgmlKernels implements Kernels {
     if (bytes.byteLength === 0) return;
     if (isRepacked(target)) {
       check(bytes.byteLength === size, () => `upload of a part of ${describe(tensor)}, which was allocated for matmul`);
-      return this.#repacked.upload(target.pointer, bytes);
+      const [, columns = 0] = target.shape;
+      return this.#repacked.upload(target.pointer, bytes, byteLength(target.type, [paddingRowsOf(target), columns]));
     }
     this.#functions.tensorSet(target.pointer, bytes, offsetBytes, bytes.byteLength);
   }
@@ -186,8 +188,9 @@ class GgmlKernels implements Kernels {
     pointer: Pointer,
     memory: Memory | undefined,
     layout: Layout = 'rows',
+    paddingRows = 0,
   ): GgmlTensor {
-    const origin: Origin = { kind: 'allocated', memory, layout, released: false };
+    const origin: Origin = { kind: 'allocated', memory, layout, paddingRows, released: false };
     const tensor = new GgmlTensor({ type, shape: [...shape], pointer, origin });
     this.#tensors.add(tensor);
     return tensor;

@@ -64,6 +64,8 @@ export type Origin =
       readonly kind: 'allocated';
       readonly memory: Memory | undefined;
       readonly layout: Layout;
+      /** Rows of zeros behind those of the matrix, which its layout needs. */
+      readonly paddingRows: number;
       released: boolean;
     }
   | { readonly kind: 'program'; readonly program: object };
@@ -108,6 +110,10 @@ export class GgmlTensor implements Tensor {
 
 export function layoutOf({ origin }: GgmlTensor): Layout {
   return origin.kind === 'allocated' ? origin.layout : 'rows';
+}
+
+export function paddingRowsOf({ origin }: GgmlTensor): number {
+  return origin.kind === 'allocated' ? origin.paddingRows : 0;
 }
 
 export function isRepacked(tensor: GgmlTensor): boolean {

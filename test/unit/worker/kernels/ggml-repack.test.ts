@@ -54,6 +54,20 @@ describe('a matrix allocated for matmul', () => {
     }
   });
 
+  for (const tokens of [1, 2, 33])
+    it(`fills up rows that are no whole tiles, ${tokens} tokens`, () => {
+      using kernels = create();
+      const x = randomValues(4, [tokens, 256]);
+      for (const type of ['q4_1', 'q8_0', 'q6_K'] as const) {
+        const [plain, own] = (['any', 'matmul'] as const).map((use) => {
+          const weight = placeMatrix(kernels, type, [150, 256], use);
+          const after = place(kernels, randomValues(5, [8, 150]));
+          return evaluate(kernels, (ops) => ops.matmul(after, ops.matmul(weight, place(kernels, x))), [tokens, 8]);
+        });
+        expectClose(own!, plain!, { ...REPACKED, absolute: 20 * (REPACKED.absolute ?? 0) });
+      }
+    });
+
   it('keeps float weights as they are', () => {
     using kernels = create();
     for (const type of ['f32', 'f16', 'bf16'] as const) expect(kernels.repacks(type, [64, 64])).toBe(false);
