@@ -4,7 +4,7 @@
  */
 import type { ModelConfig } from '../config/model-config.ts';
 import { nearTokens } from '../config/near-tokens.ts';
-import { recentNumbers } from '../config/recent-numbers.ts';
+import { recentNumbers, recentRows } from '../config/recent-numbers.ts';
 import { defaultLatentGroups, isExact, schemes, type Scheme } from '../config/schemes.ts';
 import { latentWidth, planShards, size, type RankPlan, type ShardPlan } from '../config/shard-plan.ts';
 import type { WorkerOptions } from '../collective/setup.ts';
@@ -50,10 +50,9 @@ export function cacheBytesPerToken(model: ModelConfig, rank: RankPlan, type: Wor
 
 /** What a rank keeps of first and last tokens beside its rows of all, of one sequence: float32, all layers. */
 export function exactTokenBytes(model: ModelConfig, plan: ShardPlan, rank: RankPlan): number {
-  const { sinks, window } = plan.exactTokens;
   // Of near tokens a copy is kept for prompts that go on.
   const copies = nearTokens(model) === undefined ? 1 : 2;
-  return copies * model.numLayers * (sinks + window) * recentNumbers(model, plan, rank) * 4;
+  return copies * model.numLayers * recentRows(plan.exactTokens) * recentNumbers(model, plan, rank) * 4;
 }
 
 /** Numbers that one token leaves in this rank's cache of one layer. */

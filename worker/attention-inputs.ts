@@ -38,7 +38,7 @@ export interface AttentionInputs {
 }
 
 export interface RecentInputs {
-  readonly rows: Tensor; // [slots * (sinks + window) + 1, numbers of a token]
+  readonly rows: Tensor; // [slots * recentRows + 1, numbers of a token]
   /** Row that each token is written to. */
   readonly indices: Tensor; // [tokens] i32
   readonly segments: readonly RecentSegment[];

@@ -7,6 +7,7 @@ import { statfs } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { invariant } from '../../config/errors.ts';
 import { cacheNumbersPerToken, routes, type ModelConfig } from '../../config/model-config.ts';
+import { recentRows } from '../../config/recent-numbers.ts';
 import type { Checkpoint, LayerRole } from '../../model/checkpoint.ts';
 import { rowBytes } from '../../model/tensor-types.ts';
 import { floatTypeOf, type MatrixType, storedType } from '../../model/transmla/encode-floats.ts';
@@ -70,7 +71,7 @@ export async function predictConversion(
     cacheFloatsAfter: numbers,
     cacheBytesPerTokenBefore: 2 * before * config.numLayers,
     cacheBytesPerTokenAfter: 2 * numbers * config.numLayers,
-    nearBytesPerSequence: 4 * before * config.numLayers * ((near?.sinks ?? 0) + (near?.window ?? 0)),
+    nearBytesPerSequence: 4 * before * config.numLayers * (near === null ? 0 : recentRows(near)),
     sourceBytes: source.weightFileBytes,
     outputBytes,
     // Layers of both forms wait in files, at first with the streams to go on from, old and new; then the form that is only

@@ -2,6 +2,7 @@
  * The conversion report as a page for people, conversion_report.html: what was converted, what it cost, as numbers and as
  * bars. One file without scripts or references, so that it can be mailed. The same numbers are in conversion_report.json.
  */
+import { recentRows } from '../../config/recent-numbers.ts';
 import { formatBytes } from '../table.ts';
 import type { ConversionReport } from './conversion-options.ts';
 
@@ -32,7 +33,7 @@ export function reportPage(report: ConversionReport, { architecture, numLayers, 
     [
       'first and last tokens',
       sinks + window > 0
-        ? `${sinks} and ${window} keep the source's ${before} numbers: ${formatBytes(4 * before * numLayers * (sinks + window))} per sequence`
+        ? `${sinks} and ${window} keep the source's ${before} numbers: ${formatBytes(4 * before * numLayers * recentRows(report.nearTokens))} per sequence`
         : 'as all others',
     ],
     ['weights written', `${formatBytes(outputBytes)}, converted matrices ${report.dtype}`],

@@ -3,11 +3,13 @@
  * whole latents, and only the rest by its shard; a rank can keep them without an exchange, because every rank computes
  * the whole latent of each new token anyway. Of a converted model with near tokens they are the heads' keys and values.
  *
- * Per slot the rows are sinks, position p in row p, then a ring of `window` rows, position p in row sinks + p mod window.
+ * Per slot the rows are sinks, position p in row p, then a ring of `window` rows, position p in row sinks + p mod window,
+ * then some that are never seen (recentRows).
  * A chunk's own tokens are scored from what it just computed; ring rows are written after they have been read, so that a
  * block of tokens sees what the same tokens see one by one. Read next: windowed.ts, near-heads.ts.
  */
 import { invariant } from '../../config/errors.ts';
+import { recentRows } from '../../config/recent-numbers.ts';
 import { heldPositions, type Deal, type ExactTokens } from '../../config/shard-plan.ts';
 import type { Chunk, ChunkSegment } from '../chunks.ts';
 import type { Kernels, Tensor } from '../kernels/kernels.ts';
@@ -43,7 +45,7 @@ export class RecentTokens {
     keepsPrompts = false,
   ) {
     this.sizes = sizes;
-    this.rowsPerSlot = sizes.sinks + sizes.window;
+    this.rowsPerSlot = recentRows(sizes);
     this.layers = Array.from({ length: numLayers }, () =>
       kernels.allocate('f32', [slots * this.rowsPerSlot + 1, width]),
     );
@@ -104,15 +106,17 @@ function sees(position: number, other: number, sliding: number): boolean {
 
 /**
  * Visible among [sinks | ring | the segment's own tokens]: the first `sinks` positions and the last `window`, unless their
- * ring row is lost. [length, sinks + window + length]
+ * ring row is lost. [length, recentRows + length]
  */
 export function exactMask(
   { start, length }: ChunkSegment,
-  { sinks, window }: ExactTokens,
+  sizes: ExactTokens,
   validFrom: number,
   sliding: number,
 ): Float32Array {
-  const width = sinks + window + length;
+  const { sinks, window } = sizes;
+  const rows = recentRows(sizes);
+  const width = rows + length;
   const mask = new Float32Array(length * width).fill(-Infinity);
   for (let t = 0; t < length; t++) {
     const position = start + t;
@@ -123,14 +127,14 @@ export function exactMask(
     for (let other = Math.max(sinks, validFrom, position - window + 1); other < start; other++)
       show(other, sinks + (other % window));
     for (let other = start; other <= position; other++)
-      if (other < sinks || other > position - window) show(other, sinks + window + other - start);
+      if (other < sinks || other > position - window) show(other, rows + other - start);
   }
   return mask;
 }
 
 /**
  * exactMask for a segment of one token whose row is in the ring already: it overwrote one that the token does not see.
- * [1, sinks + window]
+ * [1, recentRows]
  */
 export function exactMaskInRing(
   segment: ChunkSegment,
@@ -139,7 +143,7 @@ export function exactMaskInRing(
   sliding: number,
 ): Float32Array {
   const { sinks, window } = sizes;
-  const mask = exactMask(segment, sizes, validFrom, sliding).slice(0, sinks + window);
+  const mask = exactMask(segment, sizes, validFrom, sliding).slice(0, recentRows(sizes));
   const { start } = segment;
   if (start < sinks) mask[start] = 0;
   else if (window > 0) mask[sinks + (start % window)] = 0;

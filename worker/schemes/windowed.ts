@@ -83,7 +83,7 @@ function attendExactly(
 ): PartialAttention {
   const width = dim(rows, 1);
   const kept = ops.slice(ops.reshape(rows, [1, dim(rows, 0), width]), 1, segment.start, segment.rows);
-  const tokens = ops.concat([kept, own], 1); // [1, sinks + window + length, r + p]
+  const tokens = ops.concat([kept, own], 1); // [1, recentRows + length, r + p]
   const keys = ops.slice(tokens, 2, width - dim(q, 2), dim(q, 2));
   const values = columnsIn(ops, tokens, latentShard);
   const options = { scale: config.scoreScale, softcap: config.scoreSoftcap };

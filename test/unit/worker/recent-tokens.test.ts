@@ -42,14 +42,14 @@ describe('the rows and masks of exact tokens', () => {
             const segment = chunk!.segments[0]!;
             const exact = exactMask(segment, recent.sizes, recent.validFrom(1), sliding);
             const rest = restMask(segment, recent.sizes, layout.deal, recent.validFrom(1), sliding);
-            const width = sinks + window + length;
+            const width = recent.rowsPerSlot + length;
             for (let t = 0; t < length; t++) {
               const position = start + t;
               const seen: number[] = [];
               for (let column = 0; column < width; column++) {
                 if (exact[t * width + column] !== 0) continue;
-                if (column >= sinks + window) {
-                  seen.push(start + column - sinks - window);
+                if (column >= recent.rowsPerSlot) {
+                  seen.push(start + column - recent.rowsPerSlot);
                   continue;
                 }
                 const [holder, by] = held

@@ -10,6 +10,8 @@ export const CONSTANT_LENGTH = 4096;
 
 /** Rows into which `widen` cuts its input, so that several threads have some. */
 export const WIDEN_ROWS = 64;
+/** Blocks of rows that `widen` takes at once. */
+export const WIDEN_BLOCKS = 256;
 
 const ROPE_INTERLEAVED = 0;
 const ROPE_HALVES = 2;
@@ -19,7 +21,7 @@ export interface Constants {
   readonly ones: GgmlTensor; // [CONSTANT_LENGTH] f32
   /** All -1e30: below every score, above the -Infinity of a mask. */
   readonly veryLow: GgmlTensor; // [CONSTANT_LENGTH] f32
-  readonly rowNumbers: GgmlTensor; // [WIDEN_ROWS] i32: 0, 1, 2 ...
+  readonly rowNumbers: GgmlTensor; // [WIDEN_BLOCKS, WIDEN_ROWS] i32: in each row 0, 1, 2 ...
 }
 
 /**
@@ -91,18 +93,25 @@ export function reciprocal(recorder: GraphRecorder, { ones }: Constants, x: Ggml
 
 /**
  * x as f32. ggml decodes gathered rows 2 to 3 times as fast as it converts a tensor, so memory without gaps is gathered
- * as a few long rows; the same for the memory behind permuted axes.
+ * as a few long rows, and so is each block of a tensor with gaps between its blocks; the same for the memory behind permuted
+ * axes.
  */
 export function widen(recorder: GraphRecorder, constants: Constants, x: GgmlTensor): GgmlTensor {
   if (x.type === 'f32') return x;
   if (x.permuted !== undefined) {
     return recorder.permute(widen(recorder, constants, x.permuted.source), x.permuted.order);
   }
-  if (!isContiguous(x)) return recorder.emit('f32', x.shape, (c, f) => f.cast(c, x.pointer, STORAGE.f32.id));
-  const size = elements(x.shape);
-  const rows = size % (WIDEN_ROWS * STORAGE[x.type].block) === 0 ? WIDEN_ROWS : 1;
-  const table = recorder.reshape(x, [rows, size / rows]);
-  const indices = recorder.slice(recorder.own(constants.rowNumbers), 0, 0, rows);
+  const blocks = isContiguous(x) ? 1 : (x.shape[0] ?? 0);
+  const size = elements(x.shape) / blocks;
+  const { block, blockBytes } = STORAGE[x.type];
+  const isGapless = isContiguous(x) || (x.shape.length === 3 && x.strides[1] === (x.shape[2]! / block) * blockBytes);
+  if (!isGapless || blocks > WIDEN_BLOCKS)
+    return recorder.emit('f32', x.shape, (c, f) => f.cast(c, x.pointer, STORAGE.f32.id));
+  const rows = size % (WIDEN_ROWS * block) === 0 ? WIDEN_ROWS : 1;
+  const bytesOfRow = (size / rows / block) * blockBytes;
+  const table = recorder.view(x, [blocks, rows, size / rows], [x.strides[0]!, bytesOfRow, blockBytes], 0);
+  const all = recorder.own(constants.rowNumbers);
+  const indices = recorder.slice(recorder.slice(all, 0, 0, blocks), 1, 0, rows);
   const wide = recorder.emit('f32', table.shape, (c, f) => f.getRows(c, table.pointer, indices.pointer));
   return recorder.reshape(wide, x.shape);
 }

@@ -4,7 +4,7 @@
  * Next: ops.ts (what a program consists of), library.ts (where ggml comes from).
  */
 import type { Kernels, ProgramBuilder, ProgramSet, Tensor, TensorType, TensorUse } from '../kernels.ts';
-import { CONSTANT_LENGTH, WIDEN_ROWS, type Constants } from './compound.ts';
+import { CONSTANT_LENGTH, WIDEN_BLOCKS, WIDEN_ROWS, type Constants } from './compound.ts';
 import type { GgmlFunctions, Pointer } from './functions.ts';
 import { openContext } from './graph.ts';
 import { adviseHugePages, zeroPages } from './pages.ts';
@@ -77,7 +77,8 @@ class GgmlKernels implements Kernels {
       veryLow: this.#place('f32', new Float32Array(CONSTANT_LENGTH).fill(-1e30)),
       rowNumbers: this.#place(
         'i32',
-        Int32Array.from({ length: WIDEN_ROWS }, (_, row) => row),
+        Int32Array.from({ length: WIDEN_BLOCKS * WIDEN_ROWS }, (_, i) => i % WIDEN_ROWS),
+        [WIDEN_BLOCKS, WIDEN_ROWS],
       ),
     };
   }
@@ -176,8 +177,12 @@ class GgmlKernels implements Kernels {
     functions.tensorSet(pointer, new Uint8Array(bytes - after), after, bytes - after);
   }
 
-  #place(type: 'f32' | 'i32', values: Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer>): GgmlTensor {
-    const tensor = this.allocate(type, [values.length]);
+  #place(
+    type: 'f32' | 'i32',
+    values: Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer>,
+    shape: readonly number[] = [values.length],
+  ): GgmlTensor {
+    const tensor = this.allocate(type, shape);
     this.upload(tensor, new Uint8Array(values.buffer));
     return tensor;
   }
