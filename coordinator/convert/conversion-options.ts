@@ -53,9 +53,9 @@ export interface ConversionRequest extends Omit<ConversionOptions, 'dtype'> {
 }
 
 export function optionsFor<Request extends Pick<ConversionRequest, 'dtype'>>(
-  source: Checkpoint,
+  source: Pick<Checkpoint, 'shapeOf'>,
   request: Request,
-): Request & Pick<ConversionOptions, 'dtype'> {
+): Omit<Request, 'dtype'> & Pick<ConversionOptions, 'dtype'> {
   const stored = source.shapeOf('query', 0)?.type;
   const usual = stored !== undefined && weightLayout(stored).blockSize > 1 ? 'q8_0' : 'f16';
   return { ...request, dtype: request.dtype === 'auto' ? usual : request.dtype };

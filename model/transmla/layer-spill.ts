@@ -8,11 +8,12 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { invariant } from '../../config/errors.ts';
 import type { TensorSource } from '../safetensors.ts';
+import { matrixTypes } from './encode-floats.ts';
 import type { EncodedLayer } from './write-converted.ts';
 
 const tensorSchema = z.strictObject({
   name: z.string(),
-  type: z.enum(['f32', 'f16', 'bf16']),
+  type: z.enum(matrixTypes),
   shape: z.array(z.int()),
   start: z.int(),
   bytes: z.int(),

@@ -49,6 +49,17 @@ test('--exact keeps perplexity and greedy text', async () => {
   expect(await greedy(out)).toBe(await greedy(stories));
 });
 
+test('matrices in 8-bit blocks: a smaller file, the same perplexity within their rounding', async () => {
+  const flags = ['--rope-dim', '8', '--kv-rank', '24', '--keep-window', '4', '--keep-sinks', '1'];
+  const [floats, blocks] = [await convert('floats', ...flags), await convert('blocks', ...flags, '--dtype', 'q8_0')];
+  const bytes = (folder: string): number => statSync(join(folder, 'model.safetensors')).size;
+  expect(bytes(blocks.out)).toBeLessThan(bytes(floats.out));
+  expect(Math.abs(blocks.report.afterRankPpl / floats.report.afterRankPpl - 1)).toBeLessThan(0.03);
+  expect(blocks.report['dtype']).toBe('q8_0');
+  const { code, stderr } = await sandbox.run(['convert', stories, '--out', 'no', '--exact', '--dtype', 'q8_0']);
+  expect([code, stderr]).toEqual([2, expect.stringContaining('dtype: q8_0 rounds what --exact is to keep')]);
+}, 60_000);
+
 test('the same seed gives the same bytes, and the report is in the folder', async () => {
   // Held-out text of some length: with 128 tokens the order of perplexities below is chance.
   const flags = [
