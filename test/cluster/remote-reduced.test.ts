@@ -1,4 +1,6 @@
 /** A cluster that lost ranks on other machines serves on the others, under the numbers they had, until they come back. */
+import { once } from 'node:events';
+import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import type { StepResult } from '../../coordinator/ask-ranks.ts';
@@ -95,3 +97,16 @@ test('the local rank alone listens where the others come back; a request goes on
   await running;
   expect(load.result()).toMatchObject({ lostTokens: 0, wrongTokens: 0, firstError: null });
 }, 90_000);
+
+test('an address that is free a moment later is waited for, where that is asked for', async () => {
+  const other = createServer().listen(port, '127.0.0.1');
+  await once(other, 'listening');
+  const start = (bindWithinMs: number): Promise<Cluster> => {
+    const config = remoteConfig({ model, port, hosts: ['local'] });
+    return Cluster.start({ checkpoint, config, bindWithinMs, log: () => undefined });
+  };
+  await expect(start(0)).rejects.toThrow(`cannot bind tcp://127.0.0.1:${port}: Address already in use`);
+  setTimeout(() => other.close(), 400);
+  await using cluster = await start(20_000);
+  expect(cluster.plan.worldSize).toBe(1);
+});
