@@ -37,7 +37,7 @@ export interface ChunkSegment {
 /** One segment; or several of one token each, in slots side by side, that read equally many rows. */
 export type ChunkRun = readonly [ChunkSegment, ...ChunkSegment[]];
 
-/** @param joins whether a run may have several segments */
+/** @param joins whether a run may have several segments, in chunks of one token per sequence */
 export function chunksOf(step: Step, layout: RowLayout, joins = false): Chunk[] {
   const chunks: Chunk[] = [];
   let pieces: Piece[] = [];
@@ -73,7 +73,9 @@ interface Piece {
   readonly tokens: number[];
 }
 
-function chunkOf(pieces: readonly Piece[], layout: RowLayout, firstRow: number, joins: boolean): Chunk {
+function chunkOf(pieces: readonly Piece[], layout: RowLayout, firstRow: number, canJoinPieces: boolean): Chunk {
+  // Beside a block, as when requests are computed again, rows of near tokens are read before they are written.
+  const joins = canJoinPieces && pieces.every(({ tokens }) => tokens.length === 1);
   const together = joins ? joinPieces(pieces, layout) : pieces.map((piece): PieceRun => [piece]);
   const readStep = readStepOf(layout.readStep, together.length, joins);
   let offset = 0;

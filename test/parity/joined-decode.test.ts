@@ -91,3 +91,25 @@ describe.each([
     }
   });
 });
+
+test.each(['mla', 'dcp'] as const)('single tokens beside a block, as after a fault, %s', async (scheme) => {
+  const sequences = [9, 1, 1].map((length, slot) => ({
+    slot,
+    start: lengths[slot] ?? 0,
+    tokens: Array.from({ length }, (_, i) => tokenOf(slot, (lengths[slot] ?? 0) + i)),
+  }));
+  const last = async (parts: readonly (typeof sequences)[]): Promise<Float32Array> => {
+    await using ranks = await startLocalRanks(join(root, 'near'), 2, { scheme, slots: 3, backend: 'ggml' });
+    for (const { slot, start } of sequences) {
+      const tokens = Array.from({ length: start }, (_, position) => tokenOf(slot, position));
+      await ranks.step({ phase: 'prefill', sequences: [{ slot, start: 0, tokens }], want: { kind: 'none' } });
+    }
+    const rows: number[] = [];
+    for (const part of parts)
+      rows.push(...(await ranks.logits({ phase: 'decode', sequences: part, want: { kind: 'last' } })));
+    return Float32Array.from(rows);
+  };
+  const together = await last([sequences]);
+  const alone = await last(sequences.map((one) => [one]));
+  expect(Math.max(...divergences(together, alone, alone.length / 3))).toBeLessThan(1e-9);
+});
